@@ -1,0 +1,1 @@
+"""What an edit did: success, deviation, the budget, generation."""

@@ -1,0 +1,72 @@
+"""The deviation budget, and what a measurement says about it."""
+
+from enum import StrEnum
+from typing import Self, final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Verdict(StrEnum):
+    """Whether a deviation keeps a budget, as far as the text read so far can tell."""
+
+    WITHIN = "within"
+    OVER = "over"
+    UNRESOLVED = "unresolved"
+
+
+@final
+class Deviation(BaseModel):
+    """The relative rise of the loss on general text, with what it was estimated from.
+
+    `lower` and `upper` bound the true deviation of the text's source at every moment of the
+    evaluation together (a confidence sequence), so stopping early does not spoil them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimate: float
+    standard_error: float
+    lower: float
+    upper: float
+    tokens: int = Field(ge=0, description="Predicted tokens that were read.")
+    confidence: float = Field(gt=0, lt=1)
+
+    def verdict(self, epsilon: float) -> Verdict:
+        """Return whether the true deviation is surely under or surely over `epsilon`."""
+        if self.upper <= epsilon:
+            return Verdict.WITHIN
+        if self.lower > epsilon:
+            return Verdict.OVER
+        return Verdict.UNRESOLVED
+
+    @classmethod
+    def none(cls, confidence: float) -> Self:
+        """Return the deviation of the base model from itself: zero, known without reading."""
+        return cls(
+            estimate=0.0, standard_error=0.0, lower=0.0, upper=0.0, tokens=0, confidence=confidence
+        )
+
+
+@final
+class Budget(BaseModel):
+    """How far the loss on general text may rise, and how surely we want to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epsilons: tuple[float, ...] = Field(
+        default=(1e-3, 1e-4, 1e-5),
+        min_length=1,
+        description="Relative rises of the loss on general text that are allowed.",
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Confidence of each verdict within a trial."
+    )
+
+    @field_validator("epsilons")
+    @classmethod
+    def _sorted_and_positive(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < epsilon < 1 for epsilon in epsilons):
+            raise ValueError(f"0 < epsilon < 1 must hold for every budget, but got {epsilons}.")
+        if len(set(epsilons)) != len(epsilons):
+            raise ValueError(f"Budgets must differ, but got {epsilons}.")
+        return tuple(sorted(epsilons, reverse=True))

@@ -1,0 +1,190 @@
+"""What a trial leaves behind: plain, frozen, JSON-ready records.
+
+The ledger, MLflow, the report and the CLI all read these and nothing else.
+"""
+
+from enum import StrEnum
+from typing import Any, Self, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuner.evaluation.budget import Deviation, Verdict
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rule(StrEnum):
+    """How the answer for a budget is chosen among the epochs of one trial."""
+
+    PUBLISHED = "published"  # the last epoch within the budget, else the base model
+    BEST = "best"  # the best epoch within the budget, else the base model
+    FITTED = "fitted"  # the best epoch after scaling its delta to just keep the budget
+
+
+class Phase(StrEnum):
+    """The parts of a trial whose durations are reported."""
+
+    LOAD = "load"
+    EDIT = "edit"
+    SUCCESS = "success"
+    DEVIATION = "deviation"
+
+
+class SplitName(StrEnum):
+    """The two splits of a task: hyperparameters are chosen on one, reported on the other."""
+
+    VAL = "val"
+    TEST = "test"
+
+
+@final
+class Interval(_Record):
+    """A confidence interval."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+@final
+class Scores(_Record):
+    """What a model does on the rows of one split of a task."""
+
+    success: float = Field(description="Share of OOD rows whose loss meets the threshold.")
+    exact: float | None = Field(
+        default=None, description="Share of OOD rows whose greedy generation equals the target."
+    )
+    hard_negative_loss: float | None = Field(
+        default=None, description="Mean summed loss of the hard negatives' targets, in nats."
+    )
+    related_loss: float | None = Field(
+        default=None, description="Mean loss per token of the related text, in nats."
+    )
+    row_success: tuple[bool, ...] = Field(default=(), repr=False)
+
+
+@final
+class Answer(_Record):
+    """What one trial offers for one budget under one rule.
+
+    `epoch` is None where no epoch keeps the budget: the answer is then the base model itself.
+    """
+
+    rule: Rule
+    epsilon: float
+    epoch: int | None
+    alpha: float = Field(ge=0, le=1, description="Factor on the delta; 0 is the base model.")
+    scores: Scores
+    gain: float = Field(description="Success minus the base model's success.")
+    gain_interval: Interval | None = None
+    deviation: Deviation
+    verdict: Verdict
+
+    @property
+    def success(self) -> float:
+        """The share of OOD rows that the edited model gets right."""
+        return self.scores.success
+
+
+@final
+class EpochRecord(_Record):
+    """The unscaled edit as it stood after one epoch."""
+
+    epoch: int
+    training_loss: float | None
+    success: float
+    deviation: Deviation
+
+
+class Outcome(StrEnum):
+    """How a trial ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@final
+class TrialRecord(_Record):
+    """One editor with one set of hyperparameters, run once on one split."""
+
+    outcome: Outcome
+    failure: str | None = Field(default=None, description="Why the trial failed, in one line.")
+    editor: str
+    hyperparameters: dict[str, Any]
+    split: SplitName
+    seed: int
+    base: Scores | None = None
+    epochs: tuple[EpochRecord, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    stopped_early: bool = False
+    seconds: dict[Phase, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def answer(self, epsilon: float, rule: Rule = Rule.FITTED) -> Answer:
+        """Return the answer for a budget.
+
+        Raises:
+            KeyError: the trial was not run with this budget and rule, or failed.
+        """
+        for answer in self.answers:
+            if answer.rule is rule and answer.epsilon == epsilon:
+                return answer
+        raise KeyError(f"no {rule} answer at epsilon={epsilon:g}")
+
+    @classmethod
+    def failed(
+        cls, *, editor: str, hyperparameters: dict[str, Any], split: SplitName, seed: int, why: str
+    ) -> Self:
+        """Return the record of a trial that could not finish."""
+        return cls(
+            outcome=Outcome.FAILED,
+            failure=why,
+            editor=editor,
+            hyperparameters=hyperparameters,
+            split=split,
+            seed=seed,
+        )
+
+
+@final
+class Certificate(_Record):
+    """The statement that a delta keeps, or breaks, a budget on fresh text."""
+
+    epsilon: float
+    verdict: Verdict
+    deviation: Deviation
+    corpus: str = Field(description="Where the text came from.")
+    corpus_hash: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget is surely kept."""
+        return self.verdict is Verdict.WITHIN
+
+
+@final
+class SeedResult(_Record):
+    """A winner's hyperparameters, retrained on the test split with one seed."""
+
+    seed: int
+    answer: Answer
+    certificate: Certificate
+
+
+@final
+class Winner(_Record):
+    """The selected edit for one budget, with everything that was confirmed about it."""
+
+    epsilon: float
+    rule: Rule
+    trial: int = Field(description="Number of the trial in the study.")
+    editor: str
+    hyperparameters: dict[str, Any]
+    validation: Answer
+    certificate: Certificate
+    test: tuple[SeedResult, ...] = ()
+    test_gain: float | None = Field(default=None, description="Mean over the seeds.")
+    test_gain_interval: Interval | None = None
+    seeds_within_budget: int | None = None
