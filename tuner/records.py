@@ -8,7 +8,8 @@ from typing import Any, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.evaluation.budget import Deviation, Verdict
+from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.evaluation.scores import Interval, Scores
 
 
 class _Record(BaseModel):
@@ -37,32 +38,6 @@ class SplitName(StrEnum):
 
     VAL = "val"
     TEST = "test"
-
-
-@final
-class Interval(_Record):
-    """A confidence interval."""
-
-    low: float
-    high: float
-    confidence: float
-
-
-@final
-class Scores(_Record):
-    """What a model does on the rows of one split of a task."""
-
-    success: float = Field(description="Share of OOD rows whose loss meets the threshold.")
-    exact: float | None = Field(
-        default=None, description="Share of OOD rows whose greedy generation equals the target."
-    )
-    hard_negative_loss: float | None = Field(
-        default=None, description="Mean summed loss of the hard negatives' targets, in nats."
-    )
-    related_loss: float | None = Field(
-        default=None, description="Mean loss per token of the related text, in nats."
-    )
-    row_success: tuple[bool, ...] = Field(default=(), repr=False)
 
 
 @final
@@ -146,22 +121,6 @@ class TrialRecord(_Record):
             split=split,
             seed=seed,
         )
-
-
-@final
-class Certificate(_Record):
-    """The statement that a delta keeps, or breaks, a budget on fresh text."""
-
-    epsilon: float
-    verdict: Verdict
-    deviation: Deviation
-    corpus: str = Field(description="Where the text came from.")
-    corpus_hash: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether the budget is surely kept."""
-        return self.verdict is Verdict.WITHIN
 
 
 @final

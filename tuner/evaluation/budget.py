@@ -70,3 +70,21 @@ class Budget(BaseModel):
         if len(set(epsilons)) != len(epsilons):
             raise ValueError(f"Budgets must differ, but got {epsilons}.")
         return tuple(sorted(epsilons, reverse=True))
+
+
+@final
+class Certificate(BaseModel):
+    """The statement that a delta keeps, or breaks, a budget on fresh text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epsilon: float
+    verdict: Verdict
+    deviation: Deviation
+    corpus: str = Field(description="Where the text came from.")
+    corpus_hash: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget is surely kept."""
+        return self.verdict is Verdict.WITHIN
