@@ -12,8 +12,8 @@
 Being over budget is a result, not an error.
 """
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class TunerError(Exception):
