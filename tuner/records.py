@@ -3,7 +3,9 @@
 The ledger, MLflow, the report and the CLI all read these and nothing else.
 """
 
+from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -147,3 +149,63 @@ class Winner(_Record):
     test_gain: float | None = Field(default=None, description="Mean over the seeds.")
     test_gain_interval: Interval | None = None
     seeds_within_budget: int | None = None
+
+
+class TrialState(StrEnum):
+    """Where a trial stands in its study."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial will not change any more."""
+        return self in (TrialState.COMPLETED, TrialState.FAILED)
+
+
+@final
+class TrialEntry(_Record):
+    """One line of the ledger: a trial as its study sees it, from the proposal to the record."""
+
+    number: int = Field(ge=0)
+    state: TrialState
+    parameters: dict[str, Any] = Field(description="What the sampler proposed.")
+    record: TrialRecord | None = Field(default=None, description="Absent until the trial ends.")
+    started: datetime | None = None
+    finished: datetime | None = None
+    failure: str | None = Field(default=None, description="Why the trial failed, in one line.")
+    bundles: tuple[tuple[float, Path], ...] = Field(
+        default=(), description="The folders of the deltas kept on disk, each with its budget."
+    )
+
+
+@final
+class StudySummary(_Record):
+    """What a study was asked to do: all that its trials have in common."""
+
+    name: str
+    uid: str = Field(description="Made once with the study; unlike the name, never used again.")
+    model: str
+    model_fingerprint: str
+    task: str
+    task_hash: str
+    space: str
+    sampler: str
+    rule: Rule
+    target_epsilon: float
+    epsilons: tuple[float, ...]
+    seed: int
+    trials: int = Field(gt=0, description="Completed trials that were asked for.")
+    versions: dict[str, str] = Field(default_factory=dict)
+    folder: Path = Field(description="Where the study's ledger, records and bundles lie.")
+
+
+@final
+class StudyResultRecord(_Record):
+    """A study as it stands: what was asked, what every trial gave, what was selected."""
+
+    summary: StudySummary
+    winners: tuple[Winner, ...] = ()
+    entries: tuple[TrialEntry, ...] = ()
