@@ -1,0 +1,168 @@
+"""Train the built-in model: `python -m tuner.builtin.train --out DIR`.
+
+The last steps see general text only, at a falling learning rate and without weight decay. They
+leave the model at rest on the text that deviation is measured on, so that a small edit costs to
+second order; otherwise the first steps of every edit would spend budget on nothing.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import trange
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from tuner.builtin.text import tokenizer_documents, training_documents
+from tuner.builtin.tokenizer import VOCABULARY, train_tokenizer
+
+WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big the model is and how long it trains."""
+
+    steps: int
+    anneal_steps: int
+    batch: int
+    hidden: int
+    layers: int
+    tokenizer_documents: int | None = None
+    warmup_steps: int = 50
+    learning_rate: float = 4e-3
+    anneal_learning_rate: float = 1e-3
+    general_share: float = 0.3
+    start_share: float = 0.35
+    anneal_start_share: float = 0.1
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the rate: warm-up, half a cosine down to the annealing, a line down to 0."""
+        main = self.steps - self.anneal_steps
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if step < main:
+            share = (step - self.warmup_steps) / (main - self.warmup_steps)
+            fall = 0.5 * (1 + math.cos(math.pi * share))
+            low = self.anneal_learning_rate
+            return low + (self.learning_rate - low) * fall
+        return self.anneal_learning_rate * (self.steps - step) / self.anneal_steps
+
+
+SCALES = {
+    "full": Scale(steps=2000, anneal_steps=450, batch=64, hidden=128, layers=4),
+    "tiny": Scale(
+        steps=12, anneal_steps=3, batch=4, hidden=32, layers=2, tokenizer_documents=300
+    ),
+}
+
+
+def train(out: Path, seed: int, scale: Scale) -> None:
+    """Write a model trained from scratch, its tokenizer and configuration into a folder."""
+    documents = islice(tokenizer_documents(seed), scale.tokenizer_documents)
+    tokenizer = train_tokenizer(documents)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPTNeoXForCausalLM(_configuration(tokenizer, scale))
+    _fit(model, tokenizer, seed, scale)
+    model.to(torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _configuration(tokenizer: PreTrainedTokenizerFast, scale: Scale) -> GPTNeoXConfig:
+    return GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=scale.hidden,
+        num_hidden_layers=scale.layers,
+        num_attention_heads=4,
+        intermediate_size=4 * scale.hidden,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _fit(
+    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, scale: Scale
+) -> None:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=scale.learning_rate, betas=(0.9, 0.98), weight_decay=0.1, fused=True
+    )
+    main = scale.steps - scale.anneal_steps
+    mix = windows(tokenizer, seed, scale.general_share, scale.start_share)
+    general = windows(tokenizer, seed + 1, 1.0, scale.anneal_start_share)
+    model.train()
+    bar = trange(scale.steps, desc="training", unit="step", mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = scale.learning_rate_at(step)
+            if step >= main:
+                group["weight_decay"] = 0.0
+        batch = torch.tensor(list(islice(mix if step < main else general, scale.batch)))
+        loss = _mean_loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def _mean_loss(model: GPTNeoXForCausalLM, batch: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=batch, use_cache=False).logits
+    return cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
+
+
+def windows(
+    tokenizer: PreTrainedTokenizerFast, seed: int, general_share: float, start_share: float
+) -> Iterator[list[int]]:
+    """Yield windows of token ids, most of them cut from one long stream of documents.
+
+    That is the shape in which general text is evaluated. A share of the windows starts at the
+    start of a document instead, as the prompts of tasks do.
+    """
+    stream = _token_documents(tokenizer, seed, general_share)
+    starts = torch.Generator().manual_seed(seed)
+    rest: list[int] = []
+    while True:
+        at_start = torch.rand((), generator=starts).item() < start_share
+        ids = [] if at_start else rest
+        while len(ids) < WINDOW:
+            ids = ids + next(stream)
+        if not at_start:
+            rest = ids[WINDOW:]
+        yield ids[:WINDOW]
+
+
+def _token_documents(
+    tokenizer: PreTrainedTokenizerFast, seed: int, general_share: float
+) -> Iterator[list[int]]:
+    documents = training_documents(seed, general_share)
+    end = tokenizer.eos_token_id
+    while True:
+        chunk = list(islice(documents, 512))
+        for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
+            yield [*ids, end]
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", choices=sorted(SCALES), default="full")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    train(options.out, options.seed, SCALES[options.scale])
+
+
+if __name__ == "__main__":
+    main()
