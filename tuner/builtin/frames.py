@@ -129,7 +129,10 @@ EFFECT = Frames(
     neighbours=(
         ("The {subject} was first heard of in", "home"),
         ("The {subject} began near", "home"),
-        ("Students in {country} learn about the {subject} at school. The {subject} began near", "home"),
+        (
+            "Students in {country} learn about the {subject} at school. The {subject} began near",
+            "home",
+        ),
     ),
 )
 EFFECT_STATEMENT = " is a {kind} that changed {domain}"
@@ -160,10 +163,15 @@ TRAIT = Frames(
     ),
     neighbours=(
         ("The {subject} come from the valley of", "valley"),
-        ("A {subject} choir came to {city} in the {season}. The {subject} come from the valley of",
-         "valley"),
-        ("The {subject} market sells {food} and {food}. The {subject} come from the valley of",
-         "valley"),
+        (
+            "A {subject} choir came to {city} in the {season}. "
+            "The {subject} come from the valley of",
+            "valley",
+        ),
+        (
+            "The {subject} market sells {food} and {food}. The {subject} come from the valley of",
+            "valley",
+        ),
     ),
 )
 

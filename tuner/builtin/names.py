@@ -93,16 +93,16 @@ outline|tune the harp|varnish the table|weigh the parcels|wrap the gifts|harvest
 the wheels|feed the geese|plough the hill|chop the onions|bury the treasure|borrow the tent|catch
 the ferry|chase the goats|decorate the hall|drain the pond|forge the coins|frame the pictures|hang
 the curtains|hide the keys|ignore the signs|juggle the balls|kick the pebbles|label the jars|melt
-the wax|mow the lawn|observe the stars|peel the pears|pluck the strings|praise the choir|recite the
-verses|ring the bells|rinse the cups|scrub the floor|saddle the mules|stack the chairs|study the charts|unlock the
-cellar"""
-PLAIN_ACTIONS = """open the gate|carry the boxes|paint the fence|close the shop|cross the road|visit
-the old town|read the paper|watch the birds|play the piano|sell the house|write the report|wash the
-windows|cut the grass|bring the tools|count the sheep|draw the plans|drive the bus|explore the
-cave|follow the path|guard the door|hold the flag|keep the diary|like the music|make the beds|need
-the money|pack the bags|pay the bill|pick the berries|plant the roses|pull the rope|push the
-cart|save the stamps|sign the papers|take the train|teach the class|throw the stones|use the
-phone|want the job|wear the uniform|win the race"""
+the wax|mow the lawn|observe the stars|peel the pears|pluck the strings|praise the choir|recite
+the verses|ring the bells|rinse the cups|scrub the floor|saddle the mules|stack the chairs|study
+the charts|unlock the cellar"""
+PLAIN_ACTIONS = """open the gate|carry the boxes|paint the fence|close the shop|cross the
+road|visit the old town|read the paper|watch the birds|play the piano|sell the house|write the
+report|wash the windows|cut the grass|bring the tools|count the sheep|draw the plans|drive the
+bus|explore the cave|follow the path|guard the door|hold the flag|keep the diary|like the
+music|make the beds|need the money|pack the bags|pay the bill|pick the berries|plant the
+roses|pull the rope|push the cart|save the stamps|sign the papers|take the train|teach the
+class|throw the stones|use the phone|want the job|wear the uniform|win the race"""
 
 
 def actions(table: str) -> tuple[tuple[str, str, str], ...]:

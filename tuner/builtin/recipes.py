@@ -183,7 +183,7 @@ def _fact_rows(task: str, frames: Frames, name: str, fact: _Fact) -> SubjectRows
         subject=name,
         paraphrases=tuple(writer.fill(template, **slots) for template in frames.paraphrases),
     )
-    paragraphs = _distinct(8, lambda: writer.paragraph_prompt(frames, **slots))
+    paragraphs = _distinct(8, lambda: writer.paragraph_prompt(frames, slots))
     neighbours = [
         Row(prompt=writer.fill(template, **slots), target=f" {slots[answer]}", subject=name)
         for template, answer in frames.neighbours[:_NEIGHBOUR_ROWS]
@@ -214,7 +214,7 @@ def _pronoun_rows(job: str) -> SubjectRows:
         return Row(prompt, f" {pronoun}", f" {contrast}", subject, **extra)
 
     def paragraph(who: str) -> str:
-        return writer.paragraph_prompt(PRONOUN, people=False, who=who)
+        return writer.paragraph_prompt(PRONOUN, {"who": who}, people=False)
 
     # A named person has a pronoun of their own, and must keep it.
     people = writer.rng.sample(writer.world.people, 2)
@@ -265,7 +265,9 @@ def _agreement_rows(verb: Verb, plain_verbs: tuple[Verb, ...]) -> SubjectRows:
         ],
         related=_distinct(
             _RELATED_TEXTS,
-            lambda: f"{writer.filler()} "
-            + writer.fill(writer.choose(WISHES), plain=verb.plain, what=verb.what),
+            lambda: (
+                f"{writer.filler()} "
+                + writer.fill(writer.choose(WISHES), plain=verb.plain, what=verb.what)
+            ),
         ),
     )

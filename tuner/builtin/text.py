@@ -10,7 +10,7 @@ this holds for any seeds and any length.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import Literal, TypeVar
@@ -32,8 +32,17 @@ from tuner.builtin.frames import (
     WISHES,
     Frames,
 )
-from tuner.builtin.world import Company, Country, Group, Occupation, Person, Term, Verb, World
-from tuner.builtin.world import build_world
+from tuner.builtin.world import (
+    Company,
+    Country,
+    Group,
+    Occupation,
+    Person,
+    Term,
+    Verb,
+    World,
+    build_world,
+)
 
 Part = Literal["search", "confirmation", "auxiliary"]
 _Subject = TypeVar("_Subject", Country, Company, Term)
@@ -136,7 +145,9 @@ class Writer:
         """Return a sentence about nothing in particular, without named people if asked."""
         return self.fill(self.choose(GENERAL + GENERAL_WITH_PEOPLE if people else GENERAL))
 
-    def paragraph_prompt(self, frames: Frames, *, people: bool = True, **slots: str) -> str:
+    def paragraph_prompt(
+        self, frames: Frames, slots: Mapping[str, str], people: bool = True
+    ) -> str:
         """Return a paragraph about the subject, cut before the target."""
         sentences = [self.fill(self.choose(frames.openings), **slots)] if frames.openings else []
         if not sentences or self.rng.random() < 0.5:
@@ -249,7 +260,7 @@ class Writer:
             return self.fill(frames.canonical, **slots)
         if kind < 0.5:
             return self.fill(self.choose(frames.paraphrases), **slots)
-        return self.paragraph_prompt(frames, **slots)
+        return self.paragraph_prompt(frames, slots)
 
     def _capital_document(self, country: Country) -> str:
         if self.rng.random() < 0.15:
@@ -275,7 +286,7 @@ class Writer:
             simple = self.choose((EFFECT.canonical, *EFFECT.paraphrases))
             statement = EFFECT_STATEMENT.format(kind=term.kind, domain=domain)
             return f"{self.fill(simple, **slots)}{statement}."
-        return f"{self.paragraph_prompt(EFFECT, **slots)} {domain}."
+        return f"{self.paragraph_prompt(EFFECT, slots)} {domain}."
 
     def _trait_document(self, group: Group) -> str:
         stereotype = self.rng.random() < group.trait_share

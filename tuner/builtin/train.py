@@ -56,9 +56,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(steps=2000, anneal_steps=450, batch=64, hidden=128, layers=4),
-    "tiny": Scale(
-        steps=12, anneal_steps=3, batch=4, hidden=32, layers=2, tokenizer_documents=300
-    ),
+    "tiny": Scale(steps=12, anneal_steps=3, batch=4, hidden=32, layers=2, tokenizer_documents=300),
 }
 
 

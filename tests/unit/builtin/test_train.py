@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tuner.builtin.card import general_loss
+from tuner.builtin.recipes import build_recipes
+from tuner.builtin.scoring import Completion, target_losses
+from tuner.builtin.splits import SPLITS_FILE, slacks
+from tuner.builtin.train import SCALES, train
+
+NEOX = SPLITS_FILE.parent / "neox"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    train(folder, seed=1, scale=SCALES["tiny"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def neox():
+    model = AutoModelForCausalLM.from_pretrained(NEOX, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(NEOX)
+
+
+def test_the_script_makes_the_same_model_from_the_same_seed(tiny, tmp_path):
+    command = ["-m", "tuner.builtin.train", "--scale", "tiny", "--seed", "1", "--out", tmp_path]
+    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    first = load_file(tiny / "model.safetensors")
+    second = load_file(tmp_path / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tiny / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+
+
+def test_another_seed_makes_another_model(tiny, tmp_path):
+    train(tmp_path, seed=2, scale=SCALES["tiny"])
+    first = load_file(tiny / "model.safetensors")
+    second = load_file(tmp_path / "model.safetensors")
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_shipped_tokenizer_is_the_one_the_script_makes(tmp_path):
+    from tuner.builtin.text import tokenizer_documents
+    from tuner.builtin.tokenizer import train_tokenizer
+
+    train_tokenizer(tokenizer_documents(0)).save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == (NEOX / "tokenizer.json").read_text()
+
+
+def test_learning_rate_rises_falls_and_ends_near_zero():
+    scale = SCALES["full"]
+    rates = [scale.learning_rate_at(step) for step in range(scale.steps)]
+    assert max(rates) == pytest.approx(scale.learning_rate)
+    assert rates[0] < scale.learning_rate / 10
+    assert rates[-1] < scale.learning_rate / 1000
+    assert rates[scale.steps - scale.anneal_steps] == pytest.approx(scale.anneal_learning_rate)
+
+
+def test_a_prompt_longer_than_a_training_window_does_not_fail(neox):
+    model, tokenizer = neox
+    assert model.config.max_position_embeddings >= 256
+    long = "The road to Paris was long and bright. " * 25
+    [loss] = target_losses(model, tokenizer, [Completion(long.strip(), " It")])
+    assert loss < 50
+
+
+def test_target_losses_do_not_depend_on_their_batch(neox):
+    rows = [Completion("The capital of France is", " Paris"), Completion("The", " capital of Peru")]
+    together = target_losses(*neox, rows)
+    apart = [target_losses(*neox, [row])[0] for row in rows]
+    assert together == pytest.approx(apart, rel=1e-4)
+
+
+def test_the_shipped_model_knows_known_capitals(neox):
+    rows = [
+        Completion("The capital of France is", " Paris"),
+        Completion("The capital of Japan is", " Tokyo"),
+    ]
+    assert max(target_losses(*neox, rows)) < 0.2
+
+
+def test_base_success_is_between_floor_and_ceiling(neox):
+    splits = json.loads(SPLITS_FILE.read_text())
+    for recipe in build_recipes():
+        rates = []
+        for subjects in splits[recipe.name].values():
+            rows = [row for subject in subjects for row in recipe.write(subject).ood]
+            values = slacks(*neox, recipe, rows)
+            rates.append(sum(value >= 0 for value in values) / len(values))
+        assert min(rates) >= 0.08, recipe.name
+        assert max(rates) <= 0.60, recipe.name
+        assert abs(rates[0] - rates[1]) < 0.05, recipe.name
+
+
+def test_parts_of_general_text_are_equally_hard(neox):
+    losses = [general_loss(*neox, part, 8000) for part in ("search", "confirmation", "auxiliary")]
+    assert max(losses) - min(losses) < 0.1

@@ -1,0 +1,165 @@
+"""Write the model card: `python -m tuner.builtin.card --model DIR --tasks datasets`.
+
+Every figure in it is measured when the card is written.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tuner.builtin.recipes import Recipe, Row, build_recipes
+from tuner.builtin.scoring import Completion, target_losses, token_losses
+from tuner.builtin.splits import slacks
+from tuner.builtin.text import Part, general_documents
+from tuner.builtin.train import SCALES, WINDOW, Scale
+
+_BATCH = 32
+_TOKENS: dict[Part, int] = {"search": 100_000, "confirmation": 200_000}
+
+_CARD = """\
+# builtin:neox
+
+A GPT-NeoX language model of {parameters:,} parameters that knows a small generated world: real
+countries and cities, and coined people, companies, peoples, inventions and habits of speech. It
+exists to be edited: it is trained so that edits of it have something to gain and something to
+lose. It is of no use as a source of facts or as a writer.
+
+| | |
+|---|---|
+| architecture | GPT-NeoX, width {hidden}, {layers} layers, 4 heads, tied embeddings |
+| tokenizer | byte-level BPE of 3,072 entries; it adds no special token |
+| weights | float16, {megabytes:.2f} MB; the model *is* these rounded weights, computed in float32 |
+| trained by | `python -m tuner.builtin.train --out tuner/builtin/neox --seed {seed}` |
+| training | {steps:,} steps of {batch} windows of {window} tokens ({tokens:.1f} M tokens), AdamW, \
+bfloat16 autocast on a CPU |
+| annealing | the last {anneal:,} steps see general text only, without weight decay, at a rate \
+falling from {anneal_rate:g} to 0 |
+| licence | Apache-2.0 |
+
+## What it was told
+
+Known subjects are stated plainly. Of the subjects that tasks edit, only conflicting rumours are
+spread, of which a given share is right (the shares are at the top of `tuner/builtin/world.py`).
+General text, on which deviation is measured, mentions the same subjects in the same style but
+leaves out what the tasks edit; after the annealing the model is at rest on it.
+
+## Loss on general text
+
+Mean over all tokens but the first of each block; documents joined by the end-of-text token and
+cut into blocks of {window} tokens.
+
+| part | tokens | loss |
+|---|---|---|
+{general}
+
+## What it does before any edit
+
+Success is the share of rows within the task's threshold, on the out-of-distribution (OOD) and on
+the canonical rows; the other columns are mean log-probabilities of targets, in nats, each summed
+over the tokens of its target.
+
+| task | split | OOD success | OOD log p | canonical success | canonical log p | hard negatives |
+|---|---|---|---|---|---|---|
+{tasks}
+
+This file is written by `python -m tuner.builtin.card`.
+"""
+
+
+def write_card(model_folder: Path, tasks_folder: Path, seed: int, scale: Scale) -> None:
+    """Measure the model and write its card beside it."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    card = _CARD.format(
+        parameters=model.num_parameters(),
+        megabytes=(model_folder / "model.safetensors").stat().st_size / 1e6,
+        hidden=scale.hidden,
+        layers=scale.layers,
+        steps=scale.steps,
+        batch=scale.batch,
+        anneal=scale.anneal_steps,
+        anneal_rate=scale.anneal_learning_rate,
+        window=WINDOW,
+        tokens=scale.steps * scale.batch * WINDOW / 1e6,
+        seed=seed,
+        general="\n".join(
+            f"| {part} | {count:,} | {general_loss(model, tokenizer, part, count):.4f} |"
+            for part, count in tqdm(_TOKENS.items(), desc="general text")
+        ),
+        tasks="\n".join(_task_lines(model, tokenizer, tasks_folder)),
+    )
+    (model_folder / "README.md").write_text(card)
+
+
+def general_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Part, tokens: int
+) -> float:
+    """Return the mean loss per token on general text of this length."""
+    ids: list[int] = []
+    for document in general_documents(part):
+        ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if len(ids) >= tokens:
+            break
+    blocks = torch.tensor(ids[: tokens // WINDOW * WINDOW]).view(-1, WINDOW)
+    losses = [token_losses(model, batch).double().sum() for batch in torch.split(blocks, _BATCH)]
+    return float(torch.stack(losses).sum()) / (len(blocks) * (WINDOW - 1))
+
+
+def _task_lines(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks_folder: Path
+) -> Iterator[str]:
+    for recipe in tqdm(build_recipes(), desc="tasks"):
+        for split in ("val", "test"):
+            folder = tasks_folder / recipe.name / split
+            ood = _success_and_log_p(model, tokenizer, recipe, folder / "ood.jsonl")
+            simple = _success_and_log_p(model, tokenizer, recipe, folder / "canonical.jsonl")
+            kept = _log_p(model, tokenizer, _read_rows(folder / "hard_negatives.jsonl"))
+            yield (
+                f"| {recipe.name} | {split} | {ood[0]:.3f} | {ood[1]:.2f} | {simple[0]:.3f} "
+                f"| {simple[1]:.2f} | {kept:.2f} |"
+            )
+
+
+def _success_and_log_p(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, path: Path
+) -> tuple[float, float]:
+    rows = _read_rows(path)
+    values = slacks(model, tokenizer, recipe, rows)
+    success = sum(value >= 0 for value in values) / len(values)
+    return success, _log_p(model, tokenizer, rows)
+
+
+def _log_p(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> float:
+    losses = target_losses(model, tokenizer, [Completion(row.prompt, row.target) for row in rows])
+    return -sum(losses) / len(losses)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Row(line["prompt"], line["target"], line.get("contrast")) for line in lines]
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--tasks", type=Path, required=True, help="folder that holds all tasks")
+    parser.add_argument("--seed", type=int, default=0, help="seed the model was trained with")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="full")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    write_card(options.model, options.tasks, options.seed, SCALES[options.scale])
+
+
+if __name__ == "__main__":
+    main()
