@@ -39,6 +39,14 @@ class Deviation(BaseModel):
             return Verdict.OVER
         return Verdict.UNRESOLVED
 
+    def probably_within(self, epsilon: float) -> bool:
+        """Return whether the estimate, with one standard error on top, is under `epsilon`.
+
+        What a search goes by: a sure verdict on every candidate would cost more text than the
+        few winners' certificates do, and those are read from fresh text.
+        """
+        return self.upper <= epsilon or self.estimate + self.standard_error <= epsilon
+
     @classmethod
     def none(cls, confidence: float) -> Self:
         """Return the deviation of the base model from itself: zero, known without reading."""

@@ -1,0 +1,62 @@
+"""A content-addressed store of tensors on disk.
+
+A key names everything that a value depends on. A wrong hit is the worst bug this service can
+have, so keys are never shortened: forget nothing, and let an unnecessary miss cost time.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import platformdirs
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Key = Mapping[str, str | int | float | bool | None]
+
+
+def cache_folder() -> Path:
+    """Return the folder that `TUNER_CACHE` names, else the user's cache folder."""
+    chosen = os.environ.get("TUNER_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tuner"))
+
+
+@final
+@dataclass(frozen=True)
+class Cache:
+    """Tensors by key, in one folder; safe to share among processes and nodes."""
+
+    folder: Path
+
+    def load(self, kind: str, key: Key) -> dict[str, Tensor] | None:
+        """Return what was saved under `key`, or None."""
+        path = self._path(kind, key)
+        try:
+            return load_file(path)
+        # A file cut short by a full disk is a miss, not a failure.
+        except (OSError, SafetensorError):
+            return None
+
+    def save(self, kind: str, key: Key, tensors: dict[str, Tensor]) -> None:
+        """Keep `tensors` under `key`. A folder that cannot be written costs only time."""
+        path = self._path(kind, key)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, metadata={"key": _canonical(key)})
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+
+    def _path(self, kind: str, key: Key) -> Path:
+        name = hashlib.sha256(_canonical(key).encode()).hexdigest()
+        return self.folder / kind / f"{name}.safetensors"
+
+
+def _canonical(key: Key) -> str:
+    return json.dumps(dict(key), sort_keys=True)

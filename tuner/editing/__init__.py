@@ -1,0 +1,1 @@
+"""What an edit is: models, tasks, deltas and the interface of every editor."""

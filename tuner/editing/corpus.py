@@ -1,0 +1,222 @@
+"""General text, cut into the blocks on which deviation is measured."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tuner.builtin.text import general_documents
+from tuner.editing.model import LanguageModel
+from tuner.errors import ConfigError, TaskError
+
+
+class Part(StrEnum):
+    """The three disjoint uses of general text."""
+
+    SEARCH = "search"  # deviation during the search
+    CONFIRMATION = "confirmation"  # certificates of the winners, never seen before
+    AUXILIARY = "auxiliary"  # what editors may read, for instance for a KL term
+
+
+DEFAULT_TOKENS = {Part.SEARCH: 100_000, Part.CONFIRMATION: 1_000_000, Part.AUXILIARY: 50_000}
+
+
+@final
+@dataclass(frozen=True)
+class Corpus:
+    """Blocks of general text of one length, in a random but fixed order."""
+
+    name: str
+    blocks: Int[Tensor, "blocks length"]
+
+    @cached_property
+    def hash(self) -> str:
+        """A hash of the tokens, their order and the block length."""
+        content = self.blocks.to(torch.int64).contiguous().numpy().tobytes()
+        return hashlib.sha256(f"{tuple(self.blocks.shape)}".encode() + content).hexdigest()
+
+    @property
+    def predicted_tokens(self) -> int:
+        """The number of tokens that have a predecessor within their block."""
+        return self.blocks.shape[0] * (self.blocks.shape[1] - 1)
+
+
+class DocumentSource(Protocol):
+    """Where general documents come from."""
+
+    name: str
+
+    def documents(self, part: Part) -> Iterator[str]:
+        """Return the part's documents; no document stands in two parts."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class BuiltinDocuments:
+    """The generated text of the built-in world: as much as is asked for."""
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What certificates call this source."""
+        return f"builtin:world (seed {self.seed})"
+
+    def documents(self, part: Part) -> Iterator[str]:
+        """Return the part's documents; no document stands in two parts."""
+        return general_documents(part.value, self.seed)
+
+
+@final
+@dataclass(frozen=True)
+class FileDocuments:
+    """A user's file: one document per line, plain or as JSON with a `text`.
+
+    A document's part follows from its own hash, so it never changes when the file grows.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What certificates call this source."""
+        return self.path.name
+
+    def documents(self, part: Part) -> Iterator[str]:
+        """Return the part's documents; no document stands in two parts.
+
+        Raises:
+            TaskError: a line is malformed.
+        """
+        seen: set[bytes] = set()
+        for text in self._texts():
+            digest = hashlib.sha256(text.encode()).digest()
+            # A repeated document would count its noise twice.
+            if digest not in seen and _part_of(digest) is part:
+                seen.add(digest)
+                yield text
+
+    def _texts(self) -> Iterator[str]:
+        as_json = self.path.suffix in (".jsonl", ".json")
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                if not as_json:
+                    yield line.strip()
+                    continue
+                try:
+                    text = json.loads(line)["text"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    raise TaskError(
+                        f"{self.path}:{number}: each line must be an object with a `text`."
+                    ) from None
+                if isinstance(text, str) and text.strip():
+                    yield text
+
+
+def _part_of(digest: bytes) -> Part:
+    # A tenth for editors, two tenths to search on, seven to confirm on: certificates need most.
+    bucket = digest[0] % 10
+    if bucket == 0:
+        return Part.AUXILIARY
+    return Part.SEARCH if bucket <= 2 else Part.CONFIRMATION
+
+
+@final
+class GeneralText:
+    """General text as one model reads it: three disjoint corpora, tokenised when first used."""
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        model: LanguageModel,
+        *,
+        block_length: int | None = None,
+        tokens: dict[Part, int] | None = None,
+    ) -> None:
+        self.source = source
+        self._model = model
+        # Published blocks are 500 tokens; the built-in models were trained on windows of 64.
+        default = 64 if isinstance(source, BuiltinDocuments) else 512
+        self.block_length = block_length or min(default, model.context_length)
+        self._tokens = DEFAULT_TOKENS | (tokens or {})
+        self._corpora: dict[Part, Corpus] = {}
+
+    def corpus(self, part: Part) -> Corpus:
+        """Return the part's blocks.
+
+        Raises:
+            TaskError: the source has less than eight blocks of text for this part.
+        """
+        if part not in self._corpora:
+            self._corpora[part] = self._cut(part)
+        return self._corpora[part]
+
+    def _cut(self, part: Part) -> Corpus:
+        wanted = self._tokens[part]
+        stream: list[int] = []
+        for batch in _batches(self.source.documents(part), 256):
+            encoded = self._model.tokenizer(batch, add_special_tokens=False)["input_ids"]
+            for ids in encoded:
+                stream.extend(ids)
+                stream.append(self._model.end_id)
+            if len(stream) >= wanted:
+                break
+        count = min(len(stream), wanted) // self.block_length
+        if count < 8:
+            raise TaskError(
+                f"{self.source.name}: the {part} part holds {len(stream):,} tokens; at least "
+                f"{8 * self.block_length:,} are needed (100,000 or more are advised)."
+            )
+        blocks = torch.tensor(stream[: count * self.block_length]).reshape(count, self.block_length)
+        # A sequential test reads from the front: the order must say nothing about the content.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        return Corpus(name=f"{self.source.name}, {part}", blocks=blocks[order])
+
+
+def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def load_general_text(
+    source: str | Path | None,
+    model: LanguageModel,
+    *,
+    block_length: int | None = None,
+    tokens: dict[Part, int] | None = None,
+) -> GeneralText:
+    """Return general text for `model`: a file, or the built-in world's for a built-in model.
+
+    Raises:
+        ConfigError: no source is given for a model from elsewhere, or the file is absent.
+    """
+    if source is None and not model.id.startswith("builtin:"):
+        raise ConfigError(
+            f"The model {model.id!r} needs general text to measure its deviation on. Give a file "
+            "with --general FILE (one document per line, or JSON lines with a `text`), or "
+            "builtin:world to use the built-in world's text."
+        )
+    if source is None or str(source) == "builtin:world":
+        documents: DocumentSource = BuiltinDocuments()
+    elif Path(source).is_file():
+        documents = FileDocuments(Path(source))
+    else:
+        raise ConfigError(f"The file of general text {str(source)!r} does not exist.")
+    return GeneralText(documents, model, block_length=block_length, tokens=tokens)

@@ -1,0 +1,217 @@
+"""The change an edit makes, apart from the model: apply, scale, store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tuner.errors import BaseMismatch, ConfigError, EditError
+
+
+@runtime_checkable
+class Delta(Protocol):
+    """A change of a model. It never alters the model but inside `applied`."""
+
+    kind: ClassVar[str]
+
+    def applied(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which `network` is edited; its exact old bits return on exit."""
+        ...
+
+    def scaled(self, alpha: float) -> Self:
+        """Return the change at `alpha` times its strength; 0 is no change."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what must be stored, by name."""
+        ...
+
+    def describe(self) -> str:
+        """Return its size in words, for tables and logs."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Dense:
+    """A change of every entry of a parameter, in the parameter's shape."""
+
+    values: Tensor
+
+    def to_dense(self, shape: torch.Size) -> Tensor:
+        """Return the change in full."""
+        return self.values.reshape(shape)
+
+    def scaled(self, alpha: float) -> Dense:
+        """Return the change times `alpha`."""
+        return Dense(self.values * alpha)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the stored tensors by their role."""
+        return {"values": self.values}
+
+
+@final
+@dataclass(frozen=True)
+class LowRank:
+    """A change `left @ right` of a matrix, in the parameter's own orientation."""
+
+    left: Tensor  # rows × rank
+    right: Tensor  # rank × columns
+
+    def to_dense(self, shape: torch.Size) -> Tensor:
+        """Return the change in full."""
+        return (self.left @ self.right).reshape(shape)
+
+    def scaled(self, alpha: float) -> LowRank:
+        """Return the change times `alpha`."""
+        return LowRank(self.left * alpha, self.right)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the stored tensors by their role."""
+        return {"left": self.left, "right": self.right}
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """A change of some rows of a matrix, such as single embeddings."""
+
+    index: Tensor  # rows
+    values: Tensor  # rows × columns
+
+    def to_dense(self, shape: torch.Size) -> Tensor:
+        """Return the change in full, zero outside its rows."""
+        dense = self.values.new_zeros(shape)
+        return dense.index_copy(0, self.index.to(dense.device), self.values)
+
+    def scaled(self, alpha: float) -> Rows:
+        """Return the change times `alpha`."""
+        return Rows(self.index, self.values * alpha)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the stored tensors by their role."""
+        return {"index": self.index, "values": self.values}
+
+
+Change = Dense | LowRank | Rows
+
+
+@final
+@dataclass(frozen=True)
+class WeightDelta:
+    """An additive change of weights: scalable, composable, exportable.
+
+    Names are those of `network.named_parameters()`.
+    """
+
+    changes: Mapping[str, Change]
+    kind: ClassVar[str] = "weights"
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Edit `network` inside the context.
+
+        The sum is formed in float32 at least and then rounded to the parameter's dtype, so that a
+        half-precision model sees the nearest weights it can hold.
+
+        Raises:
+            BaseMismatch: a parameter is absent or has another shape.
+        """
+        parameters = dict(network.named_parameters())
+        for name, change in self.changes.items():
+            _check_fit(name, change, parameters.get(name))
+        kept = {name: parameters[name].detach().clone() for name in self.changes}
+        try:
+            with torch.no_grad():
+                for name, change in self.changes.items():
+                    weight = parameters[name]
+                    precise = torch.promote_types(weight.dtype, torch.float32)
+                    delta = change.to_dense(weight.shape).to(weight.device, precise)
+                    weight.copy_(weight.to(precise) + delta)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, old in kept.items():
+                    parameters[name].copy_(old)
+
+    def scaled(self, alpha: float) -> WeightDelta:
+        """Return the change at `alpha` times its size."""
+        return WeightDelta({name: change.scaled(alpha) for name, change in self.changes.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the stored tensors, named `parameter::role`."""
+        return {
+            f"{name}::{role}": tensor.detach().cpu().contiguous()
+            for name, change in self.changes.items()
+            for role, tensor in change.parts().items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightDelta:
+        """Return the delta that `tensors()` described.
+
+        Raises:
+            ConfigError: the names are not those of a weight delta.
+        """
+        roles: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, mark, role = key.rpartition("::")
+            if not mark:
+                raise ConfigError(f"{key!r} is not the name of a part of a weight delta.")
+            roles.setdefault(name, {})[role] = tensor
+        return cls({name: _change_from(name, parts) for name, parts in sorted(roles.items())})
+
+    def describe(self) -> str:
+        """Return the number of parameters touched and of numbers stored."""
+        stored = sum(tensor.numel() for tensor in self.tensors().values())
+        kinds = sorted({type(change).__name__ for change in self.changes.values()})
+        return f"{len(self.changes)} parameters ({', '.join(kinds)}), {stored:,} numbers"
+
+    def check_finite(self) -> WeightDelta:
+        """Return the delta itself.
+
+        Raises:
+            EditError: a number of it is NaN or infinite.
+        """
+        for name, tensor in self.tensors().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise EditError(f"The edit diverged: {name} holds NaN or infinite values.")
+        return self
+
+
+def _check_fit(name: str, change: Change, weight: Tensor | None) -> None:
+    if weight is None:
+        raise BaseMismatch(f"The delta changes {name!r}, which the model does not have.")
+    match change:
+        case Dense(values):
+            fits = values.shape == weight.shape
+        case LowRank(left, right):
+            fits = (left.shape[0], right.shape[1]) == tuple(weight.shape)
+        case Rows(index, values):
+            fits = (
+                values.shape[1:] == weight.shape[1:]
+                and len(index) == len(values)
+                and (len(index) == 0 or int(index.max()) < weight.shape[0])
+            )
+    if not fits:
+        raise BaseMismatch(
+            f"The delta's change of {name!r} does not fit its shape {tuple(weight.shape)}."
+        )
+
+
+def _change_from(name: str, parts: dict[str, Tensor]) -> Change:
+    match sorted(parts):
+        case ["values"]:
+            return Dense(parts["values"])
+        case ["left", "right"]:
+            return LowRank(parts["left"], parts["right"])
+        case ["index", "values"]:
+            return Rows(parts["index"], parts["values"])
+        case roles:
+            raise ConfigError(f"The parts {roles} of {name!r} form no change that tuner knows.")

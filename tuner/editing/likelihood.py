@@ -1,0 +1,179 @@
+"""Losses of continuations and of text: ℓ(y|x) = −log p(y|x), batched, padding-proof."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import Example, LossKind
+from tuner.errors import TaskError
+
+
+@final
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt's tokens followed by a target's, which start at `start`."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def target_length(self) -> int:
+        """How many tokens are judged."""
+        return len(self.ids) - self.start
+
+
+def encode_continuation(model: LanguageModel, prompt: str, target: str) -> Continuation:
+    """Return prompt and target, tokenised apart and joined, as the published study does.
+
+    Raises:
+        TaskError: the target has no token, or both together exceed the model's context.
+    """
+    prompt_ids = model.encode_prompt(prompt)
+    target_ids = model.encode(target)
+    if not target_ids:
+        raise TaskError(f"The target {target!r} has no token.")
+    if len(prompt_ids) + len(target_ids) > model.context_length:
+        raise TaskError(
+            f"A prompt and target of {len(prompt_ids) + len(target_ids)} tokens exceed the "
+            f"model's context of {model.context_length}: {prompt[:60]!r}…"
+        )
+    return Continuation(ids=(*prompt_ids, *target_ids), start=len(prompt_ids))
+
+
+def continuation_losses(
+    network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
+) -> Float[Tensor, " batch"]:
+    """Return ℓ of each target given its prompt, summed over the target's tokens, in nats.
+
+    Targets are found by position, never by token id, so a target may hold the padding token.
+    """
+    device = network.device
+    length = max(len(row.ids) for row in batch)
+    ids = torch.full((len(batch), length), pad_id)
+    mask = torch.zeros((len(batch), length), dtype=torch.long)
+    judged = torch.zeros((len(batch), length), dtype=torch.bool)
+    for index, row in enumerate(batch):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        mask[index, : len(row.ids)] = 1
+        judged[index, row.start : len(row.ids)] = True
+    ids, mask, judged = ids.to(device), mask.to(device), judged.to(device)
+    # Logits are the dearest part of a small model: ask for the columns that predict a target.
+    first = min(row.start for row in batch) - 1
+    columns = torch.arange(first, length - 1, device=device)
+    logits = network(
+        input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
+    ).logits
+    losses = token_losses(logits, ids[:, first + 1 :])
+    return torch.where(judged[:, first + 1 :], losses, 0.0).sum(dim=1)
+
+
+def token_losses(
+    logits: Float[Tensor, "batch length vocabulary"], targets: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch length"]:
+    """Return −log p of each target token, computed in float32 at least."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    flat = F.cross_entropy(precise.flatten(0, 1), targets.flatten(), reduction="none")
+    return flat.reshape(targets.shape)
+
+
+def combine_losses(
+    loss: LossKind, target: Float[Tensor, " rows"], contrast: Float[Tensor, " rows"] | None
+) -> Float[Tensor, " rows"]:
+    """Return the loss kind's value from the losses of target and contrast.
+
+    With token means this is the training loss, with sums the value that success is judged by.
+    Source: Hewitt et al. 2024 (arXiv:2402.06155), §3 and their code.
+    """
+    match loss:
+        case LossKind.LIKELIHOOD:
+            return target
+        case LossKind.SUPPRESS:
+            return -target
+        case LossKind.BALANCE if contrast is not None:
+            return (target - contrast).abs()
+        case LossKind.PREFER if contrast is not None:
+            return target - contrast
+    raise TaskError(f"The loss {loss} needs a contrast.")
+
+
+@final
+@dataclass(frozen=True)
+class EncodedExample:
+    """An example as tokens."""
+
+    target: Continuation
+    contrast: Continuation | None
+
+
+def encode_example(model: LanguageModel, example: Example) -> EncodedExample:
+    """Return an example as tokens.
+
+    Raises:
+        TaskError: a target has no token, or the example exceeds the model's context.
+    """
+    return EncodedExample(
+        target=encode_continuation(model, example.prompt, example.target),
+        contrast=None
+        if example.contrast is None
+        else encode_continuation(model, example.prompt, example.contrast),
+    )
+
+
+def training_losses(
+    network: PreTrainedModel, loss: LossKind, batch: Sequence[EncodedExample], pad_id: int
+) -> Float[Tensor, " batch"]:
+    """Return each example's training loss, formed from token means."""
+    return _example_losses(network, loss, batch, pad_id, mean=True)
+
+
+def success_losses(
+    network: PreTrainedModel, loss: LossKind, batch: Sequence[EncodedExample], pad_id: int
+) -> Float[Tensor, " batch"]:
+    """Return each example's loss as success is judged by it, formed from sums over tokens."""
+    return _example_losses(network, loss, batch, pad_id, mean=False)
+
+
+def _example_losses(
+    network: PreTrainedModel,
+    loss: LossKind,
+    batch: Sequence[EncodedExample],
+    pad_id: int,
+    *,
+    mean: bool,
+) -> Float[Tensor, " batch"]:
+    rows = [example.target for example in batch]
+    if loss.needs_contrast:
+        rows += [example.contrast for example in batch if example.contrast is not None]
+    losses = continuation_losses(network, rows, pad_id)
+    if mean:
+        losses = losses / torch.tensor([row.target_length for row in rows], device=losses.device)
+    if not loss.needs_contrast:
+        return combine_losses(loss, losses, None)
+    return combine_losses(loss, losses[: len(batch)], losses[len(batch) :])
+
+
+def in_length_order(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers of similar length, longest first.
+
+    The order depends on the lengths alone, so the same rows always share the same batches.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@torch.no_grad()
+def block_losses(
+    network: PreTrainedModel, blocks: Int[Tensor, "blocks length"]
+) -> Float[Tensor, " blocks"]:
+    """Return the loss of each block, summed over its predicted tokens, in nats, as float64."""
+    ids = blocks.to(network.device)
+    logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
+    return token_losses(logits, ids[:, 1:]).sum(dim=1, dtype=torch.float64).cpu()

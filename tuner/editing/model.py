@@ -1,0 +1,222 @@
+"""A language model we can edit: load it, apply a delta, ask it for text."""
+
+import copy
+import hashlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tuner import builtin
+from tuner.editing.architectures import Architecture, architecture_of
+from tuner.editing.delta import Delta
+from tuner.errors import ConfigError, EditError, unknown_name
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Device = str
+
+
+@final
+class LanguageModel:
+    """A causal language model with its tokenizer. Its weights change only inside `edited`."""
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        id: str,
+        revision: str | None = None,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.id = id
+        self.revision = revision
+        self.architecture: Architecture = architecture_of(str(network.config.model_type))
+        self._checksum = self._current_checksum()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def layer_count(self) -> int:
+        """How many layers the model has."""
+        return self.architecture.layer_count(self.network)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of every weight, its precision and the tokenizer: what a delta belongs to."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            flat = weight.detach().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.cpu().numpy().tobytes())
+        digest.update(tokenizer_hash(self.tokenizer).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends a document; it joins documents and pads batches."""
+        for token in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id):
+            if isinstance(token, int):
+                return token
+        raise ConfigError(f"The tokenizer of {self.id!r} has no end-of-text token.")
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model reads at once."""
+        return int(getattr(self.network.config, "max_position_embeddings", 2048))
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Return the token ids of `text`; special tokens such as a BOS only on request."""
+        ids = self.tokenizer.encode(text, add_special_tokens=special_tokens)
+        return [int(token) for token in ids]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Return a prompt's tokens, with the special tokens that the family puts first.
+
+        An empty prompt becomes the end-of-text token, since a model must read something before it
+        can say something.
+        """
+        return self.encode(prompt, special_tokens=True) or [self.end_id]
+
+    @contextmanager
+    def edited(self, delta: Delta) -> Iterator[None]:
+        """Hold `delta` applied inside the context; the exact old bits return on exit."""
+        with delta.applied(self.network):
+            yield
+
+    def twin(self, own: Collection[str]) -> PreTrainedModel:
+        """Return a second network over the same weights, with copies of those named in `own`.
+
+        Editors train a twin, so the model itself never changes and no memory is spent on
+        weights that stay as they are.
+        """
+        keep = set(own)
+        shared: dict[int, nn.Parameter | Tensor] = {
+            id(weight): weight
+            for name, weight in (*self.network.named_parameters(), *self.network.named_buffers())
+            if name not in keep
+        }
+        return copy.deepcopy(self.network, dict(shared))
+
+    def check_unchanged(self) -> None:
+        """Verify that the weights still hold the bits they were loaded with.
+
+        Raises:
+            EditError: an editor changed the model that it was given.
+        """
+        if self._current_checksum() != self._checksum:
+            raise EditError(
+                f"The weights of {self.id!r} changed outside `model.edited(...)`: an editor must "
+                "train a twin and never the model itself. Load the model again."
+            )
+
+    @torch.no_grad()
+    def complete(self, prompt: str, max_new_tokens: int = 8) -> str:
+        """Return the greedy continuation of `prompt`, up to the end of text or of a line."""
+        ids = torch.tensor([self.encode_prompt(prompt)], device=self.device)
+        output = self.network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.end_id,
+        )
+        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def _current_checksum(self) -> tuple[int, ...]:
+        # Cheap on every device: one reduction per weight, no copy to the host.
+        return tuple(int(torch.hash_tensor(weight)) for weight in self.network.parameters())
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of what a tokenizer does to text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = (
+        backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def load_model(
+    id: str, *, revision: str | None = None, dtype: Dtype = "float32", device: Device = "auto"
+) -> LanguageModel:
+    """Return the model called `builtin:…`, in a local folder, or on the Hugging Face hub.
+
+    Weights are read from safetensors only, and no code that came with them is run.
+
+    Raises:
+        ConfigError: there is no such model, its family cannot be edited, its files are damaged,
+            or the device is absent.
+    """
+    place = _choose_device(device)
+    source, revision = _locate(id, revision)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        architecture_of(str(config.model_type))
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+        network = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except ConfigError:
+        raise
+    # transformers, the hub client and safetensors each raise their own kinds here.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"The model {id!r} cannot be loaded: {reason} "
+            "It must be builtin:NAME, a folder with config.json, a tokenizer and safetensors "
+            "weights, or a hub id that this machine can reach."
+        ) from None
+    resolved = getattr(config, "_commit_hash", None)
+    return LanguageModel(network.to(place), tokenizer, id=id, revision=revision or resolved)
+
+
+def _locate(id: str, revision: str | None) -> tuple[str, str | None]:
+    scheme, mark, name = id.partition(":")
+    if mark and scheme == "builtin":
+        folder = Path(builtin.__file__).parent
+        shipped = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
+        if name not in shipped:
+            raise unknown_name("built-in model", name, shipped)
+        return str(shipped[name]), None
+    if id.startswith((".", "/", "~")) and not Path(id).expanduser().is_dir():
+        raise ConfigError(f"The model folder {id!r} does not exist.")
+    return str(Path(id).expanduser()) if Path(id).expanduser().is_dir() else id, revision
+
+
+def _choose_device(device: Device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"{device!r} is no device. Give auto, cpu, cuda or cuda:N.") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"The device {device!r} was asked for, but torch sees no GPU here.")
+    return place

@@ -1,0 +1,48 @@
+"""How to edit: one file per method. The folder is the registry."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+
+from tuner.editing.editor import Editor
+from tuner.errors import ConfigError, unknown_name
+
+
+def editor_names() -> tuple[str, ...]:
+    """Return the names of the methods in this folder."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def find_editor(name: str) -> type[Editor]:
+    """Return the editor called `name`, or an outsider's by "package.module:Class".
+
+    Raises:
+        ConfigError: there is no such editor, or what was named is none.
+    """
+    if ":" in name:
+        return _find_outsider(name)
+    if name not in editor_names():
+        raise unknown_name("editor", name, editor_names())
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = (
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Editor) and member.__module__ == module.__name__
+    )
+    return found
+
+
+def _find_outsider(name: str) -> type[Editor]:
+    module_name, _, class_name = name.partition(":")
+    # A user's own module stands beside the study, where the command was started.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"The editor {name!r} cannot be imported: {error}.") from None
+    if not (inspect.isclass(found) and issubclass(found, Editor)) or inspect.isabstract(found):
+        raise ConfigError(f"{name!r} is no editor: it must subclass tuner.Editor and have edit().")
+    return found

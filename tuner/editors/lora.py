@@ -1,0 +1,83 @@
+"""LoRA: a low-rank change of the MLP maps of a band of layers."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+
+from tuner.editing.architectures import layer_band
+from tuner.editing.delta import LowRank, WeightDelta
+from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import ExampleSet
+from tuner.editing.training import TrainedEditor
+
+
+@final
+class Lora(TrainedEditor):
+    """Trains low-rank factors of the MLP maps (Hu et al. 2021, arXiv:2106.09685).
+
+    Source: Hewitt et al. 2024 (arXiv:2402.06155), §4: MLP maps only, alpha 8, no dropout, a band
+    of layers around the middle.
+    """
+
+    rank: int = Field(default=8, ge=1, le=4096, description="Rank of each change.")
+    lora_alpha: float = Field(default=8.0, gt=0, description="Scale; the change is alpha/rank·BA.")
+    center: float = Field(
+        default=0.5, ge=0, le=1, description="Middle of the band, as a fraction of all layers."
+    )
+    width: float = Field(
+        default=0.5, gt=0, le=1, description="Width of the band, as a fraction of all layers."
+    )
+
+    def edit(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        """Yield the low-rank change after each epoch.
+
+        Raises:
+            EditError: the training diverged or ran out of memory.
+        """
+        layers = layer_band(model.layer_count, self.center, self.width)
+        targets = [name for layer in layers for name in model.architecture.mlp_modules(layer)]
+        network = model.twin(own=())
+        # peft draws its factors from torch's global generator; fork it, so that the draw depends
+        # on the seed alone and nobody else's numbers change.
+        with torch.random.fork_rng(devices=_devices_of(model)):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(
+                LoraConfig(
+                    r=self.rank,
+                    lora_alpha=self.lora_alpha,
+                    lora_dropout=0.0,
+                    bias="none",
+                    target_modules=targets,
+                    fan_in_fan_out=model.architecture.transposed,
+                ),
+                network,
+            )
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        for loss in self.descend(network, weights, model, examples, aux, seed=seed):
+            changes = {
+                f"{name}.weight": self._change(network.get_submodule(name), model)
+                for name in targets
+            }
+            yield Step(WeightDelta(changes).check_finite(), loss)
+
+    @torch.no_grad()
+    def _change(self, module: torch.nn.Module, model: LanguageModel) -> LowRank:
+        if not isinstance(module, LoraLayer):
+            raise TypeError(f"peft left {type(module).__name__} without factors")
+        up = module.lora_B["default"].weight.float() * module.scaling["default"]
+        down = module.lora_A["default"].weight.float()
+        # Conv1D stores (in, out): its change is the transpose, (BA)ᵀ = AᵀBᵀ.
+        if model.architecture.transposed:
+            return LowRank(down.T.contiguous().clone(), up.T.contiguous().clone())
+        return LowRank(up.clone(), down.clone())
+
+
+def _devices_of(model: LanguageModel) -> list[torch.device]:
+    return [model.device] if model.device.type == "cuda" else []
