@@ -297,9 +297,8 @@ class _Trial:
                 found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
                 for rule in self.rules:
                     for epsilon in self.epsilons:
-                        if (rule is Rule.FITTED and last) or (
-                            rule is not Rule.FITTED and deviation.probably_within(epsilon)
-                        ):
+                        fits = rule is Rule.FITTED or deviation.probably_within(epsilon)
+                        if fits and (last or rule is not Rule.FITTED):
                             candidates.chosen[rule, epsilon] = found
                 self._note(epoch, loss, self._success(delta), deviation)
             if last:

@@ -52,7 +52,10 @@ class Corpus:
 class DocumentSource(Protocol):
     """Where general documents come from."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What certificates call this source."""
+        ...
 
     def documents(self, part: Part) -> Iterator[str]:
         """Return the part's documents; no document stands in two parts."""

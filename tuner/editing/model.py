@@ -49,12 +49,14 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.network.parameters()).device
+        place: torch.device = next(self.network.parameters()).device
+        return place
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
-        return next(self.network.parameters()).dtype
+        precision: torch.dtype = next(self.network.parameters()).dtype
+        return precision
 
     @property
     def layer_count(self) -> int:
@@ -151,9 +153,8 @@ class LanguageModel:
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of what a tokenizer does to text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = (
-        backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    )
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    content = repr(vocabulary) if backend is None else backend.to_str()
     return hashlib.sha256(content.encode()).hexdigest()
 
 

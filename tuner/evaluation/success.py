@@ -105,17 +105,15 @@ class SuccessMeter:
     def _exact(self) -> float:
         hits = 0
         for batch in in_length_order([row.target.start for row in self._ood], 2 * _BATCH):
-            targets = [list(self._ood[row].target.ids) for row in batch]
-            starts = [self._ood[row].target.start for row in batch]
-            longest = max(self._ood[row].target.target_length for row in batch)
+            rows = [self._ood[row].target for row in batch]
             said = generate_greedily(
                 self._model,
-                [ids[:start] for ids, start in zip(targets, starts, strict=True)],
-                longest,
+                [row.ids[: row.start] for row in rows],
+                max(row.target_length for row in rows),
             )
-            for ids, start, words in zip(targets, starts, said, strict=True):
-                wanted = self._model.tokenizer.decode(ids[start:])
-                hits += self._model.tokenizer.decode(words[: len(ids) - start]) == wanted
+            for row, words in zip(rows, said, strict=True):
+                wanted = self._model.tokenizer.decode(list(row.ids[row.start :]))
+                hits += self._model.tokenizer.decode(words[: row.target_length]) == wanted
         return hits / len(self._ood)
 
 
