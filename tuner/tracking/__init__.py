@@ -1,0 +1,24 @@
+"""What a study leaves in MLflow: a reader's window on the ledger, never a second truth."""
+
+from tuner.tracking.location import (
+    compare_url,
+    default_uri,
+    masked,
+    study_url,
+    ui_address,
+    ui_command,
+)
+from tuner.tracking.projection import SyncReport
+from tuner.tracking.tracker import Tracker, sync
+
+__all__ = [
+    "SyncReport",
+    "Tracker",
+    "compare_url",
+    "default_uri",
+    "masked",
+    "study_url",
+    "sync",
+    "ui_address",
+    "ui_command",
+]

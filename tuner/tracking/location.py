@@ -1,0 +1,105 @@
+"""Where a study's runs are kept, and how a person gets to see them."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from tuner.errors import ConfigError
+
+_SERVER_SCHEMES = ("http", "https")
+_DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+_MANAGED_SCHEMES = ("databricks", "databricks-uc", "uc")
+
+# The page cannot take more: the address would outgrow what servers and chats let through.
+_MOST_RUNS_IN_ADDRESS = 100
+
+
+def default_uri(studies: Path) -> str:
+    """Return the database that all studies of a folder share when no other place is given."""
+    return f"sqlite:///{(studies / 'mlflow.db').resolve()}"
+
+
+def artifact_root(studies: Path) -> Path:
+    """Return where artifacts lie when a database holds the runs and no server takes files."""
+    return (studies / "mlartifacts").resolve()
+
+
+def check_uri(uri: str) -> str:
+    """Return the URI as it came, if MLflow can keep runs there.
+
+    Raises:
+        ConfigError: the scheme is one that MLflow does not write to.
+    """
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    known = _SERVER_SCHEMES + _DATABASE_SCHEMES + _MANAGED_SCHEMES
+    if scheme in known or uri in _MANAGED_SCHEMES:
+        return uri
+    hint = " MLflow no longer keeps runs in plain folders." if scheme in ("", "file") else ""
+    raise ConfigError(
+        f"The tracking URI must begin with one of {', '.join(known)}, but got {masked(uri)!r}."
+        f"{hint} A local file is written sqlite:////absolute/path/mlflow.db."
+    )
+
+
+def is_server(uri: str) -> bool:
+    """Return whether a server stands behind the URI, which then keeps the artifacts too."""
+    return not is_database(uri)
+
+
+def is_database(uri: str) -> bool:
+    """Return whether the URI names a database that is written without a server."""
+    return urlsplit(uri).scheme.partition("+")[0] in _DATABASE_SCHEMES
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file behind a SQLite URI; None for every other URI."""
+    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
+        return None
+    return Path(uri.partition("///")[2].partition("?")[0])
+
+
+def masked(text: str) -> str:
+    """Return the text with the passwords and tokens of every URI in it replaced by `***`."""
+    text = re.sub(r"(://[^\s:/@]*):[^\s/]+@", r"\1:***@", text)
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret|api_key)=)[^&\s'\"]+", r"\1***", text)
+
+
+def ui_command(uri: str, port: int = 5000) -> str:
+    """Return the command that opens MLflow's pages, on this machine's loopback only.
+
+    For a server there is nothing to start: the command then opens its address.
+    """
+    if is_server(uri):
+        return f"python -m webbrowser {shlex.quote(masked(uri))}"
+    # One worker and no job runner: a fifth of the memory, and half the time to start.
+    return (
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui "
+        f"--backend-store-uri {shlex.quote(masked(uri))} "
+        f"--host 127.0.0.1 --port {port} --workers 1"
+    )
+
+
+def ui_address(uri: str, port: int = 5000) -> str:
+    """Return where MLflow's pages are found once `ui_command` runs."""
+    return masked(uri).rstrip("/") if is_server(uri) else f"http://127.0.0.1:{port}"
+
+
+def study_url(address: str, experiment_id: str, study_uid: str) -> str:
+    """Return the page that lists the runs of one study, and no others."""
+    search = quote(f"tags.`tuner.study` = '{study_uid}'", safe="")
+    return f"{address.rstrip('/')}/#/experiments/{experiment_id}?searchFilter={search}"
+
+
+def compare_url(address: str, experiment_id: str, run_ids: Iterable[str]) -> str:
+    """Return the page that compares runs: table, parallel coordinates, scatter.
+
+    It takes the first hundred runs; the page of the study (`study_url`) shows all.
+    """
+    chosen = list(run_ids)[:_MOST_RUNS_IN_ADDRESS]
+    runs, experiments = (
+        quote(json.dumps(ids, separators=(",", ":")), safe="") for ids in (chosen, [experiment_id])
+    )
+    return f"{address.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
