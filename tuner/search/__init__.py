@@ -1,0 +1,41 @@
+"""What to try next: spaces, samplers, studies. Ray and Optuna are at home here, and only here."""
+
+from importlib.util import find_spec
+
+from tuner.errors import MissingExtra
+
+for _package in ("optuna", "ray"):
+    if find_spec(_package) is None:
+        raise MissingExtra(_package, "search")
+
+from tuner.search.check import check_study  # noqa: E402
+from tuner.search.config import SamplerName, StudyConfig, load_study  # noqa: E402
+from tuner.search.progress import Incumbent, Progress, StudyPhase  # noqa: E402
+from tuner.search.space import Space, load_space, space_names  # noqa: E402
+from tuner.search.study import (  # noqa: E402
+    STUDIES,
+    Best,
+    Observer,
+    Study,
+    StudyResult,
+    open_study,
+)
+
+__all__ = [
+    "STUDIES",
+    "Best",
+    "Incumbent",
+    "Observer",
+    "Progress",
+    "SamplerName",
+    "Space",
+    "Study",
+    "StudyConfig",
+    "StudyPhase",
+    "StudyResult",
+    "check_study",
+    "load_space",
+    "load_study",
+    "open_study",
+    "space_names",
+]

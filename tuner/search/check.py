@@ -1,0 +1,52 @@
+"""What is wrong with a study's description, found without running anything."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuner.editing.task import load_task
+from tuner.errors import TunerError
+from tuner.search.config import StudyConfig, load_study
+from tuner.search.space import load_space
+from tuner.yaml_file import line_of, read_yaml
+
+
+def check_study(path: Path) -> list[str]:
+    """Return every problem of a study, its space, its task and its text, each with its place."""
+    problems: list[str] = []
+    try:
+        node, content = read_yaml(path)
+    except TunerError as error:
+        return [str(error)]
+    try:
+        config: StudyConfig | None = load_study(path)
+    except TunerError as error:
+        problems += str(error).splitlines()
+        config = None
+    if not isinstance(content, dict):
+        return problems
+    named = _named(config, content)
+    for key, load in (("space", load_space), ("task", load_task)):
+        value = named.get(key)
+        if value is None:
+            continue
+        try:
+            load(value)
+        except (TunerError, ValidationError) as error:
+            # A complaint about the file itself has its own place; one about the name has ours.
+            for line in str(error).splitlines():
+                located = ".yaml:" in line or ".jsonl:" in line
+                prefix = "" if located else f"{path}:{line_of(node, (key,))}: "
+                problems.append(f"{prefix}{line}")
+    general = config.general if config is not None else None
+    if general is not None and not general.exists():
+        problems.append(f"{path}:{line_of(node, ('general',))}: {general} does not exist.")
+    return problems
+
+
+def _named(config: StudyConfig | None, content: dict[str, object]) -> dict[str, str]:
+    """Return the space and the task, also of a study that is not valid otherwise."""
+    if config is not None:
+        return {"space": config.space, "task": config.task}
+    given = {key: content.get(key) for key in ("space", "task")}
+    return {key: value for key, value in given.items() if isinstance(value, str)}

@@ -1,0 +1,169 @@
+"""What a study is asked to do: one frozen, checked object, from YAML or from Python."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Self, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from tuner.editing.model import Dtype
+from tuner.errors import ConfigError
+from tuner.evaluation.budget import Budget
+from tuner.records import Rule
+from tuner.yaml_file import load_yaml
+
+# What may change when a study is continued: how much is tried and on what it runs, never what a
+# trial means.
+_MAY_CHANGE = frozenset(
+    {"trials", "workers", "gpus_per_worker", "max_failures", "time_limit_s", "test_seeds"}
+    | {"storage", "address"}
+)
+
+# With more at once, a model of the objective learns too late: measured on budgets up to 50.
+_TRIALS_PER_WORKER = 8
+_WORKERS_FOR_SMALL_STUDIES = 4
+
+
+class SamplerName(StrEnum):
+    """How the next hyperparameters are proposed."""
+
+    AUTO = "auto"  # gp where one editor's space is searched at a time, else tpe
+    GP = "gp"  # Gaussian process that sees the budget as a constraint
+    TPE = "tpe"  # tree of Parzen estimators that sees the budget as a constraint
+    RANDOM = "random"
+
+
+@final
+class StudyConfig(BaseModel):
+    """One search: a model, a task, a space, budgets, many trials."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="The study's name and folder; continues the study that bears it.",
+    )
+    model: str = Field(default="builtin:neox", description="Built-in model, folder or hub id.")
+    revision: str | None = Field(default=None, description="Revision of a hub model.")
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    task: str = Field(description="A task's name, or the path of its folder.")
+    general: Path | None = Field(
+        default=None, description="General text; the built-in models bring their own."
+    )
+    space: str = Field(default="lora", description="A space's name, or the path of its file.")
+    trials: int = Field(default=30, gt=0)
+    seed: int = Field(default=0, ge=0)
+    workers: int | Literal["auto"] = Field(default="auto", description="Trials at a time.")
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="Part of a GPU that a worker takes; by default 1, if any."
+    )
+    address: str | None = Field(
+        default=None, description="A Ray cluster to run on; by default this machine."
+    )
+    budget: Budget = Budget()
+    rule: Rule = Rule.FITTED
+    epsilon: float | None = Field(
+        default=None, description="The budget that steers the search; by default the middle one."
+    )
+    sampler: SamplerName = SamplerName.AUTO
+    per_editor: bool = Field(
+        default=False,
+        description="Give each editor of the space the same number of trials and its own sampler.",
+    )
+    confirm_top: int = Field(
+        default=3, gt=0, description="Trials per budget that are judged on fresh text."
+    )
+    test_seeds: int = Field(
+        default=3, ge=0, description="Seeds with which each winner is retrained on the test split."
+    )
+    storage: SecretStr | None = Field(
+        default=None, description="URL of a database for the ledger; by default a file."
+    )
+    max_failures: int = Field(
+        default=2, ge=0, description="How often a trial is run again after its worker died."
+    )
+    time_limit_s: float | None = Field(
+        default=None, gt=0, description="No trial is started after this many seconds."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_task_and_space(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name") and "task" in values:
+            space = Path(str(values.get("space", "lora"))).stem
+            return {**values, "name": f"{Path(str(values['task'])).stem}-{space}"}
+        return values
+
+    @model_validator(mode="after")
+    def _steered_by_one_of_its_budgets(self) -> Self:
+        if self.epsilon is not None and self.epsilon not in self.budget.epsilons:
+            known = ", ".join(f"{epsilon:g}" for epsilon in self.budget.epsilons)
+            raise ValueError(f"`epsilon` must be one of the budgets ({known}).")
+        return self
+
+    @property
+    def target_epsilon(self) -> float:
+        """The budget that the sampler works for."""
+        epsilons = self.budget.epsilons
+        return self.epsilon if self.epsilon is not None else epsilons[len(epsilons) // 2]
+
+    @property
+    def gpus(self) -> float:
+        """The part of a GPU that each worker takes."""
+        if self.gpus_per_worker is not None:
+            return self.gpus_per_worker
+        return 1.0 if self.device != "cpu" and torch.cuda.is_available() else 0.0
+
+    @property
+    def worker_count(self) -> int:
+        """How many trials run at a time."""
+        if self.workers != "auto":
+            return max(1, self.workers)
+        useful = max(_WORKERS_FOR_SMALL_STUDIES, self.trials // _TRIALS_PER_WORKER)
+        if self.gpus > 0:
+            room = max(1, int(torch.cuda.device_count() / self.gpus))
+        else:
+            room = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return min(room, useful, self.trials)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change while a study goes on, as plain JSON values without secrets."""
+        return self.model_dump(mode="json", exclude=set(_MAY_CHANGE))
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Return the study that a YAML file describes. Its relative paths start at the file.
+
+    Raises:
+        ConfigError: the file is absent or breaks rules; all are reported, one `file:line` each.
+    """
+    config = load_yaml(path, StudyConfig)
+    changes: dict[str, Any] = {}
+    for key in ("task", "space", "model"):
+        value = Path(getattr(config, key))
+        if not value.is_absolute() and len(value.parts) > 1 and (path.parent / value).exists():
+            changes[key] = str(path.parent / value)
+    if config.general is not None and not config.general.is_absolute():
+        changes["general"] = path.parent / config.general
+    return config.model_copy(update=changes)
+
+
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], name: str) -> None:
+    """Refuse to continue a study as another one.
+
+    Raises:
+        ConfigError: the two differ; every differing key is named.
+    """
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    if differing:
+        lines = [f"  {key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in differing]
+        raise ConfigError(
+            f"The study {name!r} exists and was asked for something else:\n"
+            + "\n".join(lines)
+            + "\nGive the new study another name, or ask for the same."
+        )

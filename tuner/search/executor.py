@@ -1,0 +1,250 @@
+"""Ray: where trials run. It holds only what is running; it can be killed without loss."""
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+
+from tuner.errors import ClusterError, TunerError
+from tuner.search.config import StudyConfig
+from tuner.search.searcher import ABORT, LedgerSearcher, read_job
+from tuner.search.worker import Job, Worker, WorkerSetup
+
+_OBJECT_STORE_BYTES = 128 * 2**20  # only paths and numbers travel
+_TEMP_PREFIX = "tuner-ray-"
+_TICK_S = 0.5
+
+# Read by Ray when it starts, or by Tune when a search starts.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the study's to handle
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "600",  # a proposal may take a second
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@final
+class Executor:
+    """A Ray cluster for the time of one study."""
+
+    def __init__(self, config: StudyConfig, scratch: Path) -> None:
+        self._config = config
+        self._scratch = scratch
+
+    def search(
+        self, searcher: LedgerSearcher, setup: WorkerSetup, on_tick: Callable[[], None]
+    ) -> None:
+        """Run the searcher's trials until it has no more, calling `on_tick` about every second.
+
+        Raises:
+            ClusterError: no trial of this study can run, or Ray failed.
+        """
+        trainable = tune.with_resources(
+            tune.with_parameters(_TrialActor, setup=setup), self._resources
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=self._config.worker_count,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=RunConfig(
+                name="search",
+                storage_path=str(self._scratch),
+                verbose=0,
+                failure_config=FailureConfig(max_failures=self._config.max_failures),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[_Ticker(on_tick)],
+            ),
+        )
+        with _hushed():
+            tuner.fit()
+        if searcher.abort is not None:
+            raise ClusterError(searcher.abort)
+
+    def perform(self, jobs: Sequence[Job], setup: WorkerSetup, on_done: Callable[[], None]) -> None:
+        """Do all jobs, several at a time; those of a worker that died are done again.
+
+        Raises:
+            TunerError: a job cannot be done.
+            ClusterError: workers keep dying.
+        """
+        waiting = deque(jobs)
+        deaths = 0
+        count = min(self._config.worker_count, len(jobs))
+        idle = [self._actor(setup) for _ in range(count)]
+        busy: dict[Any, tuple[Any, Job]] = {}
+        try:
+            while waiting or busy:
+                while waiting and idle:
+                    actor, job = idle.pop(), waiting.popleft()
+                    busy[actor.perform.remote(job)] = (actor, job)
+                done, _ = ray.wait(list(busy), timeout=_TICK_S)
+                for future in done:
+                    actor, job = busy.pop(future)
+                    try:
+                        ray.get(future)
+                        idle.append(actor)
+                        on_done()
+                    except RayActorError as error:
+                        deaths += 1
+                        if deaths > self._config.max_failures:
+                            raise ClusterError(
+                                f"Workers died {deaths} times after the search: {error}"
+                            ) from None
+                        waiting.append(job)
+                        idle.append(self._actor(setup))
+                    except RayTaskError as error:
+                        raise _cause(error) from None
+        finally:
+            for actor in [*idle, *(actor for actor, _ in busy.values())]:
+                ray.kill(actor)
+
+    @property
+    def _resources(self) -> dict[str, float]:
+        return {"CPU": 1, **({"GPU": self._config.gpus} if self._config.gpus else {})}
+
+    def _actor(self, setup: WorkerSetup) -> Any:
+        remote = ray.remote(Worker)
+        return remote.options(num_cpus=1, num_gpus=self._config.gpus).remote(setup)
+
+
+@contextmanager
+def executor(config: StudyConfig) -> Iterator[Executor]:
+    """Start Ray on this machine, or connect to `config.address`; stop or leave it at the end.
+
+    Raises:
+        ClusterError: Ray cannot be started or reached.
+    """
+    _remove_leftovers()
+    scratch = Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"))
+    environment = dict(_ENVIRONMENT)
+    if config.address is None and not any(key.startswith("RAY_AUTH") for key in os.environ):
+        # Otherwise Ray leaves a token in the user's home, which later clusters stumble over.
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    missing = {key: value for key, value in environment.items() if key not in os.environ}
+    os.environ.update(missing)
+    try:
+        with _hushed():
+            try:
+                _start(config, scratch)
+            except Exception as error:
+                raise ClusterError(f"Ray cannot be started: {error}") from error
+        yield Executor(config, scratch)
+    finally:
+        with _hushed():
+            ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+        for key in missing:
+            # Ray remembers a token for the life of the process; so must the next cluster.
+            if key != "RAY_AUTH_TOKEN":
+                os.environ.pop(key, None)
+
+
+def _start(config: StudyConfig, scratch: Path) -> None:
+    if config.address is not None:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        num_cpus=config.worker_count,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(scratch),
+    )
+
+
+@final
+class _TrialActor(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+    """A worker in Tune's words: one step is one trial, and the next trial reuses the actor."""
+
+    def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
+        self._worker = Worker(setup)
+        self._job = read_job(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._job = read_job(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        number, parameters = self._job
+        try:
+            self._worker.run(number, parameters)
+        except Exception as error:
+            text = str(error) if isinstance(error, TunerError) else repr(error)
+            return {"done": True, ABORT: f"No trial of this study can run. {text}"}
+        return {"done": True, ABORT: ""}
+
+
+@final
+class _Ticker(Callback):  # type: ignore[misc]  # ray is untyped
+    """Tells the study that time has passed, so that its progress moves between results."""
+
+    def __init__(self, on_tick: Callable[[], None]) -> None:
+        self._on_tick = on_tick
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._on_tick()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep Ray's remarks off the user's terminal; its errors come to us as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """Return our own error from within Ray's, or one that quotes a foreign one."""
+    if isinstance(error.cause, TunerError):
+        return error.cause
+    return ClusterError(f"A worker failed after the search: {error.cause!r}")
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of studies that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*"):
+        owner = folder.name.removeprefix(_TEMP_PREFIX).partition("-")[0]
+        if owner.isdigit() and not _lives(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,141 @@
+"""Where a study keeps its files, and how they are written so that a kill leaves whole ones."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, final
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict
+
+from tuner.errors import ConfigError
+from tuner.records import TrialRecord
+
+RECORD = "record.json"
+
+
+@final
+class TrialFile(BaseModel):
+    """What a worker leaves for the driver when a trial has ended, before it reports.
+
+    `uid` and `parameters` say which trial of which study it was; a file that was left by another
+    is never taken for this one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uid: str
+    number: int
+    parameters: dict[str, Any]
+    record: TrialRecord | None
+    crash: str | None = None
+    """The exception that no editor should raise, where one did."""
+
+
+@final
+class StudyFolder:
+    """The folder of one study.
+
+    ledger.journal      which trials exist and what they gave (Optuna's storage)
+    trials/7/           record.json, and one bundle per budget that the trial kept
+    confirm/, test/     what was measured after the search
+    winners/0.001/      the selected bundle per budget, with its certificate
+    base.json           which weights the trials started from
+    result.json         all of it in one file
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.journal = self.root / "ledger.journal"
+        self.lock = self.root / "driver.lock"
+        self.trials = self.root / "trials"
+        self.base = self.root / "base.json"
+        self.test_base = self.root / "test" / "base.json"
+        self.result = self.root / "result.json"
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of a trial; it exists once the trial has ended."""
+        return self.trials / str(number)
+
+    def bundle(self, number: int, epsilon: float) -> Path:
+        """Return the folder of the delta that a trial offers for a budget."""
+        return self.trial(number) / f"{epsilon:g}"
+
+    def winner(self, epsilon: float) -> Path:
+        """Return the folder of the bundle that was selected for a budget."""
+        return self.root / "winners" / f"{epsilon:g}"
+
+    def confirmation(self, epsilon: float, number: int) -> Path:
+        """Return the file of a trial's certificate on fresh text."""
+        return self.root / "confirm" / f"{epsilon:g}" / f"{number}.json"
+
+    def retest(self, epsilon: float, number: int, seed: int) -> Path:
+        """Return the file of a winner's result on the test split with one seed."""
+        return self.root / "test" / f"{epsilon:g}" / f"{number}-seed{seed}.json"
+
+    def base_fingerprint(self) -> str | None:
+        """Return the hash of the base model that the trials start from, once a worker knows it."""
+        try:
+            return str(json.loads(self.base.read_text(encoding="utf-8"))["fingerprint"])
+        except OSError:
+            return None
+
+    def claim_base(self, fingerprint: str) -> None:
+        """Make sure that all trials start from the same weights.
+
+        Raises:
+            ConfigError: the study began with other ones.
+        """
+        known = self.base_fingerprint()
+        if known is None:
+            write_atomically(self.base, json.dumps({"fingerprint": fingerprint}))
+        elif known != fingerprint:
+            raise ConfigError(
+                f"The study in {self.root} began with other base weights ({known[:12]}…) than the "
+                f"model has now ({fingerprint[:12]}…). Give the new study another name."
+            )
+
+    def read_trial(self, uid: str, number: int, parameters: dict[str, Any]) -> TrialFile | None:
+        """Return what a worker left for exactly this trial, if it did."""
+        try:
+            text = (self.trial(number) / RECORD).read_text(encoding="utf-8")
+        except OSError:
+            return None
+        found = TrialFile.model_validate_json(text)
+        same = found.uid == uid and found.number == number and found.parameters == parameters
+        return found if same else None
+
+    def staging(self, number: int) -> Path:
+        """Return a new folder in which a trial's files are gathered before they appear at once."""
+        path = self.trials / f".{number}-{uuid4().hex}"
+        path.mkdir(parents=True)
+        return path
+
+    def publish(self, staging: Path, file: TrialFile) -> None:
+        """Let the gathered files of a trial appear, all at once, together with its record."""
+        write_atomically(staging / RECORD, file.model_dump_json())
+        target = self.trial(file.number)
+        if self.read_trial(file.uid, file.number, file.parameters) is not None:
+            # A worker that was believed dead has been first, with the same trial.
+            shutil.rmtree(staging)
+            return
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+
+    def clear_staging(self) -> None:
+        """Remove what workers of a killed study had begun to gather."""
+        for leftover in self.trials.glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is either there in full or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{uuid4().hex}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

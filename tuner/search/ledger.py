@@ -1,0 +1,305 @@
+"""The one truth about which trials exist and what they gave: Optuna's storage, one writer.
+
+A trial enters the ledger in one write, running and with all its hyperparameters; it is told its
+result once. In between, everything can be killed: what a worker had finished lies in its trial's
+folder and is adopted, what it had not is run again under the same number.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, final
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, create_trial
+from optuna.trial import TrialState as OptunaState
+from pydantic import SecretStr
+
+from tuner.errors import ClusterError, ConfigError
+from tuner.records import TrialEntry, TrialState
+from tuner.search.folder import StudyFolder, TrialFile
+from tuner.search.objective import CONSTRAINT, Objective
+from tuner.search.sampler import quiet_optuna
+from tuner.search.space import Space
+
+_FAILURE = "failure"
+_ASKED = "asked"
+
+_ENTRY_STATE = {
+    OptunaState.WAITING: TrialState.WAITING,
+    OptunaState.RUNNING: TrialState.RUNNING,
+    OptunaState.COMPLETE: TrialState.COMPLETED,
+    OptunaState.PRUNED: TrialState.FAILED,
+    OptunaState.FAIL: TrialState.FAILED,
+}
+
+
+@final
+class Ledger:
+    """The trials of one study."""
+
+    def __init__(self, folder: StudyFolder, study: optuna.Study, *, driven: bool) -> None:
+        self.folder = folder
+        self._study = study
+        self._driven = driven
+        self._files: dict[int, TrialFile] = {}
+
+    @classmethod
+    @contextmanager
+    def drive(
+        cls, folder: StudyFolder, name: str, storage: SecretStr | None = None
+    ) -> Iterator["Ledger"]:
+        """Open the ledger for writing, made anew if need be; nobody else can until it is closed.
+
+        Raises:
+            ConfigError: another process drives this study.
+            ClusterError: the ledger cannot be opened.
+        """
+        folder.root.mkdir(parents=True, exist_ok=True)
+        # The operating system drops this lock with the process, however that ends.
+        lock = FileLock(folder.lock, thread_local=False)
+        holder = folder.lock.with_suffix(".json")
+        try:
+            # A reader that looks whether anybody drives holds the lock for a moment.
+            lock.acquire(timeout=1)
+        except Timeout:
+            raise ConfigError(
+                f"The study in {folder.root} is being run by {_describe(holder)}. "
+                "Wait until it ends, or stop it first."
+            ) from None
+        try:
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            folder.trials.mkdir(exist_ok=True)
+            folder.clear_staging()
+            if storage is None:
+                _mend(folder.journal)
+            with quiet_optuna(), _explained(storage):
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=_storage(folder, storage),
+                    # Proposals are made outside; this one only must not have a mind of its own.
+                    sampler=RandomSampler(),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+            yield cls(folder, study, driven=True)
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    @classmethod
+    def read(cls, folder: StudyFolder, name: str, storage: SecretStr | None = None) -> "Ledger":
+        """Open the ledger for reading, also while another process drives the study.
+
+        Raises:
+            ConfigError: there is no such study.
+            ClusterError: the ledger cannot be opened.
+        """
+        if storage is None and not folder.journal.exists():
+            raise ConfigError(f"There is no study in {folder.root}.")
+        with quiet_optuna(), _explained(storage):
+            try:
+                study = optuna.load_study(
+                    study_name=name, storage=_storage(folder, storage), sampler=RandomSampler()
+                )
+            except KeyError:
+                raise ConfigError(f"There is no study called {name!r} in the ledger.") from None
+        return cls(folder, study, driven=is_driven(folder))
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the study was asked to do when it began; empty before `ask_for`."""
+        return dict(self._study.user_attrs.get(_ASKED, {}))
+
+    @property
+    def uid(self) -> str:
+        """The study's own mark; unlike its name it is never used again."""
+        return str(self.asked["uid"])
+
+    def ask_for(self, asked: Mapping[str, Any]) -> None:
+        """Write down what the study is asked to do; once and for all."""
+        self._study.set_user_attr(_ASKED, dict(asked))
+
+    def add(self, parameters: Mapping[str, Any], space: Space) -> int:
+        """Return the number of a new trial, now running with these hyperparameters."""
+        # One write: there is no moment at which a number exists without its hyperparameters.
+        self._study.add_trial(
+            create_trial(
+                state=OptunaState.RUNNING,
+                params=dict(parameters),
+                distributions=space.active(parameters),
+            )
+        )
+        return len(self.history()) - 1
+
+    def complete(self, number: int, objective: Objective, failure: str | None = None) -> None:
+        """Tell what a trial was worth; `failure` says why it counts as failed, if it does.
+
+        A trial that has been told is left as it is.
+        """
+        trial = self._running(number)
+        if trial is None:
+            return
+        # A crash between these writes leaves the trial running, and they are repeated.
+        if CONSTRAINT not in trial.constraints:
+            trial.set_constraint(CONSTRAINT, objective.constraint)
+        if failure is not None:
+            trial.set_user_attr(_FAILURE, failure)
+        with quiet_optuna():
+            self._study.tell(number, objective.value)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Tell that a trial gave nothing to learn from: a bug, or a worker that kept dying."""
+        trial = self._running(number)
+        if trial is None:
+            return
+        trial.set_user_attr(_FAILURE, reason)
+        with quiet_optuna():
+            self._study.tell(number, state=OptunaState.FAIL)
+
+    def history(self) -> list[FrozenTrial]:
+        """Return all trials in Optuna's words, for the sampler."""
+        return list(self._study.get_trials(deepcopy=False))
+
+    def running(self) -> list[int]:
+        """Return the numbers that have no result yet."""
+        return [one.number for one in self.history() if not one.state.is_finished()]
+
+    def parameters(self, number: int) -> dict[str, Any]:
+        """Return the hyperparameters of a trial, named as in its space."""
+        return dict(self.history()[number].params)
+
+    def trials(self) -> list[TrialEntry]:
+        """Return every trial with its record."""
+        return [self._entry(one) for one in self.history()]
+
+    def trial(self, number: int) -> TrialEntry:
+        """Return one trial with its record."""
+        return self._entry(self.history()[number])
+
+    def left_behind(self, number: int) -> TrialFile | None:
+        """Return what the trial's worker wrote when it ended, if it did."""
+        if number not in self._files:
+            found = self.folder.read_trial(self.uid, number, self.parameters(number))
+            if found is None:
+                return None
+            self._files[number] = found
+        return self._files[number]
+
+    def _running(self, number: int) -> Trial | None:
+        trial = self.history()[number]
+        return None if trial.state.is_finished() else Trial(self._study, trial._trial_id)
+
+    def _entry(self, trial: FrozenTrial) -> TrialEntry:
+        state = _ENTRY_STATE[trial.state]
+        if state is TrialState.RUNNING and not self._driven:
+            state = TrialState.WAITING  # for somebody to continue the study
+        failure = trial.user_attrs.get(_FAILURE)
+        if failure is not None:
+            state = TrialState.FAILED
+        file = self.left_behind(trial.number) if state.finished else None
+        return TrialEntry(
+            number=trial.number,
+            state=state,
+            parameters=dict(trial.params),
+            record=file.record if file else None,
+            started=_aware(trial.datetime_start),
+            finished=_aware(trial.datetime_complete),
+            failure=failure,
+            bundles=tuple(self._bundles(trial.number)) if state.finished else (),
+        )
+
+    def _bundles(self, number: int) -> Iterator[tuple[float, Path]]:
+        folder = self.folder.trial(number)
+        if folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if path.is_dir():
+                    yield float(path.name), path
+
+
+def is_driven(folder: StudyFolder) -> bool:
+    """Return whether a process is running the study now."""
+    if not folder.lock.exists():
+        return False
+    try:
+        with FileLock(folder.lock, thread_local=False).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False  # not ours to lock, for instance on a read-only disk
+
+
+@final
+class _NoLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna is untyped
+    """The journal needs no lock of its own: the study's lock admits one writer.
+
+    Optuna's would survive a killed process and hold up the next for half a minute.
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return None
+
+
+def _storage(folder: StudyFolder, url: SecretStr | None) -> BaseStorage:
+    if url is not None:
+        return RDBStorage(url.get_secret_value())
+    return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_NoLock()))
+
+
+def _mend(journal: Path) -> None:
+    """Cut off a last line that was only half written when its writer was killed."""
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+@contextmanager
+def _explained(url: SecretStr | None) -> Iterator[None]:
+    """Turn a database's complaint into ours, without the URL, which may hold a password."""
+    try:
+        yield
+    except (ConfigError, KeyError):
+        raise
+    except Exception as error:
+        what = "database" if url is not None else "file"
+        raise ClusterError(
+            f"The ledger's {what} cannot be opened ({type(error).__name__})."
+            + ("" if url is not None else f" {error}")
+        ) from None
+
+
+def _describe(holder: Path) -> str:
+    try:
+        found = json.loads(holder.read_text())
+        return f"process {found['pid']} on {found['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return moment.astimezone() if moment is not None else None
+
+
+def reasons(entries: Sequence[TrialEntry], most: int = 3) -> list[str]:
+    """Return why trials failed, the commonest first, each with how often."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        if entry.failure is not None:
+            counts[entry.failure] = counts.get(entry.failure, 0) + 1
+    ranked = sorted(counts.items(), key=lambda item: -item[1])[:most]
+    return [f"{count} × {reason}" for reason, count in ranked]

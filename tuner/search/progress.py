@@ -1,0 +1,113 @@
+"""A study at one moment, for whoever shows it."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuner.evaluation.budget import Deviation
+from tuner.records import Rule, TrialEntry, TrialState
+from tuner.search.config import StudyConfig
+from tuner.search.selection import answer_of, rank
+
+
+class StudyPhase(StrEnum):
+    """What a study does now."""
+
+    STARTING = "starting"
+    SEARCH = "search"  # trials on the validation split
+    CONFIRM = "confirm"  # the best trials, judged on fresh text
+    RETEST = "retest"  # the winners, retrained on the test split
+    FINISHED = "finished"
+
+
+class _Snapshot(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@final
+class Incumbent(_Snapshot):
+    """The best edit so far for one budget."""
+
+    epsilon: float
+    trial: int
+    success: float
+    gain: float
+    deviation: Deviation
+
+
+@final
+class Progress(_Snapshot):
+    """A study at one moment."""
+
+    phase: StudyPhase
+    total: int = Field(description="Trials that were asked for.")
+    done: int = Field(description="Trials that have ended, failed ones included.")
+    running: int
+    failed: int
+    over_budget: int = Field(description="Trials without an edit within the steering budget.")
+    incumbents: tuple[Incumbent, ...]
+    jobs_done: int = Field(default=0, description="In the phases after the search.")
+    jobs_total: int = 0
+    elapsed_s: float
+    eta_s: float | None = Field(default=None, description="Until the end of this phase.")
+
+
+def snapshot(
+    entries: Sequence[TrialEntry],
+    config: StudyConfig,
+    phase: StudyPhase,
+    *,
+    elapsed_s: float,
+    done_before: int = 0,
+    jobs: tuple[int, int] = (0, 0),
+    phase_s: float = 0.0,
+) -> Progress:
+    """Return the progress that these entries show.
+
+    `done_before` trials had ended before this process began, and say nothing about its speed;
+    `phase_s` is for how long the present phase has lasted.
+    """
+    ended = [entry for entry in entries if entry.state.finished]
+    failed = sum(entry.state is TrialState.FAILED for entry in ended)
+    within = sum(
+        answer_of(entry, config.rule, config.target_epsilon) is not None for entry in ended
+    )
+    finished, wanted = jobs
+    if phase is StudyPhase.SEARCH:
+        finished, wanted = len(ended) - done_before, config.trials - done_before
+    eta_s = phase_s / finished * (wanted - finished) if finished > 0 else None
+    return Progress(
+        phase=phase,
+        total=config.trials,
+        done=len(ended),
+        running=sum(entry.state is TrialState.RUNNING for entry in entries),
+        failed=failed,
+        over_budget=len(ended) - failed - within,
+        incumbents=tuple(_incumbents(ended, config.rule, config.budget.epsilons)),
+        jobs_done=jobs[0],
+        jobs_total=jobs[1],
+        elapsed_s=elapsed_s,
+        eta_s=eta_s,
+    )
+
+
+def _incumbents(
+    entries: Sequence[TrialEntry], rule: Rule, epsilons: Sequence[float]
+) -> list[Incumbent]:
+    found = []
+    for epsilon in epsilons:
+        ranked = rank(entries, rule, epsilon)
+        answer = answer_of(ranked[0], rule, epsilon) if ranked else None
+        if answer is not None:
+            found.append(
+                Incumbent(
+                    epsilon=epsilon,
+                    trial=ranked[0].number,
+                    success=answer.success,
+                    gain=answer.gain,
+                    deviation=answer.deviation,
+                )
+            )
+    return found

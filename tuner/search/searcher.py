@@ -1,0 +1,140 @@
+"""The bridge between the ledger and Ray Tune: proposals go out, results come back."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+from ray.tune.search import Searcher
+
+from tuner.errors import ConfigError
+from tuner.records import Outcome
+from tuner.search.config import StudyConfig
+from tuner.search.folder import TrialFile
+from tuner.search.ledger import Ledger
+from tuner.search.objective import objective_of
+from tuner.search.sampler import Proposer
+from tuner.search.space import Space
+
+JOB = "job"
+"""The one key of a Tune trial's config: what to run, as JSON."""
+ABORT = "abort"
+"""The key of a Tune result that says why no trial of this study can run."""
+
+Listener = Callable[[int], None]
+
+
+@final
+class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+    """Hands out trials until the ledger holds as many as asked for. Ray's own state is not used.
+
+    Trials that a killed driver left running come first: what their workers had finished is
+    adopted, the others are run again with the same number and hyperparameters.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        space: Space,
+        config: StudyConfig,
+        proposer: Proposer,
+        *,
+        on_change: Listener,
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        self._ledger = ledger
+        self._space = space
+        self._config = config
+        self._proposer = proposer
+        self._on_change = on_change
+        self._numbers: dict[str, int] = {}
+        self._deadline = (
+            time.monotonic() + config.time_limit_s if config.time_limit_s is not None else None
+        )
+        self.abort: str | None = None
+        """Why the search cannot go on, if it cannot."""
+        self._orphans = self._recover()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial to run, or that there is none."""
+        if self.abort is not None or self._out_of_time:
+            return str(Searcher.FINISHED)
+        if self._orphans:
+            number = self._orphans.pop(0)
+        elif len(self._ledger.history()) < self._config.trials:
+            number = self._propose()
+        else:
+            return str(Searcher.FINISHED)
+        self._numbers[trial_id] = number
+        self._on_change(number)
+        return {JOB: json.dumps({"number": number, "parameters": self._ledger.parameters(number)})}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the ledger what the trial gave. Tune calls this once a trial is over for good."""
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        if result is not None and result.get(ABORT):
+            # The trial stays in the ledger, running, for when the cause is gone.
+            self.abort = str(result[ABORT])
+            return
+        file = self._ledger.left_behind(number)
+        if file is not None:
+            self._tell(number, file)
+        else:
+            deaths = self._config.max_failures + 1
+            self._ledger.fail(number, f"Its worker died {deaths} time{'s' * (deaths > 1)}.")
+        self._on_change(number)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Do nothing: a trial reports once, at its end."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write an empty file where Tune wants one; the ledger is what lasts."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger was read when this was made."""
+
+    @property
+    def _out_of_time(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _propose(self) -> int:
+        history = self._ledger.history()
+        return self._ledger.add(self._proposer.propose(history, len(history)), self._space)
+
+    def _recover(self) -> list[int]:
+        orphans = []
+        for number in self._ledger.running():
+            file = self._ledger.left_behind(number)
+            if file is None:
+                orphans.append(number)
+            else:
+                self._tell(number, file)
+        return orphans
+
+    def _tell(self, number: int, file: TrialFile) -> None:
+        record = file.record
+        if record is None:
+            self._ledger.fail(number, file.crash or "Unknown.")
+            return
+        objective = objective_of(record, self._config.rule, self._config.target_epsilon)
+        failure = record.failure or "Unknown." if record.outcome is Outcome.FAILED else None
+        self._ledger.complete(number, objective, failure)
+
+
+def read_job(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return the number and the hyperparameters that a Tune trial is about.
+
+    Raises:
+        ConfigError: the trial was not made by a `LedgerSearcher`.
+    """
+    try:
+        job = json.loads(config[JOB])
+        return int(job["number"]), dict(job["parameters"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"Not a trial of a study: {error}") from None

@@ -1,0 +1,595 @@
+"""A study: search on validation, confirm on fresh text, retrain on test, say what holds."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, final
+from uuid import uuid4
+
+from pydantic import BaseModel, SecretStr
+
+from tuner.bundle import Bundle
+from tuner.editing.task import Task, load_task
+from tuner.errors import ConfigError, StudyFailed
+from tuner.evaluation.budget import Budget, Certificate
+from tuner.evaluation.scores import Scores
+from tuner.records import (
+    Answer,
+    Rule,
+    SeedResult,
+    StudyResultRecord,
+    StudySummary,
+    TrialEntry,
+    TrialState,
+    Winner,
+)
+from tuner.search.config import SamplerName, StudyConfig, check_unchanged
+from tuner.search.executor import Executor, executor
+from tuner.search.folder import StudyFolder, write_atomically
+from tuner.search.ledger import Ledger, reasons
+from tuner.search.progress import Progress, StudyPhase, snapshot
+from tuner.search.sampler import Proposer
+from tuner.search.searcher import LedgerSearcher
+from tuner.search.selection import (
+    answer_of,
+    corrected_confidence,
+    rank,
+    retest_gain,
+    seeds_within_budget,
+    select,
+)
+from tuner.search.space import Space, load_space
+from tuner.search.worker import (
+    BenchMaker,
+    Confirm,
+    Job,
+    Retest,
+    WorkerSetup,
+    make_bench,
+    retest_seeds,
+)
+
+STUDIES = Path("tuner-studies")
+"""Where studies lie unless told otherwise."""
+
+_TICK_S = 0.5
+_logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=BaseModel)
+
+ProgressListener = Callable[[Progress], None]
+
+
+class Observer(Protocol):
+    """Somebody who follows a study, for instance in MLflow. None of its errors hurts the study."""
+
+    def trial_changed(self, entry: TrialEntry) -> object:
+        """Note a trial that was started, was continued or has ended."""
+
+    def study_finished(self, result: StudyResultRecord) -> object:
+        """Note the winners."""
+
+    def close(self) -> object:
+        """Finish; also called when the study is interrupted."""
+
+
+ObserverMaker = Callable[[StudySummary], Observer]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The selected edit for one budget."""
+
+    winner: Winner
+    folder: Path
+    """Where its bundle lies, with its certificate."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The delta with its provenance and certificate."""
+        return Bundle.load(self.folder)
+
+    @property
+    def answer(self) -> Answer:
+        """What it gave on the validation split."""
+        return self.winner.validation
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What it was made with."""
+        return self.winner.hyperparameters
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class StudyResult:
+    """A study as it stands."""
+
+    record: StudyResultRecord
+
+    @property
+    def trials(self) -> tuple[TrialEntry, ...]:
+        """Every trial, in the order of their numbers."""
+        return self.record.entries
+
+    def best(self, epsilon: float) -> Best:
+        """Return the selected edit for a budget.
+
+        Raises:
+            ConfigError: the study has no such budget.
+            StudyFailed: no trial both kept the budget and gained something over the base model.
+        """
+        summary = self.record.summary
+        if epsilon not in summary.epsilons:
+            known = ", ".join(f"{one:g}" for one in summary.epsilons)
+            raise ConfigError(f"The study has no budget {epsilon:g}; it has {known}.")
+        for winner in self.record.winners:
+            if winner.epsilon == epsilon:
+                return Best(winner, StudyFolder(summary.folder).winner(epsilon))
+        raise StudyFailed(
+            f"No trial of {summary.name!r} gained anything within the budget {epsilon:g}: "
+            "the base model itself is the answer."
+        )
+
+
+@final
+class Study:
+    """One search. Running it again continues it where it was, also after a kill."""
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        model: str = "builtin:neox",
+        space: str = "lora",
+        trials: int = 30,
+        seed: int = 0,
+        name: str = "",
+        epsilons: tuple[float, ...] = (1e-3, 1e-4, 1e-5),
+        rule: Rule = Rule.FITTED,
+        sampler: SamplerName = SamplerName.AUTO,
+        general: Path | None = None,
+        folder: Path = STUDIES,
+        observe: ObserverMaker | None = None,
+    ) -> None:
+        """Describe a study; `Study.of` takes a `StudyConfig`, with everything that can be set.
+
+        Raises:
+            ConfigError: the space is not valid, or there is no such task.
+        """
+        config = StudyConfig(
+            task=task,
+            model=model,
+            space=space,
+            trials=trials,
+            seed=seed,
+            name=name,
+            budget=Budget(epsilons=epsilons),
+            rule=rule,
+            sampler=sampler,
+            general=general,
+        )
+        self._prepare(config, folder, observe, make_bench)
+
+    @classmethod
+    def of(
+        cls,
+        config: StudyConfig,
+        *,
+        folder: Path = STUDIES,
+        observe: ObserverMaker | None = None,
+        make_bench: BenchMaker = make_bench,
+    ) -> "Study":
+        """Return the study that `config` describes, kept in a folder of its name in `folder`.
+
+        `make_bench` makes what the trials run on; workers call it, so it must be importable.
+
+        Raises:
+            ConfigError: the space is not valid, or there is no such task.
+        """
+        study = cls.__new__(cls)
+        study._prepare(config, folder, observe, make_bench)
+        return study
+
+    def _prepare(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        observe: ObserverMaker | None,
+        make_bench: BenchMaker,
+    ) -> None:
+        self.config = config
+        self.space: Space = load_space(config.space)
+        self.task: Task = load_task(config.task)
+        self.folder = StudyFolder(folder / config.name)
+        self._observe = observe
+        self._make_bench = make_bench
+
+    def run(self, on_progress: ProgressListener | None = None) -> StudyResult:
+        """Search, confirm and retrain, or whatever of it is still to do; return what came out.
+
+        Ctrl-C stops at once and loses no finished trial.
+
+        Raises:
+            ConfigError: another process runs this study, or it was begun with other settings.
+            ClusterError: the workers cannot run, or Ray or the ledger cannot be reached.
+            StudyFailed: every trial failed.
+            KeyboardInterrupt: the user stopped the study; the message says how to continue.
+        """
+        started = time.monotonic()
+        with Ledger.drive(self.folder, self.config.name, self.config.storage) as ledger:
+            self._agree(ledger)
+            run = _Run(self, ledger, on_progress or _ignore, started)
+            try:
+                with run:
+                    return run.result()
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"Stopped. All finished trials are kept in {self.folder.root}; "
+                    "the same study, started again, continues there."
+                ) from None
+
+    def _agree(self, ledger: Ledger) -> None:
+        """Write down what is asked, or make sure that it is what was asked before."""
+        now = {
+            **self.config.identity,
+            "space definition": json.loads(json.dumps(self.space.definition)),
+            "task content": self.task.hash,
+        }
+        before = ledger.asked
+        if before:
+            uid = before.pop("uid")
+            before.pop("trials", None)
+            check_unchanged(before, now, self.config.name)
+        else:
+            uid = uuid4().hex
+        asked = {**now, "uid": uid, "trials": self.config.trials}
+        if ledger.asked != asked:
+            ledger.ask_for(asked)
+
+
+@final
+class _Run:
+    """One run of a study by one process, from the open ledger to the result."""
+
+    def __init__(
+        self, study: Study, ledger: Ledger, on_progress: ProgressListener, started: float
+    ) -> None:
+        self._config = study.config
+        self._space = study.space
+        self._task = study.task
+        self._folder = study.folder
+        self._ledger = ledger
+        self._on_progress = on_progress
+        self._started = started
+        self._observe = study._observe
+        self._observer: Observer | None = None
+        self._observer_hurt = False
+        self._phase = StudyPhase.STARTING
+        self._phase_started = started
+        self._last_tick = 0.0
+        self._jobs = (0, 0)
+        self._done_before = sum(entry.state.finished for entry in ledger.trials())
+        self._exits = ExitStack()
+        self._ray: Executor | None = None
+        config = self._config.model_copy(update={"storage": None})
+        self._setup = WorkerSetup(
+            config=config,
+            space=self._space,
+            uid=ledger.uid,
+            root=self._folder.root,
+            make_bench=study._make_bench,
+        )
+        self._proposer = Proposer(
+            self._space,
+            self._config.sampler,
+            seed=self._config.seed,
+            per_editor=self._config.per_editor,
+        )
+
+    def __enter__(self) -> "_Run":
+        self._exits.callback(self._close_observer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def result(self) -> StudyResult:
+        self._emit()
+        self._search()
+        entries = self._ledger.trials()
+        if all(entry.state is TrialState.FAILED for entry in entries):
+            raise StudyFailed(
+                f"All {len(entries)} trials of {self._config.name!r} failed:\n  "
+                + "\n  ".join(reasons(entries))
+            )
+        chosen = self._confirm(entries)
+        winners = self._retest(chosen)
+        record = StudyResultRecord(summary=self._summary(), winners=winners, entries=tuple(entries))
+        write_atomically(self._folder.result, record.model_dump_json())
+        self._tell_observer(lambda observer: observer.study_finished(record))
+        self._enter(StudyPhase.FINISHED)
+        return StudyResult(record)
+
+    # The search
+
+    def _search(self) -> None:
+        searcher = LedgerSearcher(
+            self._ledger,
+            self._space,
+            self._config,
+            self._proposer,
+            on_change=self._changed,
+        )
+        self._prune()
+        history = self._ledger.history()
+        unfinished = [one for one in history if not one.state.is_finished()]
+        if len(history) < self._config.trials or unfinished:
+            ray = self._executor()
+            self._enter(StudyPhase.SEARCH)
+            ray.search(searcher, self._setup, self._tick)
+        self._watch()
+
+    def _changed(self, number: int) -> None:
+        self._tell_of(self._ledger.trial(number))
+        self._prune()
+        self._emit()
+
+    def _prune(self) -> None:
+        """Remove the bundles that can no longer be among the best; deltas may be large."""
+        entries = self._ledger.trials()
+        kept = {
+            (epsilon, entry.number)
+            for epsilon in self._config.budget.epsilons
+            for entry in rank(entries, self._config.rule, epsilon)[: self._config.confirm_top]
+        }
+        for entry in entries:
+            for epsilon, folder in entry.bundles:
+                if (epsilon, entry.number) not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    # After the search
+
+    def _confirm(
+        self, entries: Sequence[TrialEntry]
+    ) -> dict[float, tuple[TrialEntry, Certificate]]:
+        """Return per budget the selected trial, with what fresh text says about it."""
+        rule, top = self._config.rule, self._config.confirm_top
+        candidates = {
+            epsilon: [
+                entry
+                for entry in rank(entries, rule, epsilon)[:top]
+                if self._folder.bundle(entry.number, epsilon).is_dir()
+            ]
+            for epsilon in self._config.budget.epsilons
+        }
+        jobs: list[Job] = []
+        for epsilon, found in candidates.items():
+            # Candidates of an earlier run of this study were looks at the same text.
+            earlier = self._folder.confirmation(epsilon, 0).parent.glob("*.json")
+            tried = {int(path.stem) for path in earlier} | {entry.number for entry in found}
+            confidence = corrected_confidence(self._config.budget.confidence, len(tried))
+            jobs += [Confirm(epsilon, entry.number, confidence) for entry in found]
+        self._perform(StudyPhase.CONFIRM, [job for job in jobs if not self._is_done(job)])
+        chosen = {}
+        for epsilon, found in candidates.items():
+            certificates = {
+                entry.number: _read(self._folder.confirmation(epsilon, entry.number), Certificate)
+                for entry in found
+            }
+            entry = select(found, certificates)
+            if entry is not None:
+                chosen[epsilon] = (entry, certificates[entry.number])
+        return chosen
+
+    def _retest(self, chosen: dict[float, tuple[TrialEntry, Certificate]]) -> tuple[Winner, ...]:
+        """Return the winners, each retrained on the test split with every seed."""
+        seeds = retest_seeds(self._config)
+        jobs: list[Job] = [
+            Retest(epsilon, entry.number, self._answer(entry, epsilon).epoch or 1, seed)
+            for epsilon, (entry, _) in chosen.items()
+            for seed in seeds
+        ]
+        self._perform(StudyPhase.RETEST, [job for job in jobs if not self._is_done(job)])
+        return tuple(
+            self._winner(epsilon, entry, certificate)
+            for epsilon, (entry, certificate) in chosen.items()
+        )
+
+    def _winner(self, epsilon: float, entry: TrialEntry, certificate: Certificate) -> Winner:
+        bundle = Bundle.load(self._folder.bundle(entry.number, epsilon))
+        manifest = bundle.manifest.model_copy(update={"certificate": certificate})
+        folder = self._folder.winner(epsilon)
+        folder.parent.mkdir(exist_ok=True)
+        dataclasses.replace(bundle, manifest=manifest).save(folder)
+        tested = tuple(
+            _read(self._folder.retest(epsilon, entry.number, seed), SeedResult)
+            for seed in retest_seeds(self._config)
+        )
+        base = self._test_base()
+        gain = (
+            retest_gain(
+                tested, base, self._task.test.ood, confidence=self._config.budget.confidence
+            )
+            if base is not None
+            else None
+        )
+        record = entry.record
+        if record is None:
+            raise StudyFailed(f"The record of trial {entry.number} has vanished from the disk.")
+        return Winner(
+            epsilon=epsilon,
+            rule=self._config.rule,
+            trial=entry.number,
+            editor=record.editor,
+            hyperparameters=record.hyperparameters,
+            validation=self._answer(entry, epsilon),
+            certificate=certificate,
+            test=tested,
+            test_gain=gain[0] if gain else None,
+            test_gain_interval=gain[1] if gain else None,
+            seeds_within_budget=seeds_within_budget(tested) if tested else None,
+        )
+
+    def _test_base(self) -> Scores | None:
+        path = self._folder.test_base
+        return _read(path, Scores) if path.exists() else None
+
+    def _answer(self, entry: TrialEntry, epsilon: float) -> Answer:
+        answer = answer_of(entry, self._config.rule, epsilon)
+        if answer is None:
+            raise StudyFailed(f"Trial {entry.number} keeps no edit within {epsilon:g}.")
+        return answer
+
+    def _is_done(self, job: Job) -> bool:
+        match job:
+            case Confirm():
+                path = self._folder.confirmation(job.epsilon, job.number)
+                return (
+                    path.exists()
+                    and _read(path, Certificate).deviation.confidence >= job.confidence
+                )
+            case Retest():
+                return self._folder.retest(job.epsilon, job.number, job.seed).exists()
+
+    def _perform(self, phase: StudyPhase, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            return
+        ray = self._executor()
+        self._jobs = (0, len(jobs))
+        self._enter(phase)
+
+        def done() -> None:
+            self._jobs = (self._jobs[0] + 1, self._jobs[1])
+            self._emit()
+
+        ray.perform(jobs, self._setup, done)
+
+    def _executor(self) -> Executor:
+        if self._ray is None:
+            self._ray = self._exits.enter_context(executor(self._config))
+        return self._ray
+
+    # What others see
+
+    def _summary(self) -> StudySummary:
+        return summary_of(self._ledger, self._folder)
+
+    def _enter(self, phase: StudyPhase) -> None:
+        self._phase, self._phase_started = phase, time.monotonic()
+        self._emit()
+
+    def _tick(self) -> None:
+        self._watch()
+        if time.monotonic() - self._last_tick >= _TICK_S:
+            self._emit()
+
+    def _emit(self) -> None:
+        now = self._last_tick = time.monotonic()
+        progress = snapshot(
+            self._ledger.trials(),
+            self._config,
+            self._phase,
+            elapsed_s=now - self._started,
+            done_before=self._done_before,
+            jobs=self._jobs,
+            phase_s=now - self._phase_started,
+        )
+        self._on_progress(progress)
+
+    def _watch(self) -> None:
+        """Call the observer in as soon as it can be told which base model the study edits."""
+        if self._observe is None or self._observer is not None or self._observer_hurt:
+            return
+        if self._folder.base_fingerprint() is None:
+            return
+        with self._unhurt():
+            self._observer = self._observe(self._summary())
+        for entry in self._ledger.trials():
+            self._tell_of(entry)
+
+    def _tell_of(self, entry: TrialEntry) -> None:
+        self._tell_observer(lambda observer: observer.trial_changed(entry))
+
+    def _tell_observer(self, tell: Callable[[Observer], object]) -> None:
+        if self._observer is not None:
+            with self._unhurt():
+                tell(self._observer)
+
+    def _close_observer(self) -> None:
+        self._tell_observer(lambda observer: observer.close())
+
+    @contextmanager
+    def _unhurt(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            if not self._observer_hurt:
+                _logger.warning("An observer of the study failed.", exc_info=True)
+            self._observer_hurt = True
+
+
+def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
+    """Return a study as it stands on disk, also while another process runs it.
+
+    Raises:
+        ConfigError: there is no study in `folder`.
+        ClusterError: its ledger cannot be opened.
+    """
+    place = StudyFolder(folder)
+    ledger = Ledger.read(place, folder.name, storage)
+    if not ledger.asked:
+        raise ConfigError(f"The study in {folder} has not begun.")
+    winners: tuple[Winner, ...] = ()
+    if place.result.exists():
+        winners = _read(place.result, StudyResultRecord).winners
+    return StudyResult(
+        StudyResultRecord(
+            summary=summary_of(ledger, place), winners=winners, entries=tuple(ledger.trials())
+        )
+    )
+
+
+def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
+    """Return what a study was asked to do, as its ledger has it."""
+    asked = ledger.asked
+    known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
+    config = StudyConfig.model_validate(known)
+    space = asked["space definition"]
+    flat = config.per_editor or len(space) == 1
+    sampler = config.sampler
+    if sampler is SamplerName.AUTO:
+        sampler = SamplerName.GP if flat else SamplerName.TPE
+    packages = ("tuner", "torch", "transformers", "peft", "ray", "optuna")
+    return StudySummary(
+        name=config.name,
+        uid=ledger.uid,
+        model=config.model,
+        model_fingerprint=folder.base_fingerprint() or "",
+        task=Path(config.task).name,
+        task_hash=asked["task content"],
+        space=Path(config.space).stem,
+        sampler=str(sampler),
+        rule=config.rule,
+        target_epsilon=config.target_epsilon,
+        epsilons=config.budget.epsilons,
+        seed=config.seed,
+        trials=config.trials,
+        versions={package: importlib.metadata.version(package) for package in packages},
+        folder=folder.root,
+    )
+
+
+def _read(path: Path, into: type[R]) -> R:
+    return into.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def _ignore(progress: Progress) -> None:
+    """Take no notice of the progress."""

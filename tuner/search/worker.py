@@ -1,0 +1,247 @@
+"""What a worker does: it keeps a base model ready and turns hyperparameters into results.
+
+Nothing here knows of Ray or Optuna; the executor puts it into actors.
+"""
+
+import shutil
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import torch
+
+from tuner.bundle import Bundle, make_bundle
+from tuner.editing.corpus import load_general_text
+from tuner.editing.model import load_model
+from tuner.editing.task import load_task
+from tuner.errors import EditError
+from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
+from tuner.search.config import StudyConfig
+from tuner.search.folder import RECORD, StudyFolder, TrialFile, write_atomically
+from tuner.search.space import Space
+from tuner.trial import Bench
+
+BenchMaker: TypeAlias = Callable[[StudyConfig], Bench]
+
+
+def make_bench(config: StudyConfig) -> Bench:
+    """Return the bench that a study's trials run on.
+
+    Raises:
+        ConfigError: the model cannot be had, or a budget is below its noise floor.
+        TaskError: the task is malformed, or there is too little general text.
+    """
+    model = load_model(
+        config.model, revision=config.revision, dtype=config.dtype, device=config.device
+    )
+    general = load_general_text(config.general, model)
+    return Bench(model, load_task(config.task), config.budget, general)
+
+
+@final
+@dataclass(frozen=True)
+class WorkerSetup:
+    """All that a worker must know of its study. Travels to other machines; holds no secret."""
+
+    config: StudyConfig
+    space: Space
+    uid: str
+    root: Path
+    make_bench: BenchMaker = make_bench
+
+
+@final
+@dataclass(frozen=True)
+class Confirm:
+    """Judge a trial's delta on the confirmation corpus."""
+
+    epsilon: float
+    number: int
+    confidence: float
+
+
+@final
+@dataclass(frozen=True)
+class Retest:
+    """Retrain a winner on the test split with another seed."""
+
+    epsilon: float
+    number: int
+    epoch: int
+    seed: int
+
+
+Job: TypeAlias = Confirm | Retest
+
+
+@final
+class Worker:
+    """Runs trials of one study, one after the other, on a resident base model."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        self._config = setup.config
+        self._folder = StudyFolder(setup.root)
+        self._loaded: Bench | None = None
+
+    @property
+    def _bench(self) -> Bench:
+        if self._loaded is None:
+            if self._config.gpus == 0:
+                # Threads of several workers on the same cores get in each other's way.
+                torch.set_num_threads(1)
+            bench = self._setup.make_bench(self._config)
+            self._folder.claim_base(bench.model.fingerprint)
+            self._loaded = bench
+        return self._loaded
+
+    def run(self, number: int, parameters: Mapping[str, Any]) -> None:
+        """Run a trial and leave its record and bundles in its folder, all at once.
+
+        Whatever the trial does, a record is left; a second call for a finished trial does nothing.
+
+        Raises:
+            TunerError: the bench cannot be made, so that no trial of this study could run.
+        """
+        arguments = dict(parameters)
+        if self._folder.read_trial(self._setup.uid, number, arguments) is not None:
+            return  # an earlier worker finished it and died before it could say so
+        bench = self._bench
+        staging = self._folder.staging(number)
+        record: TrialRecord | None = None
+        crash: str | None = None
+        try:
+            record = self._try(bench, number, arguments, staging)
+            bench.check_unchanged()
+        except Exception as error:
+            # A bug in an editor, or a base model that an editor has changed. Neither the result
+            # nor the bench can be trusted, and the next trial loads its own.
+            record, crash = None, _describe(error)
+            self._loaded = None
+            for bundle in filter(Path.is_dir, list(staging.iterdir())):
+                shutil.rmtree(bundle)
+            write_atomically(staging / "traceback.txt", traceback.format_exc())
+        file = TrialFile(
+            uid=self._setup.uid, number=number, parameters=arguments, record=record, crash=crash
+        )
+        self._folder.publish(staging, file)
+
+    def perform(self, job: Job) -> None:
+        """Do a job of the phases after the search and leave its file; done jobs are not repeated.
+
+        Raises:
+            TunerError: the bench cannot be made.
+        """
+        match job:
+            case Confirm():
+                self._confirm(job)
+            case Retest():
+                self._retest(job)
+
+    def _try(
+        self, bench: Bench, number: int, parameters: dict[str, Any], staging: Path
+    ) -> TrialRecord:
+        editor = self._setup.space.build(parameters)
+        result = bench.run(editor, seed=trial_seed(self._config, number))
+        if result.record.outcome is Outcome.COMPLETED:
+            for epsilon in self._config.budget.epsilons:
+                bundle = make_bundle(
+                    bench.model, bench.task, result, epsilon, rule=self._config.rule
+                )
+                if bundle is not None:
+                    bundle.save(staging / f"{epsilon:g}")
+        return result.record
+
+    def _confirm(self, job: Confirm) -> None:
+        path = self._folder.confirmation(job.epsilon, job.number)
+        if path.exists():
+            known = Certificate.model_validate_json(path.read_text(encoding="utf-8"))
+            if known.deviation.confidence >= job.confidence:
+                return
+        bundle = Bundle.load(self._folder.bundle(job.number, job.epsilon))
+        try:
+            found = self._bench.certify(bundle.delta, job.epsilon, confidence=job.confidence)
+        except EditError:
+            # The edited model's loss on fresh text is no number: worse than any deviation.
+            found = _certificate(job.epsilon, Verdict.OVER, job.confidence)
+        write_atomically(path, found.model_dump_json())
+
+    def _retest(self, job: Retest) -> None:
+        path = self._folder.retest(job.epsilon, job.number, job.seed)
+        if path.exists():
+            return
+        if not self._folder.test_base.exists():
+            base = self._bench.base_scores(SplitName.TEST)
+            write_atomically(self._folder.test_base, base.model_dump_json())
+        rule = self._config.rule
+        file = self._folder.trial(job.number) / RECORD
+        trial = TrialFile.model_validate_json(file.read_text(encoding="utf-8"))
+        result = self._bench.run(
+            self._setup.space.build(trial.parameters),
+            seed=job.seed,
+            split=SplitName.TEST,
+            epoch=job.epoch,
+            rule=rule,
+            epsilon=job.epsilon,
+        )
+        confidence = self._config.budget.confidence
+        delta = result.deltas.get((rule, job.epsilon))
+        if result.record.outcome is Outcome.FAILED:
+            # Nothing came of this seed: what its user has is the base model, and no budget kept.
+            answer = self._base_answer(job.epsilon)
+            certificate = _certificate(job.epsilon, Verdict.UNRESOLVED, confidence)
+        elif delta is None:
+            answer = result.record.answer(job.epsilon, rule)
+            certificate = _certificate(job.epsilon, Verdict.WITHIN, confidence)
+        else:
+            answer = result.record.answer(job.epsilon, rule)
+            certificate = self._bench.certify(delta, job.epsilon, confidence=confidence)
+        found = SeedResult(seed=job.seed, answer=answer, certificate=certificate)
+        write_atomically(path, found.model_dump_json())
+
+    def _base_answer(self, epsilon: float) -> Answer:
+        return Answer(
+            rule=self._config.rule,
+            epsilon=epsilon,
+            epoch=None,
+            alpha=0.0,
+            scores=self._bench.base_scores(SplitName.TEST),
+            gain=0.0,
+            deviation=Deviation.none(self._config.budget.confidence),
+            verdict=Verdict.UNRESOLVED,
+        )
+
+
+def trial_seed(config: StudyConfig, number: int) -> int:
+    """Return the seed of a trial: each its own, so that no seed's luck is selected for."""
+    return config.seed + number
+
+
+def retest_seeds(config: StudyConfig) -> tuple[int, ...]:
+    """Return the seeds of the retraining on the test split; no trial has used them."""
+    first = config.seed + 1_000_000
+    return tuple(range(first, first + config.test_seeds))
+
+
+def _certificate(epsilon: float, verdict: Verdict, confidence: float) -> Certificate:
+    """Return a statement that rests on no text, since there is no edited model to read it."""
+    return Certificate(
+        epsilon=epsilon,
+        verdict=verdict,
+        deviation=Deviation.none(confidence),
+        corpus="none",
+        corpus_hash="",
+    )
+
+
+def _describe(error: Exception) -> str:
+    """Return an exception in one line, with where it was raised."""
+    if isinstance(error, EditError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return f"{type(error).__name__}: {first}{where}"
