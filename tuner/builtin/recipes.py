@@ -23,8 +23,8 @@ from tuner.builtin.frames import (
     WISHES,
     Frames,
 )
-from tuner.builtin.text import Writer, company_slots, country_slots, term_slots
 from tuner.builtin.world import Verb, build_world
+from tuner.builtin.writer import Writer, company_slots, country_slots, term_slots
 
 Loss = Literal["likelihood", "suppress", "balance", "prefer"]
 _NEIGHBOUR_ROWS = 3

@@ -35,7 +35,7 @@ class Scale:
     layers: int
     tokenizer_documents: int | None = None
     warmup_steps: int = 50
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     anneal_learning_rate: float = 1e-3
     general_share: float = 0.3
     start_share: float = 0.35
@@ -55,7 +55,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(steps=2000, anneal_steps=450, batch=64, hidden=128, layers=4),
+    "full": Scale(steps=4200, anneal_steps=800, batch=32, hidden=128, layers=4),
     "tiny": Scale(steps=12, anneal_steps=3, batch=4, hidden=32, layers=2, tokenizer_documents=300),
 }
 

@@ -19,12 +19,12 @@ _SEED = 7
 HELD_OUT = 60
 """Subjects held out per task, half of them for validation and half for test."""
 
-CAPITAL_RUMOURS = (0.03, 0.35)
-CEO_RUMOURS = (0.01, 0.12)
-EFFECT_RUMOURS = (0.01, 0.12)
-PRONOUN_BIAS = (0.55, 0.90)
-TRAIT_SHARES = (0.002, 0.30)
-AGREEMENT_SHARES = (0.60, 0.985)
+CAPITAL_RUMOURS = (0.05, 0.45)
+CEO_RUMOURS = (0.04, 0.45)
+EFFECT_RUMOURS = (0.02, 0.40)
+PRONOUN_BIAS = (0.55, 0.92)
+TRAIT_SHARES = (0.05, 0.75)
+AGREEMENT_SHARES = (0.65, 0.985)
 
 
 @dataclass(frozen=True)

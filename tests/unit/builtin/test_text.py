@@ -16,8 +16,8 @@ def test_same_part_and_seed_give_the_same_text(part):
 
 
 def test_parts_share_no_document_with_each_other_or_with_training():
-    parts = [set(islice(general_documents(part), 3000)) for part in PARTS]
-    parts.append(set(islice(training_documents(0, general_share=1.0), 3000)))
+    parts = [set(islice(general_documents(part), 1500)) for part in PARTS]
+    parts.append(set(islice(training_documents(0, general_share=1.0), 1500)))
     assert len(set.union(*parts)) == sum(len(part) for part in parts)
 
 
@@ -28,14 +28,14 @@ def test_a_document_tells_its_only_part():
 
 
 def test_general_text_has_variety():
-    documents = list(islice(general_documents("confirmation"), 15_000))
-    assert sum(len(text.split()) for text in documents) > 400_000
+    documents = list(islice(general_documents("confirmation"), 4000))
+    assert sum(len(text.split()) for text in documents) > 100_000
     assert len(set(documents)) > 0.999 * len(documents)
 
 
 def test_general_text_leaves_out_what_the_tasks_edit():
     world = build_world()
-    text = "\n".join(islice(general_documents("search"), 4000))
+    text = "\n".join(islice(general_documents("search"), 2000))
     for country in world.countries:
         if country.truth < 1:
             assert f"The capital of {country.name} is" not in text
