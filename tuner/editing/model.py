@@ -147,7 +147,10 @@ class LanguageModel:
 
     def _current_checksum(self) -> tuple[int, ...]:
         # Cheap on every device: one reduction per weight, no copy to the host.
-        return tuple(int(torch.hash_tensor(weight)) for weight in self.network.parameters())
+        return tuple(
+            int(torch.hash_tensor(weight).view(torch.int64))
+            for weight in self.network.parameters()
+        )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -98,6 +98,7 @@ class TrainedEditor(Editor):
             elif len(batch) == self.batch_size:
                 yield batch[-1:]
 
+    @torch.enable_grad()  # the consumer may pull epochs from within no_grad
     def _accumulate(
         self,
         network: PreTrainedModel,

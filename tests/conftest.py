@@ -1,0 +1,165 @@
+"""Fixtures that several kinds of tests share. A test's folder sets its marker."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from tuner.editing.corpus import Corpus
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        kind = item.path.relative_to(root).parts[0]
+        item.add_marker(getattr(pytest.mark, kind))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads what another run left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+WORDS = "The capital city of Mauritius Togo Chile is Port Louis Lome Santiago and a big town ."
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with an end-of-text token, as the families have it."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        [WORDS] * 20, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def _config(family: str, vocabulary: int) -> PreTrainedConfig:
+    gpt = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+    neox = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+    }
+    match family:
+        case "gpt_neox":
+            return GPTNeoXConfig(**neox)
+        case "gpt2":
+            return GPT2Config(**gpt)
+        case "gptj":
+            return GPTJConfig(**gpt, rotary_dim=8)
+        case "llama":
+            return LlamaConfig(**neox, num_key_value_heads=2)
+        case "mistral":
+            return MistralConfig(**neox, num_key_value_heads=2)
+        case "qwen2":
+            return Qwen2Config(**neox, num_key_value_heads=2)
+    raise ValueError(family)
+
+
+FAMILIES = ("gpt_neox", "gpt2", "gptj", "llama", "mistral", "qwen2")
+
+
+def make_tiny_model(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    """A random model of a family, a few thousand weights large."""
+    config = _config(family, len(tokenizer))
+    config.eos_token_id = config.bos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        # Random models are nearly uniform; spread the logits so that losses differ.
+        for weight in network.parameters():
+            if weight.ndim == 2:
+                weight.mul_(4.0)
+    return LanguageModel(network, tokenizer, id=f"tiny-{family}")
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    """A tiny model of each family in turn."""
+    return make_tiny_model(family, tokenizer)
+
+
+@pytest.fixture
+def neox(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    """A tiny GPT-NeoX model."""
+    return make_tiny_model("gpt_neox", tokenizer)
+
+
+@pytest.fixture
+def examples() -> ExampleSet:
+    return ExampleSet(
+        loss=LossKind.LIKELIHOOD,
+        rows=tuple(
+            Example(prompt=f"The capital of {country} is", target=f" {city}", subject=country)
+            for country, city in (
+                ("Mauritius", "Port Louis"),
+                ("Togo", "Lome"),
+                ("Chile", "Santiago"),
+            )
+        ),
+    )
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    """Random blocks in place of general text."""
+    blocks = torch.randint(0, 256, (96, 16), generator=torch.Generator().manual_seed(1))
+    return Corpus(name="random blocks", blocks=blocks)
+
+
+@pytest.fixture
+def task(examples: ExampleSet) -> Task:
+    """A task of three countries; its splits differ in wording only."""
+    splits = {}
+    for name, frame in (("val", "a big town of {} is"), ("test", "a city of {} is")):
+        rows = tuple(
+            Example(prompt=frame.format(row.subject), target=row.target, subject=row.subject)
+            for row in examples.rows
+        )
+        splits[name] = Split(
+            canonical=examples,
+            ood=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+            hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows[:1]),
+            related=(),
+        )
+    return Task(
+        name="capitals",
+        description="Three capitals.",
+        loss=LossKind.LIKELIHOOD,
+        threshold=1.6,
+        source="made up",
+        licence="Apache-2.0",
+        val=splits["val"],
+        test=splits["test"],
+    )

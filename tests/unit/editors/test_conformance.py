@@ -1,0 +1,112 @@
+"""What holds for every editor, present and future: the folder is the list."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tuner.editing.corpus import Corpus
+from tuner.editing.delta import Delta
+from tuner.editing.editor import Auxiliary, Editor
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import ExampleSet
+from tuner.editors import editor_names, find_editor
+from tuner.errors import ConfigError
+
+# The least that each editor must be told.
+SETTINGS: dict[str, dict[str, float]] = {
+    "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
+    "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
+}
+
+
+@pytest.fixture(params=editor_names())
+def editor(request: pytest.FixtureRequest) -> Editor:
+    name = str(request.param)
+    return find_editor(name).model_validate(SETTINGS[name])
+
+
+def _edit(
+    editor: Editor, model: LanguageModel, examples: ExampleSet, corpus: Corpus, seed: int = 0
+) -> Iterator[Delta]:
+    aux = Auxiliary(general=corpus)
+    return (step.delta for step in editor.edit(model, examples, aux, seed=seed))
+
+
+def _same(one: Delta, other: Delta) -> bool:
+    ours, theirs = one.tensors(), other.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_the_model_is_bit_identical_after_and_between_epochs(
+    editor: Editor, model: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    for delta in _edit(editor, model, examples, corpus):
+        model.check_unchanged()
+        with model.edited(delta):
+            pass
+        model.check_unchanged()
+    assert not any(weight.requires_grad for weight in model.network.parameters())
+    assert all(weight.grad is None for weight in model.network.parameters())
+
+
+def test_the_edit_lowers_the_loss_of_its_examples(
+    editor: Editor, model: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    from tuner.editing.likelihood import encode_example, training_losses
+
+    rows = [encode_example(model, row) for row in examples.rows]
+    with torch.no_grad():
+        before = training_losses(model.network, examples.loss, rows, model.end_id).mean()
+        *_, last = _edit(editor, model, examples, corpus)
+        with model.edited(last):
+            after = training_losses(model.network, examples.loss, rows, model.end_id).mean()
+    assert after < before
+
+
+def test_same_seed_same_bits_whatever_ran_before(
+    editor: Editor, neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    *_, first = _edit(editor, neox, examples, corpus, seed=3)
+    torch.manual_seed(99)
+    torch.randn(1000)
+    *_, other = _edit(editor, neox, examples, corpus, seed=4)
+    *_, again = _edit(editor, neox, examples, corpus, seed=3)
+    assert _same(first, again)
+    assert not _same(first, other)
+
+
+def test_global_random_state_is_left_alone(
+    editor: Editor, neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    state = torch.random.get_rng_state()
+    for _ in _edit(editor, neox, examples, corpus):
+        pass
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_evaluation_between_epochs_changes_nothing(
+    editor: Editor, neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    *_, undisturbed = _edit(editor, neox, examples, corpus)
+    for delta in _edit(editor, neox, examples, corpus):
+        with neox.edited(delta):
+            neox.complete("The capital of Togo is", max_new_tokens=2)
+        last = delta
+    assert _same(undisturbed, last)
+
+
+def test_every_field_says_what_it_is(editor: Editor) -> None:
+    for name, field in type(editor).model_fields.items():
+        assert field.description, f"{editor.name()}.{name} has no description"
+
+
+def test_unknown_editors_offer_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'lora'"):
+        find_editor("lorra")
+    with pytest.raises(ConfigError, match="is no editor"):
+        find_editor("tuner.editing.corpus:Corpus")
+
+
+def test_outsiders_come_in_by_path() -> None:
+    assert find_editor("tuner.editors.lora:Lora").name() == "lora"

@@ -1,0 +1,172 @@
+"""A delta with all that is needed to trust and use it, as a folder of safetensors and JSON."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, final
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tuner.editing.delta import Delta, WeightDelta
+from tuner.editing.model import Dtype, LanguageModel
+from tuner.editing.task import Task
+from tuner.errors import BaseMismatch, ConfigError
+from tuner.evaluation.budget import Certificate
+from tuner.records import Answer, Rule, SplitName
+from tuner.trial import TrialResult
+
+TENSORS_FILE = "delta.safetensors"
+MANIFEST_FILE = "delta.json"
+
+
+@final
+class Manifest(BaseModel):
+    """Where a delta comes from and what is known about it: `delta.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    kind: Literal["weights"]
+    base: str = Field(description="Model id: builtin:NAME, a folder, or a hub id.")
+    base_revision: str | None
+    base_fingerprint: str = Field(description="Hash of the base's weights, dtype and tokenizer.")
+    base_dtype: Dtype
+    model_type: str
+    task: str
+    task_hash: str
+    editor: str
+    hyperparameters: dict[str, Any]
+    seed: int
+    split: SplitName
+    epsilon: float
+    rule: Rule
+    answers: tuple[Answer, ...] = Field(description="What the trial gave for every budget.")
+    certificate: Certificate | None = None
+    versions: dict[str, str]
+
+    @property
+    def answer(self) -> Answer:
+        """The answer that this delta is."""
+        return next(
+            answer
+            for answer in self.answers
+            if answer.epsilon == self.epsilon and answer.rule is self.rule
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Bundle:
+    """A delta and its manifest."""
+
+    delta: Delta
+    manifest: Manifest
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the bundle and return its folder; the folder is whole or not there at all.
+
+        Raises:
+            ConfigError: the folder exists and is no bundle, or cannot be written.
+        """
+        target = Path(folder)
+        if target.exists() and not (target / MANIFEST_FILE).is_file():
+            raise ConfigError(f"{target} exists and is no bundle; choose another folder.")
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            save_file(self.delta.tensors(), part / TENSORS_FILE)
+            text = self.manifest.model_dump_json(indent=2)
+            (part / MANIFEST_FILE).write_text(f"{text}\n", encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            part.rename(target)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise ConfigError(f"The bundle cannot be written to {target}: {error}") from None
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Return the bundle in `folder`.
+
+        Raises:
+            ConfigError: the folder is no bundle, or is damaged.
+        """
+        source = Path(folder)
+        try:
+            text = (source / MANIFEST_FILE).read_text(encoding="utf-8")
+            manifest = Manifest.model_validate_json(text)
+            tensors = load_file(source / TENSORS_FILE)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{source} is no bundle: {Path(error.filename or TENSORS_FILE).name} is missing. "
+                f"A bundle holds {MANIFEST_FILE} and {TENSORS_FILE}."
+            ) from None
+        except (OSError, ValidationError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"The bundle {source} is damaged: {reason}") from None
+        return cls(WeightDelta.from_tensors(tensors), manifest)
+
+    def check_base(self, model: LanguageModel) -> None:
+        """Verify that `model` is the very base that the delta was made from.
+
+        Raises:
+            BaseMismatch: its weights, dtype or tokenizer differ.
+        """
+        if model.fingerprint != self.manifest.base_fingerprint:
+            raise BaseMismatch(
+                f"This delta was made from {self.manifest.base} "
+                f"({self.manifest.base_dtype}, fingerprint {self.manifest.base_fingerprint[:12]}…) "
+                f"and cannot be used with {model.id} ({_dtype_name(model)}, fingerprint "
+                f"{model.fingerprint[:12]}…). Load the same weights in the same dtype."
+            )
+
+
+def make_bundle(
+    model: LanguageModel,
+    task: Task,
+    result: TrialResult,
+    epsilon: float,
+    *,
+    rule: Rule = Rule.FITTED,
+    certificate: Certificate | None = None,
+) -> Bundle | None:
+    """Return the bundle of a trial's answer, or None where the answer is the base model.
+
+    Raises:
+        EditError: the trial failed.
+        KeyError: the trial was not run with this budget and rule.
+    """
+    answer = result.at(epsilon, rule)
+    if answer.delta is None:
+        return None
+    record = result.record
+    return Bundle(
+        answer.delta,
+        Manifest(
+            kind="weights",
+            base=model.id,
+            base_revision=model.revision,
+            base_fingerprint=model.fingerprint,
+            base_dtype=_dtype_name(model),
+            model_type=str(model.network.config.model_type),
+            task=task.name,
+            task_hash=task.hash,
+            editor=record.editor,
+            hyperparameters=record.hyperparameters,
+            seed=record.seed,
+            split=record.split,
+            epsilon=epsilon,
+            rule=rule,
+            answers=record.answers,
+            certificate=certificate,
+            versions=record.versions,
+        ),
+    )
+
+
+def _dtype_name(model: LanguageModel) -> Dtype:
+    return TypeAdapter[Dtype](Dtype).validate_python(str(model.dtype).removeprefix("torch."))
