@@ -88,7 +88,11 @@ def made_up_entry(draw: random.Random, number: int, started: datetime) -> TrialE
     if number % 13 == 7:
         why = "loss is not finite at epoch 3 <learning_rate=0.048 is too high?>"
         record = TrialRecord.failed(
-            editor=editor, hyperparameters=hyperparameters, split=SplitName.VAL, seed=number, why=why
+            editor=editor,
+            hyperparameters=hyperparameters,
+            split=SplitName.VAL,
+            seed=number,
+            why=why,
         )
         state = TrialState.FAILED
     else:

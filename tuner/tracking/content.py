@@ -3,7 +3,7 @@
 One parent run holds the study, one nested run each trial:
 
     params      editor, learning_rate, rank, ...          the hyperparameters
-    metrics     success, deviation, training_loss         step = epoch, of the unscaled edit
+    metrics     success, deviation, deviation_log10, ...  step = epoch, of the unscaled edit
                 fitted.eps_1e-04/success, .../gain, ...   the answer for a budget under a rule
                 seconds/edit, seconds/total
     tags        task, model, outcome, seed, rank.eps_1e-04, feasible.eps_1e-04, version.torch
@@ -284,6 +284,9 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
     for epoch in record.epochs:
         yield "success", epoch.success, epoch.epoch
         yield "deviation", epoch.deviation.estimate, epoch.epoch
+        if epoch.deviation.estimate > 0:
+            # MLflow's scatter has no logarithmic axis, and the frontier spans decades.
+            yield "deviation_log10", math.log10(epoch.deviation.estimate), epoch.epoch
         if epoch.training_loss is not None:
             yield "training_loss", epoch.training_loss, epoch.epoch
     for answer in record.answers:

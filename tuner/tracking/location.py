@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from tuner.errors import ConfigError
+from tuner.tracking.view import view_key
 
 _SERVER_SCHEMES = ("http", "https")
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -87,10 +88,14 @@ def ui_address(uri: str, port: int = 5000) -> str:
     return masked(uri).rstrip("/") if is_server(uri) else f"http://127.0.0.1:{port}"
 
 
-def study_url(address: str, experiment_id: str, study_uid: str) -> str:
-    """Return the page that lists the runs of one study, and no others."""
-    search = quote(f"tags.`tuner.study` = '{study_uid}'", safe="")
-    return f"{address.rstrip('/')}/#/experiments/{experiment_id}?searchFilter={search}"
+def study_url(address: str, experiment_id: str, study_uid: str, *, charts: bool = False) -> str:
+    """Return the page with the trials of one study: a table, or the charts with the frontier."""
+    mode = "&compareRunsMode=CHART" if charts else ""
+    return (
+        f"{address.rstrip('/')}/#/experiments/{quote(experiment_id, safe='')}/runs"
+        f"?workflowType=machine_learning{mode}"
+        f"&viewStateShareKey={quote(view_key(study_uid), safe='')}"
+    )
 
 
 def compare_url(address: str, experiment_id: str, run_ids: Iterable[str]) -> str:
@@ -102,4 +107,7 @@ def compare_url(address: str, experiment_id: str, run_ids: Iterable[str]) -> str
     runs, experiments = (
         quote(json.dumps(ids, separators=(",", ":")), safe="") for ids in (chosen, [experiment_id])
     )
-    return f"{address.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+    return (
+        f"{address.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+        "&workflowType=machine_learning"
+    )

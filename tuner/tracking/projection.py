@@ -20,6 +20,7 @@ from tuner.tracking.content import (
 )
 from tuner.tracking.location import masked
 from tuner.tracking.runs import StudyRuns
+from tuner.tracking.view import shared_view, view_key
 
 # After so many failures in a row the server, not one run, is taken to be the trouble.
 _FAILURES_PER_PASS = 2
@@ -151,6 +152,7 @@ class Projection:
             failures = 0
             yield number
         self._write(runs, study, None)
+        runs.offer_view(view_key(view.summary.uid), shared_view(view))
         if trouble:
             raise trouble
 

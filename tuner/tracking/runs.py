@@ -1,5 +1,6 @@
 """The runs of one study as MLflow holds them: found by tag, made once, brought up to date."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from filelock import FileLock
 from tuner.errors import ClusterError, ConfigError
 from tuner.tracking.content import STUDY_TAG, UID_TAG, Point, RunContent
 from tuner.tracking.location import artifact_root, is_database, masked, sqlite_file
+from tuner.tracking.view import VIEW_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,6 +59,7 @@ class StudyRuns:
         with _translated(uri):
             self._client = _open(uri)
             self.experiment_id = self._experiment_id(experiment, artifact_root(studies))
+            self._views: dict[str, str] = {}
             self._known = {run.data.tags[UID_TAG]: _known(run) for run in self._search()}
 
     def has(self, uid: str) -> bool:
@@ -126,6 +129,19 @@ class StudyRuns:
                 raise ConfigError(f"{content.name!r} lacks {gone[0]}, which is no longer there.")
             self._client.set_tag(run_id, SYNCED_TAG, content.digest)
         known.synced = content.digest
+
+    def offer_view(self, key: str, state: str) -> None:
+        """Let an address with `key` open MLflow's pages in the given state.
+
+        Raises:
+            ClusterError: MLflow is out of reach for now.
+            ConfigError: MLflow refuses.
+        """
+        if self._views.get(key) == state:
+            return
+        with _translated(self._uri):
+            self._client.set_experiment_tag(self.experiment_id, VIEW_TAG + key, state)
+        self._views[key] = state
 
     def _log(self, run_id: str, content: RunContent, known: _Known) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -226,7 +242,7 @@ def _translated(uri: str) -> Iterator[None]:
         raise
     except MlflowException as error:
         # Some of MLflow's messages go on for a page; what happened stands in the first lines.
-        text = masked(str(error).strip().split("\n\n")[0])[:500]
+        text = masked(re.split(r"\n\n|\n\[SQL", str(error).strip())[0])[:400]
         if error.error_code in _FINAL_CODES:
             raise ConfigError(f"MLflow at {masked(uri)} refuses: {text}") from None
         raise ClusterError(f"MLflow at {masked(uri)} does not answer: {text}") from None

@@ -49,13 +49,13 @@ def brief_requests() -> Iterator[None]:
 
 @contextmanager
 def quiet_here() -> Iterator[None]:
-    """Drop what MLflow and its libraries log from this thread, below errors.
+    """Drop what MLflow and its libraries log from this thread: it reaches us as exceptions too.
 
-    Other threads, where the user may run MLflow too, keep their messages.
+    Other threads, where the user may run MLflow as well, keep their messages.
     """
     import mlflow  # noqa: F401  its handlers, which are to be quietened, exist from here on
 
-    quiet = _BelowErrorFrom(threading.get_ident())
+    quiet = _NothingFrom(threading.get_ident())
     # A logger's filter sees only what is logged to it directly; its handlers see the children's.
     muted = [logging.getLogger(name) for name in _NOISY]
     targets: list[logging.Filterer] = [*muted, *(h for logger in muted for h in logger.handlers)]
@@ -68,12 +68,12 @@ def quiet_here() -> Iterator[None]:
             target.removeFilter(quiet)
 
 
-class _BelowErrorFrom(logging.Filter):
-    """Lets through all but the lesser messages of one thread."""
+class _NothingFrom(logging.Filter):
+    """Lets through the messages of all threads but one."""
 
     def __init__(self, thread: int) -> None:
         super().__init__()
         self._thread = thread
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self._thread or record.levelno >= logging.ERROR
+        return record.thread != self._thread
