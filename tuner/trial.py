@@ -404,7 +404,8 @@ class _Trial:
 
     def _measure(self, delta: Delta, alpha: float, epsilons: tuple[float, ...]) -> Deviation:
         with self._timed(Phase.DEVIATION):
-            return self.bench.meter.measure(delta if alpha == 1 else delta.scaled(alpha), epsilons)
+            scaled = delta if alpha == 1 else delta.scaled(alpha)
+            return self.bench.meter.measure(scaled, epsilons, sure=False)
 
     def _success(self, delta: Delta) -> float:
         with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):

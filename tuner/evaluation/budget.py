@@ -6,6 +6,9 @@ from typing import Self, final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
+LEANING = 1.64
+
+
 class Verdict(StrEnum):
     """Whether a deviation keeps a budget, as far as the text read so far can tell."""
 
@@ -36,6 +39,18 @@ class Deviation(BaseModel):
         if self.upper <= epsilon:
             return Verdict.WITHIN
         if self.lower > epsilon:
+            return Verdict.OVER
+        return Verdict.UNRESOLVED
+
+    def leaning(self, epsilon: float) -> Verdict:
+        """Return what one look at the estimate suggests, at 1.64 standard errors.
+
+        Enough to steer a search; it is no verdict, since a search looks many times.
+        """
+        margin = LEANING * self.standard_error
+        if self.estimate + margin <= epsilon:
+            return Verdict.WITHIN
+        if self.estimate - margin > epsilon:
             return Verdict.OVER
         return Verdict.UNRESOLVED
 

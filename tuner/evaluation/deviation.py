@@ -14,7 +14,7 @@ from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.likelihood import block_losses
 from tuner.editing.model import LanguageModel
 from tuner.errors import ConfigError, EditError
-from tuner.evaluation.budget import Budget, Certificate, Deviation, Verdict
+from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import sequence_radius
 
 # Rare blocks carry much of an edit's cost; before this many, their share is anybody's guess.
@@ -39,7 +39,7 @@ class DeviationMeter:
         *,
         confidence: float,
         cache: Cache,
-        tokens_per_batch: int = 1024,
+        tokens_per_batch: int = 2048,
     ) -> None:
         self._model = model
         self._corpus = corpus
@@ -51,10 +51,12 @@ class DeviationMeter:
             torch.empty(0, dtype=torch.float64) if saved is None else saved["losses"]
         )
 
-    def measure(self, delta: Delta, epsilons: Iterable[float]) -> Deviation:
-        """Return the deviation of an edit, read until every budget's verdict is sure.
+    def measure(self, delta: Delta, epsilons: Iterable[float], *, sure: bool = True) -> Deviation:
+        """Return the deviation of an edit, read until every budget is decided or cannot be.
 
-        Where the corpus ends first, the remaining verdicts are unresolved.
+        With `sure` decided means a verdict; without, a leaning, which steers a search at a tenth
+        of the text. What the rest of the corpus would probably not decide either stays
+        unresolved, and the reading stops there.
 
         Raises:
             EditError: the edited model's loss is NaN or infinite.
@@ -72,7 +74,7 @@ class DeviationMeter:
                 raise EditError("The edited model's loss on general text is NaN or infinite.")
             differences.append(edited - base[chunk.start :])
             found = self._estimate(torch.cat(differences), base)
-            if all(found.verdict(epsilon) is not Verdict.UNRESOLVED for epsilon in asked):
+            if all(self._settled(found, len(base), epsilon, sure) for epsilon in asked):
                 break
         if len(self._base) > known:
             self._cache.save("base_losses", self._key(), {"losses": self._base})
@@ -122,6 +124,22 @@ class DeviationMeter:
                 "larger budgets, or a more precise dtype."
             )
         return floor
+
+    def _settled(self, found: Deviation, read: int, epsilon: float, sure: bool) -> bool:
+        """Return whether a budget is decided, or the rest of the corpus would not decide it."""
+        decision = found.verdict(epsilon) if sure else found.leaning(epsilon)
+        if decision is not Verdict.UNRESOLVED:
+            return True
+        total = len(self._corpus.blocks)
+        spread = found.standard_error * math.sqrt(read)
+        radius = (
+            sequence_radius(total, self._confidence, _PLANNED_BLOCKS)
+            if sure
+            else LEANING / math.sqrt(total)
+        )
+        # Hopeful by half a standard error: the estimate may yet move away from the budget.
+        distance = abs(found.estimate - epsilon) + found.standard_error / 2
+        return distance < spread * radius
 
     def _chunks(self) -> Iterator[range]:
         total = len(self._corpus.blocks)

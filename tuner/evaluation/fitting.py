@@ -10,10 +10,11 @@ from tuner.evaluation.budget import Deviation, Verdict
 # Below this strength hardly anything of an edit is left.
 LEAST_ALPHA = 0.02
 # Close enough to the strongest that keeps the budget.
-_TOLERANCE = 0.85
+_TOLERANCE = 0.8
 _ATTEMPTS = 6
-# Aim a little under the budget: on the line itself a verdict takes the whole corpus.
-_AIM = 0.85
+# Aim under the budget: on the line itself a decision takes the whole corpus. Deviation grows with
+# the square of the strength, so this costs a sixth of it at most.
+_AIM = 0.7
 
 
 @final
@@ -25,7 +26,7 @@ class StrengthSearch:
     """
 
     measure: Callable[[float, float], Deviation]
-    """(alpha, epsilon) ↦ deviation, read until the verdict on epsilon is sure."""
+    """(alpha, epsilon) ↦ deviation, read until epsilon is decided."""
     seen: dict[float, Deviation] = field(default_factory=dict)
 
     def largest(self, epsilon: float) -> tuple[float, Deviation] | None:

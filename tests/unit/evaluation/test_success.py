@@ -1,0 +1,70 @@
+"""Success, exact generation and their bookkeeping."""
+
+import math
+
+import pytest
+import torch
+
+from tuner.editing.likelihood import encode_example, success_losses
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
+from tuner.evaluation.generation import generate_greedily
+from tuner.evaluation.success import SuccessMeter
+
+
+def test_success_is_the_share_of_rows_under_the_threshold(model: LanguageModel, task: Task) -> None:
+    rows = [encode_example(model, row) for row in task.val.ood.rows]
+    with torch.no_grad():
+        losses = success_losses(model.network, task.loss, rows, model.end_id).sort().values
+    for threshold, share in (
+        (float(losses[0]) - 1, 0.0),
+        (float(losses[0] + losses[1]) / 2, 1 / 3),
+        (float(losses[-1]) + 1, 1.0),
+    ):
+        found = SuccessMeter(model, task.val, threshold).success()
+        assert found.success == pytest.approx(share)
+        assert sum(found.row_success) == round(3 * share)
+
+
+def test_batched_generation_equals_single(model: LanguageModel) -> None:
+    prompts = [
+        model.encode_prompt(text)
+        for text in ("The capital of Togo is", "is", "a big town of Mauritius and Chile is")
+    ]
+    together = generate_greedily(model, prompts, 5)
+    alone = [generate_greedily(model, [prompt], 5)[0] for prompt in prompts]
+    for one, other in zip(together, alone, strict=True):
+        # After the end of text a batch goes on padding.
+        end = other.index(model.end_id) + 1 if model.end_id in other else len(other)
+        assert one[:end] == other[:end]
+
+
+def test_exact_counts_what_the_model_says_by_itself(model: LanguageModel) -> None:
+    prompt = "The capital of Togo is"
+    said = generate_greedily(model, [model.encode_prompt(prompt)], 3)[0]
+    # Only text that survives a round trip through the tokenizer can be a target.
+    target = model.tokenizer.decode(said)
+    if model.encode(target) != said:
+        pytest.skip("this random model does not speak in whole characters")
+    rows = ExampleSet(
+        loss=LossKind.LIKELIHOOD,
+        rows=(Example(prompt=prompt, target=target), Example(prompt=prompt, target=" Port Louis")),
+    )
+    split = Split(canonical=rows, ood=rows, hard_negatives=rows, related=())
+    assert SuccessMeter(model, split, 1.0).scores().exact == 0.5
+
+
+def test_scores_hold_all_that_is_reported(model: LanguageModel, task: Task) -> None:
+    scores = SuccessMeter(model, task.val, task.threshold).scores()
+    assert scores.exact is not None
+    assert scores.hard_negative_loss is not None
+    assert math.isfinite(scores.hard_negative_loss)
+    assert scores.related_loss is None
+
+
+def test_gain_interval_holds_the_gain(neox: LanguageModel, task: Task) -> None:
+    meter = SuccessMeter(neox, task.val, 1.0)
+    base = meter.success().model_copy(update={"row_success": (False, False, False)})
+    better = base.model_copy(update={"row_success": (True, False, True)})
+    interval = meter.gain_interval(better, base)
+    assert interval.low <= 2 / 3 <= interval.high
