@@ -198,7 +198,7 @@ def study_content(view: StudyView) -> RunContent:
     return RunContent(
         uid=study_uid(summary),
         name=summary.name,
-        status="FINISHED" if view.finished else "RUNNING" if view.live else "KILLED",
+        status=_study_status(view),
         started_ms=_ms(started),
         ended_ms=_ms(ended) if over else None,
         tags=_clipped(
@@ -369,6 +369,15 @@ def _status(state: TrialState, live: bool) -> str:
     if not live:
         return "KILLED"
     return "RUNNING" if state is TrialState.RUNNING else "SCHEDULED"
+
+
+def _study_status(view: StudyView) -> str:
+    if view.finished:
+        return "FINISHED"
+    if view.live:
+        return "RUNNING"
+    all_failed = all(entry.state is TrialState.FAILED for entry in view.entries.values())
+    return "FAILED" if view.entries and all_failed else "KILLED"
 
 
 def _param(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Carries a study's records into MLflow, one pass at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import final
@@ -115,7 +115,7 @@ class Projection:
             self._connection = None
             raise
 
-    def report(self, unsent: set[int], study_unsent: bool, reason: str | None) -> SyncReport:
+    def report(self, unsent: Collection[int], study_unsent: bool, reason: str | None) -> SyncReport:
         """Return what MLflow shows as far as this process has seen."""
         runs = self._last_seen
         ids = runs.run_ids if runs else {}

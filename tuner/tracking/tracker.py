@@ -1,7 +1,9 @@
 """The thread that shows a running study in MLflow, and the same thing done afterwards."""
 
+import itertools
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import final
@@ -43,7 +45,9 @@ class Tracker:
         # What the study says, guarded together:
         self._guard = threading.Lock()
         self._entries: dict[int, TrialEntry] = {}
-        self._unsent: set[int] = set()
+        # Per trial when its last news came: a pass under way sends older ones.
+        self._unsent: dict[int, int] = {}
+        self._news = itertools.count()
         self._study_unsent = True
         self._winners: tuple[Winner, ...] = ()
         self._report_path: Path | None = None
@@ -51,7 +55,7 @@ class Tracker:
         self._finished = False
         # What the thread says:
         self._reason: str | None = None
-        self._report = self._projection.report(set(), True, None)
+        self._report = self._projection.report((), True, None)
 
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -69,14 +73,13 @@ class Tracker:
         """Note a trial's present state."""
         with self._guard:
             self._entries[entry.number] = entry
-            self._unsent.add(entry.number)
-            self._study_unsent = True
+            self._mark_unsent([entry.number])
         self._wake.set()
 
     def study_finished(
         self,
         result: StudyResultRecord,
-        report_path: Path | None,
+        report_path: Path | None = None,
         figures: tuple[Path, ...] = (),
     ) -> None:
         """Note the winners, the report and the figures."""
@@ -84,8 +87,8 @@ class Tracker:
             self._entries |= {entry.number: entry for entry in result.entries}
             self._winners = result.winners
             self._report_path, self._figures = report_path, figures
-            self._finished = self._study_unsent = True
-            self._unsent = set(self._entries)  # the ranks concern every trial
+            self._finished = True
+            self._mark_unsent(self._entries)  # the ranks concern every trial
         self._wake.set()
 
     def close(self, timeout_s: float = 20.0) -> SyncReport:
@@ -93,8 +96,7 @@ class Tracker:
         with self._guard:
             if not self._finished:
                 # Nobody works on them any more; their runs must not look alive.
-                self._unsent |= {n for n, e in self._entries.items() if not e.state.finished}
-                self._study_unsent = True
+                self._mark_unsent(n for n, e in self._entries.items() if not e.state.finished)
         self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -151,7 +153,7 @@ class Tracker:
             ConfigError: MLflow refuses the study as a whole.
         """
         with self._guard:
-            numbers = sorted(self._unsent)
+            sending = dict(self._unsent)
             self._study_unsent = False
             view = StudyView(
                 summary=self._summary,
@@ -164,10 +166,10 @@ class Tracker:
             )
         sent_all = False
         try:
-            for number in self._projection.push(view, numbers):
+            for number in self._projection.push(view, sorted(sending)):
                 with self._guard:
-                    if self._entries[number] is view.entries[number]:
-                        self._unsent.discard(number)
+                    if self._unsent.get(number) == sending.get(number):
+                        self._unsent.pop(number, None)
                 if self._give_up.is_set():
                     return
             sent_all = True
@@ -175,6 +177,10 @@ class Tracker:
             with self._guard:
                 self._study_unsent |= not sent_all
                 self._report = self._projection.report(self._unsent, self._study_unsent, None)
+
+    def _mark_unsent(self, numbers: Iterable[int]) -> None:
+        self._unsent |= {number: next(self._news) for number in numbers}
+        self._study_unsent = True
 
 
 def sync(
