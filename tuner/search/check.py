@@ -39,8 +39,8 @@ def check_study(path: Path) -> list[str]:
                 prefix = "" if located else f"{path}:{line_of(node, (key,))}: "
                 problems.append(f"{prefix}{line}")
     general = config.general if config is not None else None
-    if general is not None and not general.exists():
-        problems.append(f"{path}:{line_of(node, ('general',))}: {general} does not exist.")
+    if general is not None and ":" not in general and not Path(general).is_file():
+        problems.append(f"{path}:{line_of(node, ('general',))}: the file {general} does not exist.")
     return problems
 
 

@@ -51,8 +51,8 @@ class StudyConfig(BaseModel):
     dtype: Dtype = "float32"
     device: str = "auto"
     task: str = Field(description="A task's name, or the path of its folder.")
-    general: Path | None = Field(
-        default=None, description="General text; the built-in models bring their own."
+    general: str | None = Field(
+        default=None, description="File of general text; the built-in models bring their own."
     )
     space: str = Field(default="lora", description="A space's name, or the path of its file.")
     trials: int = Field(default=30, gt=0)
@@ -144,12 +144,11 @@ def load_study(path: Path) -> StudyConfig:
     """
     config = load_yaml(path, StudyConfig)
     changes: dict[str, Any] = {}
-    for key in ("task", "space", "model"):
-        value = Path(getattr(config, key))
-        if not value.is_absolute() and len(value.parts) > 1 and (path.parent / value).exists():
+    for key in ("task", "space", "model", "general"):
+        value = getattr(config, key)
+        is_path = value is not None and (len(Path(value).parts) > 1 or Path(value).suffix)
+        if is_path and (path.parent / value).exists():
             changes[key] = str(path.parent / value)
-    if config.general is not None and not config.general.is_absolute():
-        changes["general"] = path.parent / config.general
     return config.model_copy(update=changes)
 
 

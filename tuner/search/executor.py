@@ -205,6 +205,10 @@ class _Ticker(Callback):  # type: ignore[misc]  # ray is untyped
     def __init__(self, on_tick: Callable[[], None]) -> None:
         self._on_tick = on_tick
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its callbacks to restore them, which we never do."""
+        return {}
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._on_tick()
 

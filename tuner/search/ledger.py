@@ -18,7 +18,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 from pydantic import SecretStr
@@ -239,7 +239,7 @@ def is_driven(folder: StudyFolder) -> bool:
 
 
 @final
-class _NoLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna is untyped
+class _NoLock:
     """The journal needs no lock of its own: the study's lock admits one writer.
 
     Optuna's would survive a killed process and hold up the next for half a minute.

@@ -63,11 +63,13 @@ def snapshot(
     done_before: int = 0,
     jobs: tuple[int, int] = (0, 0),
     phase_s: float = 0.0,
+    idle_s: float = 0.0,
 ) -> Progress:
     """Return the progress that these entries show.
 
     `done_before` trials had ended before this process began, and say nothing about its speed;
-    `phase_s` is for how long the present phase has lasted.
+    `phase_s` is for how long the present phase has lasted, `idle_s` how much of it since anything
+    in it ended.
     """
     ended = [entry for entry in entries if entry.state.finished]
     failed = sum(entry.state is TrialState.FAILED for entry in ended)
@@ -77,7 +79,11 @@ def snapshot(
     finished, wanted = jobs
     if phase is StudyPhase.SEARCH:
         finished, wanted = len(ended) - done_before, config.trials - done_before
-    eta_s = phase_s / finished * (wanted - finished) if finished > 0 else None
+    eta_s = None
+    if finished > 0:
+        # At the speed so far, counted up to the last end: between ends it only runs down.
+        each_s = (phase_s - idle_s) / finished
+        eta_s = max(0.0, each_s * (wanted - finished) - idle_s)
     return Progress(
         phase=phase,
         total=config.trials,

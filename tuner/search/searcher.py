@@ -99,6 +99,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: the ledger was read when this was made."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher to restore it, which we never do."""
+        return {}
+
     @property
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline

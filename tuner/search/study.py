@@ -155,7 +155,7 @@ class Study:
         epsilons: tuple[float, ...] = (1e-3, 1e-4, 1e-5),
         rule: Rule = Rule.FITTED,
         sampler: SamplerName = SamplerName.AUTO,
-        general: Path | None = None,
+        general: str | None = None,
         folder: Path = STUDIES,
         observe: ObserverMaker | None = None,
     ) -> None:
@@ -275,6 +275,7 @@ class _Run:
         self._phase = StudyPhase.STARTING
         self._phase_started = started
         self._last_tick = 0.0
+        self._last_end = started
         self._jobs = (0, 0)
         self._done_before = sum(entry.state.finished for entry in ledger.trials())
         self._exits = ExitStack()
@@ -338,7 +339,10 @@ class _Run:
         self._watch()
 
     def _changed(self, number: int) -> None:
-        self._tell_of(self._ledger.trial(number))
+        entry = self._ledger.trial(number)
+        if entry.state.finished:
+            self._last_end = time.monotonic()
+        self._tell_of(entry)
         self._prune()
         self._emit()
 
@@ -468,6 +472,7 @@ class _Run:
 
         def done() -> None:
             self._jobs = (self._jobs[0] + 1, self._jobs[1])
+            self._last_end = time.monotonic()
             self._emit()
 
         ray.perform(jobs, self._setup, done)
@@ -501,6 +506,7 @@ class _Run:
             done_before=self._done_before,
             jobs=self._jobs,
             phase_s=now - self._phase_started,
+            idle_s=now - max(self._last_end, self._phase_started),
         )
         self._on_progress(progress)
 

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tuner.errors import ConfigError
+from tuner.search.check import check_study
+from tuner.search.config import StudyConfig, check_unchanged, load_study
+
+
+def test_a_study_is_named_after_its_task_and_space() -> None:
+    assert StudyConfig(task="country_capital").name == "country_capital-lora"
+    assert StudyConfig(task="a/b", space="x/y.yaml").name == "b-y"
+
+
+def test_the_middle_budget_steers() -> None:
+    assert StudyConfig(task="t").target_epsilon == 1e-4
+    assert StudyConfig(task="t", epsilon=1e-3).target_epsilon == 1e-3
+    with pytest.raises(ValidationError, match="one of the budgets"):
+        StudyConfig(task="t", epsilon=0.5)
+
+
+def test_secrets_are_never_shown() -> None:
+    config = StudyConfig.model_validate({"task": "t", "storage": "postgresql://me:hush@host/db"})
+    assert "hush" not in repr(config)
+    assert "hush" not in config.model_dump_json()
+    assert "storage" not in config.identity
+
+
+def test_a_continued_study_may_grow_but_not_change() -> None:
+    before = StudyConfig(task="t", trials=10, workers=1)
+    check_unchanged(
+        before.identity, StudyConfig(task="t", trials=20, workers=2).identity, before.name
+    )
+    other = StudyConfig(task="t", seed=1, rule="best", name=before.name)
+    with pytest.raises(ConfigError) as error:
+        check_unchanged(before.identity, other.identity, before.name)
+    assert "rule: was 'fitted', is 'best'" in str(error.value)
+    assert "seed: was 0, is 1" in str(error.value)
+
+
+def test_yaml_paths_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("editor: lora\n")
+    (tmp_path / "study.yaml").write_text("task: country_capital\nspace: ./space.yaml\n")
+    config = load_study(tmp_path / "study.yaml")
+    assert Path(config.space) == tmp_path / "space.yaml"
+    assert config.task == "country_capital"
+
+
+def test_check_reports_everything_at_once(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("editor: lora\nfixed: {rank: 0}\n")
+    study = tmp_path / "study.yaml"
+    study.write_text("task: country_capitol\nspace: ./space.yaml\ntrials: 0\nseeds: 3\n")
+    problems = check_study(study)
+    text = "\n".join(problems)
+    assert f"{study}:3: trials" in text
+    assert f"{study}:4: seeds" in text
+    assert f"{study}:1: " in text
+    assert "country_capital" in text
+    study.write_text("task: country_capital\nspace: ./space.yaml\ngeneral: nowhere.txt\n")
+    problems = check_study(study)
+    assert any("space.yaml:2: rank" in problem for problem in problems)
+    assert any("space.yaml" in problem and "learning_rate" in problem for problem in problems)
+    assert any(f"{study}:3: " in problem and "nowhere.txt" in problem for problem in problems)
+    study.write_text("task: country_capital\nspace: lora\n")
+    assert check_study(study) == []

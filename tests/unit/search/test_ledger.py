@@ -1,0 +1,259 @@
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_up import answer, failed, record
+
+from tuner.errors import ClusterError, ConfigError
+from tuner.records import TrialRecord, TrialState
+from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.folder import StudyFolder, TrialFile
+from tuner.search.ledger import Ledger, is_driven
+from tuner.search.objective import Objective
+from tuner.search.sampler import Proposer
+from tuner.search.searcher import JOB, LedgerSearcher
+from tuner.search.space import load_space
+
+SPACE = load_space("lora")
+CONFIG = StudyConfig(task="t", trials=4, sampler=SamplerName.RANDOM)
+ASKED = {**CONFIG.identity, "uid": "u"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "study")
+
+
+@pytest.fixture
+def ledger(folder: StudyFolder) -> Iterator[Ledger]:
+    with Ledger.drive(folder, "study") as opened:
+        opened.ask_for(ASKED)
+        yield opened
+
+
+def searcher(ledger: Ledger) -> LedgerSearcher:
+    proposer = Proposer(SPACE, CONFIG.sampler, seed=0)
+    return LedgerSearcher(ledger, SPACE, CONFIG, proposer, on_change=lambda number: None)
+
+
+def work(ledger: Ledger, job: object, found: TrialRecord | None, crash: str | None = None) -> int:
+    """Leave what a worker leaves when a trial has ended."""
+    assert isinstance(job, dict)
+    work = json.loads(job[JOB])
+    folder = ledger.folder
+    file = TrialFile(
+        uid="u",
+        number=work["number"],
+        parameters=work["parameters"],
+        record=found,
+        crash=crash,
+    )
+    folder.publish(folder.staging(file.number), file)
+    return file.number
+
+
+GOOD = record(*(answer(0.5, at=epsilon / 2, epsilon=epsilon) for epsilon in (1e-3, 1e-4, 1e-5)))
+
+
+def test_a_study_runs_each_number_once(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    for index, found in enumerate((GOOD, failed(), GOOD, GOOD)):
+        job = bridge.suggest(f"tune-{index}")
+        work(ledger, job, found)
+        bridge.on_trial_complete(f"tune-{index}", {"done": True})
+        bridge.on_trial_complete(f"tune-{index}", {"done": True})  # a repeat changes nothing
+    assert bridge.suggest("tune-5") == "FINISHED"
+    entries = ledger.trials()
+    assert [entry.number for entry in entries] == [0, 1, 2, 3]
+    states = [str(entry.state) for entry in entries]
+    assert states == ["completed", "failed", "completed", "completed"]
+    assert entries[1].failure == "The loss is NaN."
+    assert all(entry.record is not None for entry in entries)
+
+
+def test_the_sampler_is_told_value_and_constraint_of_every_trial(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    for index, found in enumerate((GOOD, failed())):
+        work(ledger, bridge.suggest(str(index)), found)
+        bridge.on_trial_complete(str(index), {"done": True})
+    good, bad = ledger.history()
+    assert good.value == 0.5
+    assert list(good.constraints) == ["budget"] == list(bad.constraints)
+    assert good.constraints["budget"] < 0 < bad.constraints["budget"] == 5
+
+
+def test_bugs_and_dead_workers_fail_without_teaching_the_sampler(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    work(ledger, bridge.suggest("0"), None, crash="TypeError: oops (x.py:3)")
+    bridge.on_trial_complete("0", {"done": True})
+    bridge.suggest("1")
+    bridge.on_trial_complete("1", None, error=True)
+    assert [one.state.name for one in ledger.history()] == ["FAIL", "FAIL"]
+    first, second = ledger.trials()
+    assert first.failure == "TypeError: oops (x.py:3)"
+    assert second.failure == "Its worker died 3 times."
+
+
+def test_a_dead_worker_that_had_finished_is_believed(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    work(ledger, bridge.suggest("0"), GOOD)
+    bridge.on_trial_complete("0", None, error=True)
+    assert ledger.trial(0).state is TrialState.COMPLETED
+
+
+def test_an_abort_leaves_the_trial_for_later(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    first = bridge.suggest("0")
+    bridge.on_trial_complete("0", {"done": True, "abort": "no model"})
+    assert bridge.abort == "no model"
+    assert bridge.suggest("1") == "FINISHED"
+    assert ledger.running() == [0]
+    assert searcher(ledger).suggest("2") == first
+
+
+def test_recovery_adopts_what_was_finished_and_runs_the_rest_again(folder: StudyFolder) -> None:
+    with Ledger.drive(folder, "study") as ledger:
+        ledger.ask_for(ASKED)
+        bridge = searcher(ledger)
+        jobs = [bridge.suggest(str(index)) for index in range(3)]
+        work(ledger, jobs[0], GOOD)
+        bridge.on_trial_complete("0", {"done": True})
+        work(ledger, jobs[1], GOOD)  # killed before it was told
+    with Ledger.drive(folder, "study") as ledger:
+        bridge = searcher(ledger)
+        assert [str(one.state) for one in ledger.trials()] == ["completed", "completed", "running"]
+        assert bridge.suggest("a") == jobs[2]
+        fourth = bridge.suggest("b")
+        assert isinstance(fourth, dict)
+        assert json.loads(fourth[JOB])["number"] == 3
+        assert bridge.suggest("c") == "FINISHED"
+
+
+def test_recovery_interrupted_between_constraint_and_value_is_repeated(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    job = bridge.suggest("0")
+    trial = ledger._running(0)
+    assert trial is not None
+    trial.set_constraint("budget", -0.5)  # and then the driver was killed
+    work(ledger, job, GOOD)
+    searcher(ledger)
+    found = ledger.history()[0]
+    assert found.value == 0.5
+    assert found.constraints == {"budget": -0.5}
+
+
+def test_a_continued_study_proposes_what_an_uninterrupted_one_would(tmp_path: Path) -> None:
+    def run(folder: StudyFolder, reopen: bool) -> list[dict[str, object]]:
+        for _ in range(4 if reopen else 1):
+            with Ledger.drive(folder, "study") as ledger:
+                ledger.ask_for(ASKED)
+                bridge = searcher(ledger)
+                for index in range(1 if reopen else 4):
+                    work(ledger, bridge.suggest(str(index)), GOOD)
+                    bridge.on_trial_complete(str(index), {"done": True})
+                found = [dict(one.params) for one in ledger.history()]
+        return found
+
+    assert run(StudyFolder(tmp_path / "a"), True) == run(StudyFolder(tmp_path / "b"), False)
+
+
+@pytest.mark.parametrize("uid", ["u", "somebody else"])
+def test_only_the_very_trial_is_adopted(ledger: Ledger, uid: str) -> None:
+    job = searcher(ledger).suggest("0")
+    assert isinstance(job, dict)
+    parameters = json.loads(job[JOB])["parameters"]
+    file = TrialFile(uid=uid, number=0, parameters=parameters, record=GOOD)
+    ledger.folder.publish(ledger.folder.staging(0), file)
+    assert (ledger.left_behind(0) is not None) == (uid == "u")
+
+
+def test_a_torn_line_at_the_end_of_the_journal_is_cut_off(folder: StudyFolder) -> None:
+    with Ledger.drive(folder, "study") as ledger:
+        ledger.ask_for(ASKED)
+        ledger.add(Proposer(SPACE, SamplerName.RANDOM, seed=0).propose([], 0), SPACE)
+    with folder.journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "study')
+    assert len(Ledger.read(folder, "study").trials()) == 1
+    with Ledger.drive(folder, "study") as ledger:
+        ledger.complete(0, Objective(value=1.0, constraint=-1.0))
+    assert Ledger.read(folder, "study").history()[0].value == 1.0
+
+
+def test_every_cut_of_the_journal_is_a_study_that_can_go_on(folder: StudyFolder) -> None:
+    """A kill can end the journal after any of its lines."""
+    with Ledger.drive(folder, "study") as ledger:
+        ledger.ask_for(ASKED)
+        bridge = searcher(ledger)
+        for index in range(4):
+            work(ledger, bridge.suggest(str(index)), GOOD)
+            bridge.on_trial_complete(str(index), {"done": True})
+        expected = [(one.params, one.value, one.constraints) for one in ledger.history()]
+    lines = folder.journal.read_bytes().splitlines(keepends=True)
+    for length in range(2, len(lines)):
+        folder.journal.write_bytes(b"".join(lines[:length]))
+        with Ledger.drive(folder, "study") as ledger:
+            ledger.ask_for(ASKED)
+            bridge = searcher(ledger)
+            while isinstance(job := bridge.suggest("x"), dict):
+                work(ledger, job, GOOD)
+                bridge.on_trial_complete("x", {"done": True})
+            found = [(one.params, one.value, one.constraints) for one in ledger.history()]
+        assert found == expected
+
+
+def _hold(root: Path, ready: object, end: object) -> None:
+    with Ledger.drive(StudyFolder(root), "study"):
+        ready.set()  # type: ignore[attr-defined]
+        end.wait(60)  # type: ignore[attr-defined]
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(folder: StudyFolder) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, end = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(folder.root, ready, end))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        assert is_driven(folder)
+        with pytest.raises(ConfigError, match=rf"being run by process {holder.pid}"):
+            Ledger.drive(folder, "study").__enter__()
+    finally:
+        holder.kill()
+        holder.join()
+    assert not is_driven(folder)
+    with Ledger.drive(folder, "study"):
+        pass
+
+
+def test_reading_a_study_that_nobody_runs_shows_its_running_trials_as_waiting(
+    folder: StudyFolder,
+) -> None:
+    with Ledger.drive(folder, "study") as ledger:
+        ledger.ask_for(ASKED)
+        searcher(ledger).suggest("0")
+        assert ledger.trial(0).state is TrialState.RUNNING
+    assert Ledger.read(folder, "study").trial(0).state is TrialState.WAITING
+
+
+def test_a_missing_study_and_a_missing_database_are_explained(folder: StudyFolder) -> None:
+    with pytest.raises(ConfigError, match="no study"):
+        Ledger.read(folder, "study")
+    config = StudyConfig.model_validate(
+        {"task": "t", "storage": "postgresql://me:hush@127.0.0.1:1/db"}
+    )
+    with pytest.raises(ClusterError) as error, Ledger.drive(folder, "study", config.storage):
+        pass
+    assert "hush" not in str(error.value)
+
+
+def test_a_database_can_hold_the_ledger(folder: StudyFolder, tmp_path: Path) -> None:
+    config = StudyConfig.model_validate({"task": "t", "storage": f"sqlite:///{tmp_path}/l.db"})
+    with Ledger.drive(folder, "study", config.storage) as ledger:
+        ledger.ask_for(ASKED)
+        bridge = searcher(ledger)
+        work(ledger, bridge.suggest("0"), GOOD)
+        bridge.on_trial_complete("0", {"done": True})
+    found = Ledger.read(folder, "study", config.storage)
+    assert found.history()[0].constraints["budget"] < 0

@@ -1,0 +1,77 @@
+from made_up import BASE, answer, deviation, failed, record, scores
+
+from tuner.editing.task import Example, ExampleSet, LossKind
+from tuner.evaluation.budget import Certificate, Verdict
+from tuner.records import Answer, Rule, SeedResult, TrialEntry, TrialRecord, TrialState
+from tuner.search.selection import corrected_confidence, rank, retest_gain, select
+
+
+def entry(number: int, found: TrialRecord, **parameters: int) -> TrialEntry:
+    return TrialEntry(
+        number=number,
+        state=TrialState.COMPLETED,
+        parameters=parameters or {"rank": number},
+        record=found,
+    )
+
+
+def certificate(verdict: Verdict) -> Certificate:
+    return Certificate(
+        epsilon=1e-3, verdict=verdict, deviation=deviation(1e-4), corpus="c", corpus_hash="h"
+    )
+
+
+def test_trials_are_ranked_by_success_within_the_budget() -> None:
+    entries = [
+        entry(0, record(answer(0.5, at=1e-4))),
+        entry(1, record(answer(0.9, at=5e-3))),  # over
+        entry(2, record(answer(0.7, at=5e-4))),
+        entry(3, record(answer(0.7, at=4e-4))),
+        entry(4, record(answer(BASE, at=0, epoch=None))),
+        entry(5, failed()),
+        entry(6, record(answer(BASE, at=1e-6))),  # gains nothing
+    ]
+    assert [one.number for one in rank(entries, Rule.FITTED, 1e-3)] == [3, 2, 0]
+
+
+def test_the_same_hyperparameters_stand_for_one_candidate() -> None:
+    entries = [
+        entry(0, record(answer(0.5, at=1e-4)), rank=1),
+        entry(1, record(answer(0.6, at=1e-4)), rank=1),
+    ]
+    assert [one.number for one in rank(entries, Rule.FITTED, 1e-3)] == [1]
+
+
+def test_the_best_certified_candidate_wins_and_else_the_best_says_so() -> None:
+    first, second = entry(0, record(answer(0.9, at=1e-4))), entry(1, record(answer(0.8, at=1e-4)))
+    over, within = certificate(Verdict.OVER), certificate(Verdict.WITHIN)
+    assert select([first, second], {0: over, 1: within}) is second
+    assert select([first, second], {0: over, 1: over}) is first
+    assert select([], {}) is None
+
+
+def test_more_candidates_need_surer_certificates() -> None:
+    assert corrected_confidence(0.95, 1) == 0.95
+    assert corrected_confidence(0.95, 5) == 0.99
+
+
+def _result(seed: int, found: Answer) -> SeedResult:
+    return SeedResult(seed=seed, answer=found, certificate=certificate(Verdict.WITHIN))
+
+
+def test_the_test_gain_counts_rows_and_seeds() -> None:
+    rows = ExampleSet(
+        loss=LossKind.LIKELIHOOD,
+        rows=tuple(Example(prompt="p", target=" t", subject=f"s{index}") for index in range(20)),
+    )
+    agreeing = [_result(seed, answer(0.7, at=1e-4)) for seed in range(3)]
+    found = retest_gain(agreeing, scores(BASE), rows, confidence=0.95)
+    assert found is not None
+    mean, interval = found
+    assert abs(mean - 0.5) < 1e-9
+    assert 0.2 < interval.low < 0.5 < interval.high < 0.8
+    scattered = [_result(seed, answer(level, at=1e-4)) for seed, level in enumerate((0.3, 0.7, 1))]
+    wider = retest_gain(scattered, scores(BASE), rows, confidence=0.95)
+    assert wider is not None
+    assert wider[1].high - wider[1].low > interval.high - interval.low
+    assert retest_gain([], scores(BASE), rows, confidence=0.95) is None

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tuner.editors import editor_names, find_editor
+from tuner.errors import ConfigError
+from tuner.search.space import EDITOR, find_space_file, load_space, space_names
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_shipped_spaces_draw_editors(name: str) -> None:
+    space = load_space(name)
+    for seed in range(20):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        trial = study.ask()
+        editor = space.suggest(trial)
+        assert editor.name() in editor_names()
+        assert trial.distributions == space.active(trial.params)
+        assert space.build(trial.params) == editor
+
+
+def test_every_editor_has_a_space() -> None:
+    assert set(editor_names()) <= set(space_names())
+
+
+def test_few_hyperparameters_are_searched() -> None:
+    for name in editor_names():
+        assert 1 <= len(load_space(name).distributions) <= 6
+
+
+def test_fixed_values_reach_the_editor(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "mine",
+        "editor: lora\nfixed: {epochs: 3, learning_rate: 1e-4}\n"
+        "search:\n  rank: {type: int, low: 2, high: 2000, log: true}\n",
+    )
+    editor = load_space(path).build({"rank": 5})
+    assert editor == find_editor("lora")(epochs=3, learning_rate=1e-4, rank=5)
+
+
+def test_several_editors_are_a_conditional_space() -> None:
+    space = load_space("both")
+    assert space.conditional
+    assert set(space.distributions[EDITOR].choices) == {"lora", "full_finetuning"}
+    active = space.active({EDITOR: "lora"})
+    assert {name.split(".")[0] for name in active if name != EDITOR} == {"lora"}
+
+
+def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "bad",
+        "editor: lora\n"  # 1
+        "fixed:\n"  # 2
+        "  epochs: 0\n"  # 3: the editor wants at least one
+        "  lora_alfa: 8\n"  # 4: misspelt
+        "search:\n"  # 5
+        "  learning_rate: {type: float, low: 1.0e-2, high: 1.0e-4, log: true}\n"  # 6
+        "  rank:\n"  # 7
+        "    type: int\n"  # 8
+        "    low: 0\n"  # 9: below the editor's least
+        "    high: 64\n"  # 10
+        "  width: {type: float, low: 0.0, high: 0.9, log: true}\n"  # 11
+        "  kl_weight: {type: gaussian, low: 0}\n",  # 12
+    )
+    with pytest.raises(ConfigError) as error:
+        load_space(path)
+    lines = str(error.value).splitlines()
+    where = [int(line.split(":")[1]) for line in lines]
+    assert where == [3, 4, 6, 9, 11, 12]
+    assert "lora_alpha" in lines[1]
+    assert "low < high" in lines[2]
+    assert "low > 0" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("editor: lorra\nsearch: {}\n", ":1: No editor is called 'lorra'. Did you mean 'lora'?"),
+        ("search: {}\n", "`editor`"),
+        ("editor: lora\n", "'learning_rate': it must be fixed or searched"),
+        (
+            "editor: lora\nfixed: {learning_rate: 1e-3, rank: 4}\n"
+            "search:\n  rank: {type: int, low: 1, high: 4}\n",
+            ":4: 'rank' is both fixed and searched",
+        ),
+        (
+            "editor: lora\nfixed: {learning_rate: 1e-3}\n"
+            "search:\n  paper_exact: {type: categorical, choices: [true, true]}\n",
+            "must differ",
+        ),
+        ("editors: [lora]\n", ":1: editors"),
+        ("editors: [lora, lorra]\n", "Did you mean 'lora'?"),
+        ("editors: [lora, lora]\n", "stands twice"),
+        ("editors: [lora, full_finetuning]\nsearch: {a: 1}\n", "their own files"),
+        ("editors: [lora, ./bad.yaml]\n", "contains itself"),
+        ("editor: lora\neditor: lora\n", "stands twice"),
+        ("editor: lora\nsurch: {}\n", ":2: surch"),
+    ],
+)
+def test_complaints(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_space(write(tmp_path, "bad", text))
+    assert complaint in str(error.value)
+
+
+def test_unknown_spaces_get_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'lora'"):
+        find_space_file("lor")
