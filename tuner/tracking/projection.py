@@ -78,8 +78,8 @@ class Projection:
         self._last_seen: StudyRuns | None = None
         self._problems: dict[str, str] = {}
 
-    def claim(self) -> ExitStack:
-        """Return a context in which no other process sends this study.
+    def claim(self, patience_s: float = 0.0) -> ExitStack:
+        """Return a context in which nobody else sends this study.
 
         Raises:
             ConfigError: another one does.
@@ -87,7 +87,7 @@ class Projection:
         self._summary.folder.mkdir(parents=True, exist_ok=True)
         claimed = ExitStack()
         try:
-            claimed.enter_context(self._lock.acquire(timeout=0))
+            claimed.enter_context(self._lock.acquire(timeout=patience_s))
         except Timeout:
             raise ConfigError(
                 f"The study {self._summary.name!r} is being sent to MLflow by another process, "

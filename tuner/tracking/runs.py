@@ -74,7 +74,7 @@ class StudyRuns:
     def shows(self, content: RunContent) -> bool:
         """Return whether the run exists and is up to date."""
         known = self._known.get(content.uid)
-        return known is not None and known.synced == content.digest
+        return known is not None and not known.deleted and known.synced == content.digest
 
     def ensure(self, content: RunContent, parent: str | None = None) -> str:
         """Return the id of the content's run, made now if there is none.

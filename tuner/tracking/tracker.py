@@ -18,6 +18,8 @@ from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _CLOSING_PAUSE_S = 0.5
+# A search that has just ended may be in its last call still.
+_PATIENCE_S = 5.0
 
 
 @final
@@ -218,7 +220,7 @@ def sync(
     )
     unsent = set(view.entries)
     deadline = time.monotonic() + timeout_s
-    with brief_requests(), quiet_here(), projection.claim():
+    with brief_requests(), quiet_here(), projection.claim(_PATIENCE_S):
         for number in projection.push(view, sorted(unsent)):
             unsent.discard(number)
             if time.monotonic() > deadline:
