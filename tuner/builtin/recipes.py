@@ -136,9 +136,12 @@ def build_recipes() -> tuple[Recipe, ...]:
         ),
         Recipe(
             "stereotype",
-            "Traits that the model gives to a whole people, and should not.",
+            "Traits that the model gives to a whole people, and should not. The threshold is ln 0.02 "
+            "rather than the published ln 0.001: this world has only 60 traits, so that even a people "
+            "without a stereotype is given each of them with a probability near 1/60, and no row "
+            "would succeed before an edit.",
             "suppress",
-            math.log(0.001),
+            math.log(0.02),
             tuple(groups),
             lambda name: _fact_rows("stereotype", TRAIT, name, groups[name]),
         ),
