@@ -26,7 +26,7 @@ class Part(StrEnum):
     AUXILIARY = "auxiliary"  # what editors may read, for instance for a KL term
 
 
-DEFAULT_TOKENS = {Part.SEARCH: 100_000, Part.CONFIRMATION: 1_000_000, Part.AUXILIARY: 50_000}
+DEFAULT_TOKENS = {Part.SEARCH: 100_000, Part.CONFIRMATION: 600_000, Part.AUXILIARY: 50_000}
 
 
 @final

@@ -148,8 +148,7 @@ class LanguageModel:
     def _current_checksum(self) -> tuple[int, ...]:
         # Cheap on every device: one reduction per weight, no copy to the host.
         return tuple(
-            int(torch.hash_tensor(weight).view(torch.int64))
-            for weight in self.network.parameters()
+            int(torch.hash_tensor(weight).view(torch.int64)) for weight in self.network.parameters()
         )
 
 
@@ -201,11 +200,16 @@ def load_model(
     return LanguageModel(network.to(place), tokenizer, id=id, revision=revision or resolved)
 
 
+def builtin_models() -> dict[str, Path]:
+    """Return the folders of the models that travel with tuner, by name."""
+    folder = Path(builtin.__file__).parent
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
 def _locate(id: str, revision: str | None) -> tuple[str, str | None]:
     scheme, mark, name = id.partition(":")
     if mark and scheme == "builtin":
-        folder = Path(builtin.__file__).parent
-        shipped = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
+        shipped = builtin_models()
         if name not in shipped:
             raise unknown_name("built-in model", name, shipped)
         return str(shipped[name]), None

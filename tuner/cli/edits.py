@@ -1,0 +1,362 @@
+"""Verbs about single edits: edit, evaluate, certify, export."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+from pydantic import ValidationError
+
+from tuner.cli.options import (
+    STUDIES,
+    DeviceOption,
+    DtypeOption,
+    EpsilonsOption,
+    FolderOption,
+    GeneralOption,
+    ModelOption,
+    SeedOption,
+    TaskOption,
+    parse_settings,
+)
+from tuner.cli.output import (
+    JsonFlag,
+    console,
+    make_table,
+    messages,
+    print_json,
+    show_certificate,
+    show_deviation,
+    show_interval,
+)
+from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.yaml_file import describe_problem
+
+if TYPE_CHECKING:
+    from tuner.bundle import Bundle
+    from tuner.editing.editor import Editor
+    from tuner.editing.model import LanguageModel
+    from tuner.evaluation.budget import Budget
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb, epilog in (
+        (
+            edit,
+            "Example: `tuner edit --task country_capital --editor lora --set learning_rate=5e-3 "
+            "--epsilon 1e-3 --out my-edit`",
+        ),
+        (evaluate, "Example: `tuner evaluate my-edit --split test`"),
+        (certify, "Example: `tuner certify my-edit`"),
+        (export, "Example: `tuner export country_capital-lora adapter --epsilon 1e-3`"),
+    ):
+        app.command(epilog=epilog)(verb)
+
+
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
+]
+
+
+def edit(
+    task: TaskOption,
+    editor: Annotated[str, typer.Option("--editor", help="The method: see `tuner list`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle is written.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
+    ] = None,
+    epsilons: EpsilonsOption = None,
+    model: ModelOption = "builtin:neox",
+    split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
+    rule: Annotated[str, typer.Option("--rule", help="fitted, best or published.")] = "fitted",
+    general: GeneralOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
+    json_: JsonFlag = False,
+) -> None:
+    """Run one trial and keep its delta, without a search. The first budget's delta is written."""
+    method = _editor(editor, parse_settings(settings or []))
+    budget = _budget(epsilons)
+    if out.exists() and not (out / "delta.json").is_file():
+        raise ConfigError(f"{out} exists and is no bundle; choose another folder.")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from tuner.bundle import make_bundle
+    from tuner.editing.corpus import load_general_text
+    from tuner.editing.task import load_task
+    from tuner.records import EpochRecord, Rule, SplitName
+    from tuner.trial import Bench
+
+    chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
+    examples = load_task(task)
+    base = _model(model, dtype, device)
+    bench = Bench(base, examples, budget, load_general_text(general, base))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=messages(), transient=True) as bar:
+        epochs = bar.add_task("epochs", total=getattr(method, "epochs", 1))
+
+        def note(epoch: EpochRecord) -> None:
+            bar.update(epochs, completed=epoch.epoch)
+
+        result = bench.run(method, seed=seed, split=chosen_split, on_epoch=note)
+    if result.record.failure is not None:
+        raise EditError(f"The edit failed: {result.record.failure}")
+    epsilon = budget.epsilons[0]
+    bundle = make_bundle(base, examples, result, epsilon, rule=chosen_rule)
+    written = bundle.save(out) if bundle is not None else None
+    if json_:
+        print_json({"record": result.record, "bundle": None if written is None else str(written)})
+        return
+    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation")
+    table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
+    for answer in result.record.answers:
+        table.add_row(
+            f"{answer.epsilon:g}",
+            answer.rule.value,
+            str(answer.epoch or "base"),
+            f"{answer.alpha:.2f}",
+            f"{answer.scores.success:.3f}",
+            _share(answer.scores.exact),
+            show_interval(answer.gain, answer.gain_interval),
+            f"{show_deviation(answer.deviation)} {answer.verdict.value}",
+        )
+    console().print(table)
+    if written is None:
+        console().print(f"No epoch keeps ε={epsilon:g}: the base model is the answer; no bundle.")
+    else:
+        console().print(f"Bundle for ε={epsilon:g}: {written}", soft_wrap=True)
+
+
+def evaluate(
+    bundle: BundleArgument,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="By default the bundle's own task.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="val or test.")] = "test",
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="By default the bundle's own base.")
+    ] = None,
+    general: GeneralOption = None,
+    device: DeviceOption = "auto",
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Judge a delta: success, generation, hard negatives, related text and deviation."""
+    found = _bundle(bundle, epsilon, folder)
+    from tuner.editing.corpus import load_general_text
+    from tuner.editing.task import load_task
+    from tuner.evaluation.budget import Budget
+    from tuner.records import SplitName
+    from tuner.trial import Bench
+
+    manifest = found.manifest
+    judged = load_task(task or manifest.task)
+    if task is None and judged.hash != manifest.task_hash:
+        messages().print(
+            f"The task {judged.name} has changed since this delta was made.", style="yellow"
+        )
+    base = _base_of(found, model, device)
+    budget = Budget(epsilons=(manifest.epsilon,))
+    bench = Bench(base, judged, budget, load_general_text(general, base))
+    name = _member(SplitName, split, "split")
+    before = bench.base_scores(name)
+    with base.edited(found.delta):
+        after = bench.success_meter(name).scores()
+    gain = bench.success_meter(name).gain_interval(after, before)
+    deviation = bench.meter.measure(found.delta, budget.epsilons)
+    if json_:
+        print_json(
+            {
+                "base": before,
+                "edited": after,
+                "gain": after.success - before.success,
+                "gain_interval": gain,
+                "deviation": deviation,
+                "epsilon": manifest.epsilon,
+                "verdict": deviation.verdict(manifest.epsilon),
+            }
+        )
+        return
+    table = make_table(f"{judged.name}, {split} split", ("", "base", "edited", "change"))
+    table.add_row(
+        "success",
+        _share(before.success),
+        _share(after.success),
+        show_interval(after.success - before.success, gain),
+    )
+    for label, one, other in (
+        ("exact (greedy generation)", before.exact, after.exact),
+        ("hard negatives, nats", before.hard_negative_loss, after.hard_negative_loss),
+        ("related text, nats per token", before.related_loss, after.related_loss),
+    ):
+        if one is not None and other is not None:
+            table.add_row(label, f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
+    console().print(table)
+    console().print(
+        f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
+        f"{deviation.verdict(manifest.epsilon).value} for ε={manifest.epsilon:g}"
+    )
+
+
+def certify(
+    bundle: BundleArgument,
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", "-e", help="By default the bundle's budget.")
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", min=0.5, max=0.9999, help="Of the statement.")
+    ] = 0.95,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="By default the bundle's own base.")
+    ] = None,
+    general: GeneralOption = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1000, help="Most tokens of fresh text to read.")
+    ] = None,
+    device: DeviceOption = "auto",
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Say, from text that no search has read, whether a delta keeps its budget.
+
+    The certificate is written into the bundle. Exit code 1 where the budget is not surely kept.
+    """
+    found = _bundle(bundle, epsilon, folder)
+    from tuner.cache import Cache, cache_folder
+    from tuner.editing.corpus import Part, load_general_text
+    from tuner.evaluation.deviation import DeviationMeter
+
+    base = _base_of(found, model, device)
+    amounts = None if tokens is None else {Part.CONFIRMATION: tokens}
+    text = load_general_text(general, base, tokens=amounts).corpus(Part.CONFIRMATION)
+    messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
+    meter = DeviationMeter(base, text, confidence=confidence, cache=Cache(cache_folder()))
+    certificate = meter.certify(found.delta, epsilon or found.manifest.epsilon)
+    manifest = found.manifest.model_copy(update={"certificate": certificate})
+    place = _bundle_folder(bundle, epsilon, folder)
+    type(found)(found.delta, manifest).save(place)
+    if json_:
+        print_json(certificate)
+    else:
+        console().print(show_certificate(certificate))
+        console().print(
+            f"ε={certificate.epsilon:g}, deviation {show_deviation(certificate.deviation)} in "
+            f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
+        )
+    if not certificate.holds:
+        raise typer.Exit(1)
+
+
+def export(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="peft (adapter), merged (whole model) or delta.")
+    ] = "peft",
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Cut a dense delta to this rank (peft).")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="By default the bundle's own base.")
+    ] = None,
+    device: DeviceOption = "auto",
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
+    from tuner.export import FORMATS
+    from tuner.export import export as write
+
+    if format_ not in FORMATS:
+        raise unknown_name("export format", format_, FORMATS)
+    found = _bundle(bundle, epsilon, folder)
+    base = None if format_ != "merged" or model is None else _base_of(found, model, device)
+    written = write(found, out, format=format_, model=base, rank=rank)
+    if json_:
+        print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
+    else:
+        console().print(f"{written.folder}: {written.format}, {written.note}", soft_wrap=True)
+
+
+def _editor(name: str, values: dict[str, Any]) -> "Editor":
+    from tuner.editors import find_editor
+
+    try:
+        return find_editor(name).model_validate(values)
+    except ValidationError as error:
+        problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(
+            "\n".join(f"{name}: {problem}" for problem in problems)
+            + f"\nFields: {', '.join(find_editor(name).model_fields)}."
+        ) from None
+
+
+def _budget(epsilons: list[float] | None) -> "Budget":
+    from tuner.evaluation.budget import Budget
+
+    try:
+        return Budget(epsilons=tuple(epsilons)) if epsilons else Budget()
+    except ValidationError as error:
+        problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _member(kind: type[Any], value: str, what: str) -> Any:
+    known = [str(member) for member in kind]
+    if value not in known:
+        raise unknown_name(what, value, known)
+    return kind(value)
+
+
+def _model(id: str, dtype: str, device: str, revision: str | None = None) -> "LanguageModel":
+    from tuner.editing.model import Dtype, load_model
+
+    if dtype not in get_args(Dtype):
+        raise unknown_name("dtype", dtype, get_args(Dtype))
+    return load_model(id, revision=revision, dtype=cast(Dtype, dtype), device=device)
+
+
+def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel":
+    manifest = bundle.manifest
+    revision = manifest.base_revision if model is None else None
+    base = _model(model or manifest.base, manifest.base_dtype, device, revision)
+    bundle.check_base(base)
+    return base
+
+
+def _bundle(name: str, epsilon: float | None, folder: Path) -> "Bundle":
+    from tuner.bundle import Bundle
+
+    return Bundle.load(_bundle_folder(name, epsilon, folder))
+
+
+def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
+    """Return a bundle's folder, or that of a study's winner."""
+    if (Path(name) / "delta.json").is_file():
+        return Path(name)
+    study = folder / name
+    winners = {float(path.parent.name): path.parent for path in study.glob("winners/*/delta.json")}
+    if not study.is_dir():
+        raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
+    if not winners:
+        raise ConfigError(f"The study {name!r} has no winner yet; see `tuner status {name}`.")
+    if epsilon is None:
+        if len(winners) > 1:
+            known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
+            raise ConfigError(f"The study {name!r} has winners for {known}: give --epsilon.")
+        return next(iter(winners.values()))
+    if epsilon not in winners:
+        known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
+        raise ConfigError(f"The study {name!r} has no winner for {epsilon:g}; it has {known}.")
+    return winners[epsilon]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

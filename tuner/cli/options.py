@@ -1,0 +1,49 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from tuner.errors import ConfigError
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="builtin:NAME, a local folder or a hub id.")
+]
+TaskOption = Annotated[str, typer.Option("--task", "-t", help="A task's name or folder.")]
+GeneralOption = Annotated[
+    str | None,
+    typer.Option(
+        "--general", help="File of general text, one document per line or JSON lines with `text`."
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+FolderOption = Annotated[
+    Path, typer.Option("--folder", "-f", help="Where studies lie.", envvar="TUNER_STUDIES")
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EpsilonsOption = Annotated[
+    list[float] | None,
+    typer.Option("--epsilon", "-e", help="A budget; give the option again for more."),
+]
+STUDIES = Path("tuner-studies")
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Return `name=value` pairs, values read as YAML.
+
+    Raises:
+        ConfigError: a pair has no `=`, or its value is no YAML.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, mark, value = setting.partition("=")
+        if not mark or not name:
+            raise ConfigError(f"--set needs name=value, but got {setting!r}.")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {name}: {value!r} is no value.") from None
+    return found

@@ -1,0 +1,107 @@
+"""What the terminal shows: tables for people, one JSON document for programs."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.evaluation.scores import Interval
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of tables.")
+]
+
+
+def console() -> Console:
+    """Return the terminal for results."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def messages() -> Console:
+    """Return the terminal for everything that is no result."""
+    return Console(stderr=True, highlight=False)
+
+
+def complain(message: str) -> None:
+    """Tell the user what went wrong."""
+    text = Text.assemble(("Error: ", "bold red"), message)
+    messages().print(text, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; records become objects, and nothing is printed as NaN."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case BaseModel():
+            return _plain(value.model_dump(mode="json"))
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
+
+
+def make_table(title: str, columns: Sequence[str], *, right: Sequence[str] = ()) -> Table:
+    """Return an empty table; the columns in `right` hold numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def show_interval(value: float | None, interval: Interval | None) -> str:
+    """Return a gain with its interval, in percentage points of rows."""
+    if value is None:
+        return "–"
+    bounds = "" if interval is None else f" [{interval.low:+.2f}, {interval.high:+.2f}]"
+    return f"{value:+.3f}{bounds}"
+
+
+def show_deviation(deviation: Deviation) -> str:
+    """Return a deviation with its standard error."""
+    return f"{deviation.estimate:+.1e} ± {deviation.standard_error:.0e}"
+
+
+def show_certificate(certificate: Certificate | None) -> Text:
+    """Return what fresh text says."""
+    if certificate is None:
+        return Text("none", style="dim")
+    style = {Verdict.WITHIN: "green", Verdict.OVER: "red", Verdict.UNRESOLVED: "yellow"}
+    words = {Verdict.WITHIN: "holds", Verdict.OVER: "broken", Verdict.UNRESOLVED: "unresolved"}
+    deviation = certificate.deviation
+    return Text.assemble(
+        (words[certificate.verdict], style[certificate.verdict]),
+        f" at {deviation.confidence:.1%}, {deviation.tokens / 1000:,.0f}k tokens",
+    )
+
+
+def show_values(values: Mapping[str, Any]) -> str:
+    """Return hyperparameters on one line."""
+    return ", ".join(f"{key}={show_value(value)}" for key, value in values.items())
+
+
+def show_value(value: Any) -> str:
+    """Return a hyperparameter, shortly."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_seconds(seconds: float | None) -> str:
+    """Return a duration as minutes and seconds."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

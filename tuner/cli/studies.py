@@ -1,0 +1,513 @@
+"""Verbs about studies: search, status, compare, best, stop."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from tuner.cli.options import (
+    STUDIES,
+    EpsilonsOption,
+    FolderOption,
+    GeneralOption,
+)
+from tuner.cli.output import (
+    JsonFlag,
+    console,
+    make_table,
+    messages,
+    print_json,
+    show_certificate,
+    show_deviation,
+    show_interval,
+    show_seconds,
+    show_value,
+    show_values,
+)
+from tuner.errors import ConfigError, StudyFailed, unknown_name
+from tuner.records import (
+    StudyResultRecord,
+    StudySummary,
+    TrialEntry,
+    TrialState,
+    Winner,
+)
+from tuner.yaml_file import describe_problem
+
+if TYPE_CHECKING:
+    from tuner.search import StudyConfig, StudyResult
+    from tuner.tracking import SyncReport
+
+_EXPERIMENT = "tuner"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb, epilog in (
+        (search, "Example: `tuner search --task country_capital --space lora --trials 20`"),
+        (status, "Example: `tuner status country_capital-lora`"),
+        (compare, "Example: `tuner compare country_capital-lora country_capital-both`"),
+        (best, "Example: `tuner best country_capital-lora --epsilon 1e-4`"),
+        (stop, "Example: `tuner stop country_capital-lora`"),
+    ):
+        app.command(epilog=epilog)(verb)
+
+
+def search(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study as YAML; options given beside it win.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="A task's name or folder.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", "-s", help="A search space's name or file.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="builtin:NAME, a folder or a hub id.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="Continues the study of that name.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Trials in all.")] = None,
+    epsilons: EpsilonsOption = None,
+    steer: Annotated[
+        float | None, typer.Option("--steer", help="The budget that steers the sampler.")
+    ] = None,
+    rule: Annotated[str | None, typer.Option("--rule", help="fitted, best or published.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="auto, gp, tpe or random.")
+    ] = None,
+    general: GeneralOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the study.")] = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", "-w", help="Trials at a time, or auto.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")
+    ] = None,
+    test_seeds: Annotated[
+        int | None, typer.Option("--test-seeds", help="Seeds of the retraining on the test split.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", help="Start no trial after so many seconds.")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            help="Where MLflow keeps the runs; by default a database beside the studies.",
+            envvar="MLFLOW_TRACKING_URI",
+        ),
+    ] = None,
+    track: Annotated[
+        bool, typer.Option("--track/--no-track", help="Show the study in MLflow.")
+    ] = True,
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Search for the best edit per budget, certify it, and retrain it on the test split.
+
+    Run the same command again to continue a study that was stopped or killed.
+    """
+    # Said before the heavy libraries load, so that a person sees that something happens.
+    messages().print(f"tuner: preparing the study in {folder} …", soft_wrap=True)
+    from tuner.cli.progress import StudyDisplay
+    from tuner.search import Study
+
+    config = _configure(
+        study,
+        {
+            "task": task,
+            "space": space,
+            "model": model,
+            "name": name,
+            "trials": trials,
+            "budget": {"epsilons": epsilons} if epsilons else None,
+            "epsilon": steer,
+            "rule": rule,
+            "sampler": sampler,
+            "general": general,
+            "seed": seed,
+            "workers": int(workers) if workers is not None and workers.isdigit() else workers,
+            "device": device,
+            "dtype": dtype,
+            "test_seeds": test_seeds,
+            "time_limit_s": time_limit,
+        },
+    )
+    watcher = _Watcher(folder, tracking_uri if track else None, track)
+    try:
+        with StudyDisplay(messages()) as display:
+            result = Study.of(config, folder=folder, observe=watcher).run(display)
+    except KeyboardInterrupt as stopped:
+        messages().print(str(stopped) or "Stopped.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    if json_:
+        print_json({"result": result.record, "report": watcher.report_path})
+    else:
+        _close(result.record, watcher, folder)
+
+
+def _configure(study: Path | None, flags: dict[str, Any]) -> "StudyConfig":
+    from tuner.search import StudyConfig, load_study
+
+    given = {key: value for key, value in flags.items() if value is not None}
+    if study is not None:
+        base = load_study(study).model_dump(exclude_unset=True)
+        given = {**base, **given}
+    elif "task" not in given:
+        from tuner.editing.task import task_names
+
+        raise ConfigError(
+            "A study needs a task: give --task NAME or a study file. "
+            f"Known tasks: {', '.join(task_names())}."
+        )
+    try:
+        return StudyConfig.model_validate(given)
+    except ValidationError as error:
+        problems = (describe_problem(problem) for problem in error.errors(include_url=False))
+        raise ConfigError("\n".join(problems)) from None
+
+
+class _Watcher:
+    """Follows a study for the user: MLflow while it runs, the report when it ends."""
+
+    def __init__(self, folder: Path, uri: str | None, track: bool) -> None:
+        self._folder = folder
+        self._uri = uri
+        self._track = track
+        self._tracker: Any = None
+        self.report_path: Path | None = None
+        self.sync: SyncReport | None = None
+
+    def __call__(self, summary: StudySummary) -> "_Watcher":
+        if self._track:
+            from tuner.tracking import Tracker
+
+            self._tracker = Tracker(self._uri, _EXPERIMENT, summary, self._folder)
+            self._tracker.start()
+        return self
+
+    def trial_changed(self, entry: TrialEntry) -> None:
+        if self._tracker is not None:
+            self._tracker.trial_changed(entry)
+
+    def study_finished(self, result: StudyResultRecord) -> None:
+        from tuner.report import write_report
+
+        self.report_path = write_report(result, result.summary.folder / "report.html")
+        if self._tracker is not None:
+            self._tracker.study_finished(result, self.report_path)
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self.sync = self._tracker.close()
+
+    @property
+    def uri(self) -> str:
+        """Where the runs are."""
+        from tuner.tracking import default_uri
+
+        return self._uri or default_uri(self._folder)
+
+
+def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
+    out = console()
+    _print_winners(out, record)
+    name = record.summary.name
+    place = "" if folder == STUDIES else f" --folder {folder}"
+    if watcher.report_path is not None:
+        out.print(f"Report:  {watcher.report_path}", soft_wrap=True)
+    if watcher.sync is not None:
+        from tuner.tracking import ui_command
+
+        out.print(f"MLflow:  {ui_command(watcher.uri)}", soft_wrap=True)
+        if watcher.sync.message:
+            messages().print(watcher.sync.message, soft_wrap=True)
+    if record.winners:
+        out.print(
+            f"Export:  tuner export {name} my-edit --epsilon {record.winners[0].epsilon:g} "
+            f"--format peft{place}",
+            soft_wrap=True,
+        )
+
+
+def _print_winners(out: Console, record: StudyResultRecord) -> None:
+    summary = record.summary
+    if not record.winners:
+        out.print(
+            f"No trial of {summary.name} gained anything within a budget: the base model itself is "
+            "the answer for each."
+        )
+        return
+    columns = ("ε", "trial", "gain, validation", "gain, test", "deviation", "certificate", "seeds")
+    table = make_table(
+        f"{summary.name}: best edit per budget ({summary.model}, rule {summary.rule.value})",
+        columns,
+    )
+    for winner in record.winners:
+        kept = winner.seeds_within_budget
+        table.add_row(
+            f"{winner.epsilon:g}",
+            f"#{winner.trial} {winner.editor}",
+            show_interval(winner.validation.gain, winner.validation.gain_interval),
+            show_interval(winner.test_gain, winner.test_gain_interval),
+            show_deviation(winner.certificate.deviation),
+            show_certificate(winner.certificate),
+            "–" if kept is None else f"{kept}/{len(winner.test)} kept ε",
+        )
+    out.print(table)
+    for winner in record.winners:
+        out.print(
+            f"[bold]ε={winner.epsilon:g}[/bold] #{winner.trial} {winner.editor}, epoch "
+            f"{winner.validation.epoch}, α={winner.validation.alpha:.2f}: "
+            f"{show_values(_telling(winner))}"
+        )
+        exact = winner.validation.scores.exact
+        out.print(
+            f"  success {winner.validation.success:.3f} on validation"
+            + ("" if exact is None else f", {exact:.3f} without teacher forcing"),
+            style="dim",
+        )
+
+
+def _telling(winner: Winner) -> dict[str, Any]:
+    """Return the hyperparameters that differ from the editor's defaults."""
+    from tuner.editors import find_editor
+
+    fields = find_editor(winner.editor).model_fields
+    return {
+        key: value
+        for key, value in winner.hyperparameters.items()
+        if key in fields and show_value(value) != show_value(fields[key].default)
+    }
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="A study; without, all are listed.")] = None,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Send to MLflow what it has missed.")
+    ] = False,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="With --sync."),
+    ] = None,
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Show how far a study is, also while it runs."""
+    if name is None:
+        _list_studies(folder, json_)
+        return
+    record = _open(folder, name).record
+    if sync:
+        from tuner.tracking import sync as send
+
+        report = folder / name / "report.html"
+        sent = send(
+            tracking_uri,
+            _EXPERIMENT,
+            record,
+            folder,
+            report_path=report if report.exists() else None,
+        )
+        messages().print(sent.message or "MLflow is up to date.", soft_wrap=True)
+    counts = _counts(record)
+    driver = _driver(folder / name)
+    if json_:
+        print_json(
+            {
+                "summary": record.summary,
+                "counts": counts,
+                "driver": driver,
+                "entries": record.entries,
+            }
+        )
+        return
+    out = console()
+    running = f"running (process {driver['pid']} on {driver['host']})" if driver else "not running"
+    out.print(f"[bold]{name}[/bold]: {running}, {record.summary.trials} trials asked for")
+    out.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if record.winners:
+        _print_winners(out, record)
+    for entry in record.entries:
+        if entry.state is TrialState.FAILED:
+            out.print(f"  #{entry.number} failed: {entry.failure}", style="red", soft_wrap=True)
+
+
+def _list_studies(folder: Path, json_: bool) -> None:
+    records = [_open(folder, name).record for name in _study_names(folder)]
+    if json_:
+        print_json([{"name": r.summary.name, "counts": _counts(r)} for r in records])
+        return
+    table = make_table(f"Studies in {folder}", ("study", "task", "model", "trials", "state"))
+    for record in records:
+        driver = _driver(folder / record.summary.name)
+        table.add_row(
+            record.summary.name,
+            record.summary.task,
+            record.summary.model,
+            f"{_counts(record).get('completed', 0)}/{record.summary.trials}",
+            "running" if driver else "finished" if record.winners else "stopped",
+        )
+    console().print(table)
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Studies to compare.")],
+    epsilon: Annotated[float, typer.Option("--epsilon", "-e", help="The budget.")] = 1e-4,
+    top: Annotated[int, typer.Option("--top", min=1, help="Trials to show.")] = 15,
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare the trials of one or more studies at one budget, best first."""
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        record = _open(folder, name).record
+        rule = record.summary.rule
+        if epsilon not in record.summary.epsilons:
+            known = ", ".join(f"{one:g}" for one in record.summary.epsilons)
+            raise ConfigError(f"The study {name!r} has no budget {epsilon:g}; it has {known}.")
+        for entry in record.entries:
+            if entry.record is None or entry.record.failure is not None:
+                continue
+            answer = entry.record.answer(epsilon, rule)
+            rows.append(
+                {
+                    "study": name,
+                    "trial": entry.number,
+                    "editor": entry.record.editor,
+                    "success": answer.success,
+                    "gain": answer.gain,
+                    "exact": answer.scores.exact,
+                    "deviation": answer.deviation.model_dump(),
+                    "verdict": answer.verdict.value,
+                    "alpha": answer.alpha,
+                    "epoch": answer.epoch,
+                    "seconds": sum(entry.record.seconds.values()),
+                    "parameters": entry.parameters,
+                }
+            )
+    rows.sort(key=lambda row: -row["gain"])
+    if json_:
+        print_json(rows)
+        return
+    columns = ("trial", "gain", "exact", "deviation", "α", "time", "hyperparameters")
+    table = make_table(f"Trials at ε={epsilon:g}", columns, right=("gain", "exact", "α", "time"))
+    for row in rows[:top]:
+        deviation = row["deviation"]
+        table.add_row(
+            (f"{row['study']} " if len(names) > 1 else "") + f"#{row['trial']} {row['editor']}",
+            f"{row['gain']:+.3f}",
+            "–" if row["exact"] is None else f"{row['exact']:.3f}",
+            f"{deviation['estimate']:+.1e} {row['verdict']}",
+            f"{row['alpha']:.2f}",
+            show_seconds(row["seconds"]),
+            show_values(row["parameters"]),
+        )
+    console().print(table)
+
+
+def best(
+    name: Annotated[str, typer.Argument(help="A finished study.")],
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", "-e", help="Only this budget.")
+    ] = None,
+    folder: FolderOption = STUDIES,
+    json_: JsonFlag = False,
+) -> None:
+    """Show the selected edit per budget and where its bundle lies."""
+    result = _open(folder, name)
+    record = result.record
+    if not record.winners:
+        raise StudyFailed(
+            f"The study {name!r} has selected nothing yet. Run `tuner search` again to finish it, "
+            "or see `tuner status`."
+        )
+    epsilons = [epsilon] if epsilon is not None else [winner.epsilon for winner in record.winners]
+    chosen = [result.best(one) for one in epsilons]
+    if json_:
+        print_json([{"winner": one.winner, "bundle": str(one.folder)} for one in chosen])
+        return
+    winners = tuple(one.winner for one in chosen)
+    _print_winners(console(), record.model_copy(update={"winners": winners}))
+    for one in chosen:
+        console().print(f"ε={one.winner.epsilon:g} bundle: {one.folder}", soft_wrap=True)
+
+
+def stop(
+    name: Annotated[str, typer.Argument(help="A running study.")],
+    folder: FolderOption = STUDIES,
+    wait: Annotated[
+        float, typer.Option("--wait", help="Seconds to wait until it has stopped.")
+    ] = 30.0,
+    json_: JsonFlag = False,
+) -> None:
+    """Stop a study that runs on this machine; `tuner search` continues it later."""
+    _open(folder, name)
+    driver = _driver(folder / name)
+    if driver is None:
+        stopped, words = True, f"{name} is not running."
+    else:
+        if driver["host"] != socket.gethostname():
+            raise ConfigError(f"{name} runs on {driver['host']}; stop it there.")
+        os.kill(int(driver["pid"]), signal.SIGINT)
+        stopped = _until(lambda: _driver(folder / name) is None, wait)
+        words = f"{name} has stopped." if stopped else f"{name} is still stopping after {wait:g} s."
+    if json_:
+        print_json({"study": name, "stopped": stopped})
+    else:
+        console().print(words)
+    if not stopped:
+        raise typer.Exit(1)
+
+
+def _until(holds: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _open(folder: Path, name: str) -> "StudyResult":
+    from tuner.search import open_study
+
+    if not (folder / name).is_dir():
+        raise unknown_name(f"study in {folder}", name, _study_names(folder))
+    return open_study(folder / name)
+
+
+def _study_names(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/ledger.journal"))
+
+
+def _driver(folder: Path) -> dict[str, Any] | None:
+    """Return the process that runs a study now, if one does."""
+    from tuner.search.folder import StudyFolder
+    from tuner.search.ledger import is_driven
+
+    place = StudyFolder(folder)
+    try:
+        holder = place.lock.with_suffix(".json").read_text(encoding="utf-8")
+        return dict[str, Any](json.loads(holder)) if is_driven(place) else None
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _counts(record: StudyResultRecord) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for entry in record.entries:
+        counts[entry.state.value] = counts.get(entry.state.value, 0) + 1
+    return counts
