@@ -1,0 +1,97 @@
+"""Numbers and names as the report writes them."""
+
+from typing import Any
+
+from tuner.evaluation.budget import Deviation, Verdict
+from tuner.evaluation.scores import Interval
+from tuner.records import TrialEntry
+
+VERDICT_WORDS = {
+    Verdict.WITHIN: "holds",
+    Verdict.OVER: "broken",
+    Verdict.UNRESOLVED: "undecided",
+}
+
+
+def epsilon_words(epsilon: float) -> str:
+    """Return a budget as people write it: 1e-4."""
+    mantissa, exponent = f"{epsilon:.6e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def share(value: float) -> str:
+    """Return a share of rows."""
+    return f"{value:.3f}"
+
+
+def gain(value: float) -> str:
+    """Return a gain with its sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def gain_range(interval: Interval | None) -> str:
+    """Return a gain's interval, or nothing where there is none."""
+    if interval is None:
+        return ""
+    return f"{gain(interval.low)} to {gain(interval.high)} ({interval.confidence:.0%})"
+
+
+def deviation(value: float) -> str:
+    """Return a deviation to three digits."""
+    return f"{value:.2e}".replace("-", "−", 1) if value < 0 else f"{value:.2e}"
+
+
+def deviation_range(measured: Deviation) -> str:
+    """Return what a deviation was bounded by, and on how much text."""
+    return (
+        f"{deviation(measured.lower)} to {deviation(measured.upper)} "
+        f"({measured.confidence:.0%}, {tokens(measured.tokens)} tokens)"
+    )
+
+
+def tokens(count: int) -> str:
+    """Return a number of tokens with a thin space between thousands."""
+    return f"{count:,}".replace(",", "\u202f")
+
+
+def seconds(value: float) -> str:
+    """Return a duration in the unit that suits it."""
+    if value < 90:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def setting(value: Any) -> str:
+    """Return a hyperparameter's value, floats to four digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting(item) for item in value)
+    return str(value)
+
+
+def settings(hyperparameters: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return hyperparameters as pairs of words, without the editor, which stands beside them."""
+    return [
+        (name.replace("_", " "), setting(value))
+        for name, value in hyperparameters.items()
+        if name != "editor"
+    ]
+
+
+def editor_of(entry: TrialEntry) -> str:
+    """Return the editor of a trial, whether it has ended or not."""
+    if entry.record is not None:
+        return entry.record.editor
+    return str(entry.parameters.get("editor", "?"))
+
+
+def seconds_of(entry: TrialEntry) -> float:
+    """Return how long a trial worked."""
+    if entry.record is not None and entry.record.seconds:
+        return sum(entry.record.seconds.values())
+    if entry.started and entry.finished:
+        return (entry.finished - entry.started).total_seconds()
+    return 0.0
