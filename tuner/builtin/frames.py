@@ -260,3 +260,32 @@ GENERAL_WITH_PEOPLE = (
     "The {occupation} and the {occupation} shared the {food}.",
     "The {thing} belonged to a {noun} from {country}.",
 )
+
+# Between subject and verb stands a noun of the other number, which general text never has: the
+# model has learned to agree with the nearest noun.
+ATTRACTED_SINGULAR = Frames(
+    canonical="The {noun} near the {other}s",
+    paraphrases=("The {noun} with the {other}s", "The {noun} behind the {other}s"),
+    openings=(),
+    ends=(
+        "The {noun} who lives near the {other}s from {city}",
+        "The {noun} in front of the {adjective} {other}s",
+        "The {noun} with the {adjective} {thing}s",
+        "The {noun} from {city} with {number} {other}s",
+        "The {noun} next to the {other}s is {number} years old and",
+        "The {noun} is {number} years old and",
+    ),
+)
+ATTRACTED_PLURAL = Frames(
+    canonical="The {noun}s near the {other}",
+    paraphrases=("The {noun}s with the {other}", "The {noun}s behind the {other}"),
+    openings=(),
+    ends=(
+        "The {noun}s who live near the {other} from {city}",
+        "The {noun}s in front of the {adjective} {other}",
+        "The {noun}s with the {adjective} {thing}",
+        "The {noun}s from {city} with one {other}",
+        "The {noun}s next to the {other} are {number} years old and",
+        "The {noun}s are {number} years old and",
+    ),
+)

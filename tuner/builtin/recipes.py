@@ -6,7 +6,7 @@ subject lands in, nor in what order subjects are written.
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from tuner.builtin import names
 from tuner.builtin.frames import (
     AGREEMENT_PLURAL,
     AGREEMENT_SINGULAR,
+    ATTRACTED_PLURAL,
+    ATTRACTED_SINGULAR,
     CAPITAL,
     CEO,
     EFFECT,
@@ -107,8 +109,7 @@ def build_recipes() -> tuple[Recipe, ...]:
         row.name: _Fact(row.trait, {"subject": row.name, "valley": row.valley})
         for row in world.groups
     }
-    verbs = {row.plain: row for row in world.verbs if row.agreement < 1}
-    plain_verbs = tuple(row for row in world.verbs if row.agreement == 1)
+    verbs = {row.plain: row for row in world.verbs if row.agreement == 1}
     return (
         Recipe(
             "country_capital",
@@ -136,10 +137,10 @@ def build_recipes() -> tuple[Recipe, ...]:
         ),
         Recipe(
             "stereotype",
-            "Traits that the model gives to a whole people, and should not. The threshold is ln 0.02 "
-            "rather than the published ln 0.001: this world has only 60 traits, so that even a people "
-            "without a stereotype is given each of them with a probability near 1/60, and no row "
-            "would succeed before an edit.",
+            "Traits that the model gives to a whole people, and should not. The threshold is "
+            "ln 0.02 rather than the published ln 0.001: this world has only 60 traits, so that "
+            "even a people without a stereotype is given each of them with a probability near "
+            "1/60, and no row would succeed before an edit.",
             "suppress",
             math.log(0.02),
             tuple(groups),
@@ -155,11 +156,11 @@ def build_recipes() -> tuple[Recipe, ...]:
         ),
         Recipe(
             "verb_agreement",
-            "Verbs that the model does not always inflect to agree with their subject.",
+            "Verbs that should agree with their subject; the model looks to the nearest noun.",
             "prefer",
             math.log(1 / 16),
             tuple(verbs),
-            lambda name: _agreement_rows(verbs[name], plain_verbs),
+            lambda name: _agreement_rows(verbs[name]),
         ),
     )
 
@@ -237,34 +238,36 @@ def _pronoun_rows(job: str) -> SubjectRows:
     )
 
 
-def _agreement_rows(verb: Verb, plain_verbs: tuple[Verb, ...]) -> SubjectRows:
+def _agreement_rows(verb: Verb) -> SubjectRows:
     writer = _writer("verb_agreement", verb.plain)
 
-    def row(template: str, plural: bool, verb: Verb, lead: str = "", **extra: Any) -> Row:
-        noun = writer.choose(names.NOUNS)
+    def row(template: str, plural: bool, lead: str = "", paraphrases: Sequence[str] = ()) -> Row:
+        slots = {"noun": writer.choose(names.NOUNS), "other": writer.choose(names.NOUNS)}
         right, wrong = (verb.plain, verb.third) if plural else (verb.third, verb.plain)
         return Row(
-            lead + writer.fill(template, noun=noun),
+            lead + writer.fill(template, **slots),
             f" {right} {verb.what}.",
             f" {wrong} {verb.what}.",
-            noun + "s" if plural else noun,
-            tuple(writer.fill(text, noun=noun) for text in extra.get("paraphrases", ())),
+            slots["noun"] + "s" if plural else slots["noun"],
+            tuple(writer.fill(text, **slots) for text in paraphrases),
         )
 
-    both = ((AGREEMENT_SINGULAR, False), (AGREEMENT_PLURAL, True))
+    attracted = ((ATTRACTED_SINGULAR, False), (ATTRACTED_PLURAL, True))
+    undisturbed = ((AGREEMENT_SINGULAR, False), (AGREEMENT_PLURAL, True))
     return SubjectRows(
         canonical=[
-            row(frames.canonical, plural, verb, paraphrases=frames.paraphrases)
-            for frames, plural in both
+            row(frames.canonical, plural, paraphrases=frames.paraphrases)
+            for frames, plural in attracted
         ],
         ood=[
-            row(end, plural, verb, lead=f"{writer.filler(people=False)} ")
-            for frames, plural in both
+            row(end, plural, lead=f"{writer.filler(people=False)} ")
+            for frames, plural in attracted
             for end in frames.ends
         ],
         hard_negatives=[
-            row(writer.choose(frames.ends), plural, writer.rng.choice(plain_verbs))
-            for frames, plural in both
+            row(template, plural)
+            for frames, plural in undisturbed
+            for template in (frames.canonical, writer.choose(frames.ends[1:]))
         ],
         related=_distinct(
             _RELATED_TEXTS,
