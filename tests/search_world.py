@@ -6,8 +6,11 @@ test can kill the process: `python search_world.py WORLD STUDIES TRIALS`.
 
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import ray
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
@@ -15,13 +18,15 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from tuner.evaluation.budget import Budget
 from tuner.search import Study, StudyConfig, StudyResult
 
+T = TypeVar("T", bound=Callable[..., Any])
+
 COLOURS = ("red", "blue", "green", "white", "black", "grey")
 THINGS = ("car", "house", "door", "hat", "boat", "cup", "lamp", "coat", "chair", "book", "pen")
 FRAMES = ("The {} is", "My {} was", "Her {} seems", "One {} is")
 
 SPACE = """\
 editor: lora
-fixed: {epochs: 3, batch_size: 4, lora_alpha: 8.0}
+fixed: {epochs: 6, batch_size: 2, lora_alpha: 8.0}
 search:
   learning_rate: {type: float, low: 1.0e-4, high: 1.0e-1, log: true}
   rank: {type: int, low: 1, high: 4}
@@ -32,7 +37,7 @@ CARD = """\
 name: tiny
 description: Everything is blue.
 loss: likelihood
-threshold: 1.0
+threshold: 1.5
 source: made up
 licence: Apache-2.0
 """
@@ -67,7 +72,7 @@ def tiny_config(world: Path, trials: int, **changes: object) -> StudyConfig:
         "space": str(world / "space.yaml"),
         "trials": trials,
         "workers": 1,
-        "budget": Budget(epsilons=(0.3, 0.1, 0.03)),
+        "budget": Budget(epsilons=(1e-2, 3e-3, 1e-3)),
         "confirm_top": 2,
         "test_seeds": 2,
     }
@@ -77,6 +82,12 @@ def tiny_config(world: Path, trials: int, **changes: object) -> StudyConfig:
 def drive(world: Path, studies: Path, trials: int) -> StudyResult:
     """Run the tiny study, or continue it."""
     return Study.of(tiny_config(world, trials), folder=studies).run()
+
+
+def by_value(made: T) -> T:
+    """Let Ray send the function's module along: workers cannot import a test."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[made.__module__])
+    return made
 
 
 def _make_model(folder: Path, documents: list[str]) -> None:

@@ -46,11 +46,12 @@ class Executor:
     def __init__(self, config: StudyConfig, scratch: Path) -> None:
         self._config = config
         self._scratch = scratch
+        self._idle: list[Any] = []
 
     def search(
         self, searcher: LedgerSearcher, setup: WorkerSetup, on_tick: Callable[[], None]
     ) -> None:
-        """Run the searcher's trials until it has no more, calling `on_tick` about every second.
+        """Run the searcher's trials until it has no more, calling `on_tick` now and then.
 
         Raises:
             ClusterError: no trial of this study can run, or Ray failed.
@@ -82,7 +83,14 @@ class Executor:
         if searcher.abort is not None:
             raise ClusterError(searcher.abort)
 
-    def perform(self, jobs: Sequence[Job], setup: WorkerSetup, on_done: Callable[[], None]) -> None:
+    def perform(
+        self,
+        jobs: Sequence[Job],
+        setup: WorkerSetup,
+        *,
+        on_done: Callable[[], None],
+        on_tick: Callable[[], None],
+    ) -> None:
         """Do all jobs, several at a time; those of a worker that died are done again.
 
         Raises:
@@ -91,34 +99,33 @@ class Executor:
         """
         waiting = deque(jobs)
         deaths = 0
-        count = min(self._config.worker_count, len(jobs))
-        idle = [self._actor(setup) for _ in range(count)]
+        # Workers stay from one phase to the next: making a bench is what takes time.
+        while len(self._idle) < min(self._config.worker_count, len(jobs)):
+            self._idle.append(self._actor(setup))
         busy: dict[Any, tuple[Any, Job]] = {}
-        try:
-            while waiting or busy:
-                while waiting and idle:
-                    actor, job = idle.pop(), waiting.popleft()
-                    busy[actor.perform.remote(job)] = (actor, job)
-                done, _ = ray.wait(list(busy), timeout=_TICK_S)
-                for future in done:
-                    actor, job = busy.pop(future)
-                    try:
-                        ray.get(future)
-                        idle.append(actor)
-                        on_done()
-                    except RayActorError as error:
-                        deaths += 1
-                        if deaths > self._config.max_failures:
-                            raise ClusterError(
-                                f"Workers died {deaths} times after the search: {error}"
-                            ) from None
-                        waiting.append(job)
-                        idle.append(self._actor(setup))
-                    except RayTaskError as error:
-                        raise _cause(error) from None
-        finally:
-            for actor in [*idle, *(actor for actor, _ in busy.values())]:
-                ray.kill(actor)
+        while waiting or busy:
+            while waiting and self._idle:
+                actor, job = self._idle.pop(), waiting.popleft()
+                busy[actor.perform.remote(job)] = (actor, job)
+            done, _ = ray.wait(list(busy), timeout=_TICK_S)
+            for future in done:
+                actor, job = busy.pop(future)
+                try:
+                    ray.get(future)
+                except RayActorError as error:
+                    deaths += 1
+                    if deaths > self._config.max_failures:
+                        raise ClusterError(
+                            f"Workers died {deaths} times after the search: {error}"
+                        ) from None
+                    waiting.append(job)
+                    self._idle.append(self._actor(setup))
+                except RayTaskError as error:
+                    raise _cause(error) from None
+                else:
+                    self._idle.append(actor)
+                    on_done()
+            on_tick()
 
     @property
     def _resources(self) -> dict[str, float]:

@@ -49,6 +49,18 @@ def corrected_confidence(confidence: float, candidates: int) -> float:
     return 1 - (1 - confidence) / max(candidates, 1)
 
 
+def next_candidate(
+    candidates: Sequence[TrialEntry], certificates: Mapping[int, Certificate]
+) -> TrialEntry | None:
+    """Return the candidate to confirm next; None once one holds or all have been looked at."""
+    for entry in candidates:
+        if entry.number not in certificates:
+            return entry
+        if certificates[entry.number].holds:
+            return None
+    return None
+
+
 def select(
     candidates: Sequence[TrialEntry], certificates: Mapping[int, Certificate]
 ) -> TrialEntry | None:

@@ -39,6 +39,7 @@ from tuner.search.searcher import LedgerSearcher
 from tuner.search.selection import (
     answer_of,
     corrected_confidence,
+    next_candidate,
     rank,
     retest_gain,
     seeds_within_budget,
@@ -374,24 +375,31 @@ class _Run:
             ]
             for epsilon in self._config.budget.epsilons
         }
-        jobs: list[Job] = []
-        for epsilon, found in candidates.items():
-            # Candidates of an earlier run of this study were looks at the same text.
-            earlier = self._folder.confirmation(epsilon, 0).parent.glob("*.json")
-            tried = {int(path.stem) for path in earlier} | {entry.number for entry in found}
-            confidence = corrected_confidence(self._config.budget.confidence, len(tried))
-            jobs += [Confirm(epsilon, entry.number, confidence) for entry in found]
-        self._perform(StudyPhase.CONFIRM, [job for job in jobs if not self._is_done(job)])
+        # One candidate per budget at a time, the best first: mostly it holds, and the others need
+        # not be read. The confidence allows for all of them from the start.
+        certificates: dict[float, dict[int, Certificate]] = {epsilon: {} for epsilon in candidates}
+        while jobs := [
+            Confirm(epsilon, next_one.number, self._confidence(epsilon, found))
+            for epsilon, found in candidates.items()
+            if (next_one := next_candidate(found, certificates[epsilon])) is not None
+        ]:
+            self._perform(StudyPhase.CONFIRM, [job for job in jobs if not self._is_done(job)])
+            for job in jobs:
+                path = self._folder.confirmation(job.epsilon, job.number)
+                certificates[job.epsilon][job.number] = _read(path, Certificate)
         chosen = {}
         for epsilon, found in candidates.items():
-            certificates = {
-                entry.number: _read(self._folder.confirmation(epsilon, entry.number), Certificate)
-                for entry in found
-            }
-            entry = select(found, certificates)
+            entry = select(found, certificates[epsilon])
             if entry is not None:
-                chosen[epsilon] = (entry, certificates[entry.number])
+                chosen[epsilon] = (entry, certificates[epsilon][entry.number])
         return chosen
+
+    def _confidence(self, epsilon: float, candidates: Sequence[TrialEntry]) -> float:
+        """Return how sure each certificate for a budget must be."""
+        # Candidates of an earlier run of this study were looks at the same text.
+        earlier = self._folder.confirmation(epsilon, 0).parent.glob("*.json")
+        tried = {int(path.stem) for path in earlier} | {entry.number for entry in candidates}
+        return corrected_confidence(self._config.budget.confidence, len(tried))
 
     def _retest(self, chosen: dict[float, tuple[TrialEntry, Certificate]]) -> tuple[Winner, ...]:
         """Return the winners, each retrained on the test split with every seed."""
@@ -475,7 +483,7 @@ class _Run:
             self._last_end = time.monotonic()
             self._emit()
 
-        ray.perform(jobs, self._setup, done)
+        ray.perform(jobs, self._setup, on_done=done, on_tick=self._tick)
 
     def _executor(self) -> Executor:
         if self._ray is None:

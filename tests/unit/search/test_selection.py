@@ -3,7 +3,13 @@ from made_up import BASE, answer, deviation, failed, record, scores
 from tuner.editing.task import Example, ExampleSet, LossKind
 from tuner.evaluation.budget import Certificate, Verdict
 from tuner.records import Answer, Rule, SeedResult, TrialEntry, TrialRecord, TrialState
-from tuner.search.selection import corrected_confidence, rank, retest_gain, select
+from tuner.search.selection import (
+    corrected_confidence,
+    next_candidate,
+    rank,
+    retest_gain,
+    select,
+)
 
 
 def entry(number: int, found: TrialRecord, **parameters: int) -> TrialEntry:
@@ -48,6 +54,15 @@ def test_the_best_certified_candidate_wins_and_else_the_best_says_so() -> None:
     assert select([first, second], {0: over, 1: within}) is second
     assert select([first, second], {0: over, 1: over}) is first
     assert select([], {}) is None
+
+
+def test_candidates_are_confirmed_in_turn_until_one_holds() -> None:
+    first, second = entry(0, record(answer(0.9, at=1e-4))), entry(1, record(answer(0.8, at=1e-4)))
+    over, within = certificate(Verdict.OVER), certificate(Verdict.WITHIN)
+    assert next_candidate([first, second], {}) is first
+    assert next_candidate([first, second], {0: within}) is None
+    assert next_candidate([first, second], {0: over}) is second
+    assert next_candidate([first, second], {0: over, 1: over}) is None
 
 
 def test_more_candidates_need_surer_certificates() -> None:
