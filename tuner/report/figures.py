@@ -162,7 +162,7 @@ def importance_bars(found: Importances) -> go.Figure:
         },
         hovertemplate="%{y}: %{x:.4f}<extra></extra>",
     )
-    figure.update_xaxes(title="rise of the mean error in success when shuffled", zeroline=True)
+    figure.update_xaxes(title="rise in error when shuffled", zeroline=True)
     figure.update_yaxes(automargin=True)
     figure.update_layout(showlegend=False)
     return figure
@@ -261,7 +261,8 @@ class _DeviationAxis:
             "range": [math.log10(self._bottom), math.log10(self._top)],
             "title": "deviation",
             "tickvals": [self._within_band, *ticks],
-            "ticktext": ["≈ 0 or < 0", *(epsilon_words(tick) for tick in ticks)],
+            "ticktext": ["≲ 0", "", *(epsilon_words(tick) for tick in ticks[1:])],
+            "tickangle": 0,
         }
 
     def draw_band(self, figure: go.Figure, *, horizontal: bool = False) -> None:

@@ -12,7 +12,7 @@ from tuner.records import StudyResultRecord, TrialState
 _FEWEST_TRIALS = 15
 _FOLDS = 5
 _SHUFFLES = 10
-_TREES = 100
+_TREES = 60
 # Below this share of explained variance the forest guesses, and so would its importances.
 _LEAST_FIT = 0.1
 

@@ -101,12 +101,19 @@ def shared_view(view: StudyView) -> str:
 
 
 def _searched(view: StudyView) -> tuple[dict[str, int], int]:
-    """Return how many trials have each searched hyperparameter, the most common first; and all."""
+    """Return how many trials have each hyperparameter that varies, and how many trials there are.
+
+    The most common come first. While there is but one trial, nothing varies yet and all count.
+    """
     started = [e for e in view.entries.values() if e.state is not TrialState.WAITING]
-    counts = Counter(legal_name(name) for entry in started for name in entry.parameters)
-    del counts["editor"]
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return dict(ordered), len(started)
+    counts: Counter[str] = Counter()
+    values: dict[str, set[str]] = {}
+    for entry in started:
+        for name, value in entry.parameters.items():
+            counts[legal_name(name)] += 1
+            values.setdefault(legal_name(name), set()).add(repr(value))
+    varied = [n for n in counts if n != "editor" and (len(values[n]) > 1 or len(started) == 1)]
+    return {n: counts[n] for n in sorted(varied, key=lambda n: (-counts[n], n))}, len(started)
 
 
 def _axes(x: str, y: str) -> dict[str, Any]:
