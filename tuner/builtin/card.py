@@ -24,7 +24,7 @@ from tuner.builtin.text import Part, general_documents
 from tuner.builtin.train import SCALES, WINDOW, Scale
 
 _BATCH = 32
-_TOKENS: dict[Part, int] = {"search": 100_000, "confirmation": 200_000}
+_TOKENS: dict[Part, int] = {"search": 50_000, "confirmation": 50_000}
 
 _CARD = """\
 # builtin:neox
