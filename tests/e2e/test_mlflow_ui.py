@@ -75,6 +75,8 @@ def test_trials_can_be_compared_in_mlflow(tmp_path, server):
         frame = until(lambda: browser.find_elements("css selector", "iframe"), 60)[0]
         browser.switch_to.frame(frame)
         until(lambda: "The best edit per budget" in browser.execute_script(_TEXT), 60)
+        # Plots are drawn when they come into view.
+        browser.execute_script("document.getElementById('frontier').scrollIntoView()")
         until(lambda: browser.execute_script("return !!document.querySelector('.plot .point')"), 60)
         browser.switch_to.default_content()
         _keep(browser, tmp_path, "artifact")
