@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import MissingExtra
-from tuner.records import Rule, StudyResultRecord, TrialEntry, TrialState, Winner
+from tuner.records import StudyResultRecord, TrialEntry, TrialState, Winner
 from tuner.report import words
-from tuner.report.importance import importances
+from tuner.report.importance import importances, searched_names
 
 
 def write_report(result: StudyResultRecord, path: Path) -> Path:
@@ -110,11 +110,11 @@ def _render(
             compute=sum(words.seconds_of(entry) for entry in entries),
             answer_of=_answer_of(result),
             importance=importance,
+            searched=searched_names(result),
             slices=slices,
             traces=traces,
             plots={name: _json(figure) for name, figure in plots.items()},
             plotly=_packed_plotly(),
-            rules=Rule,
             words=words,
         )
     )

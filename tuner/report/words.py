@@ -63,6 +63,8 @@ def seconds(value: float) -> str:
 
 def setting(value: Any) -> str:
     """Return a hyperparameter's value, floats to four digits."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -79,6 +81,16 @@ def settings(hyperparameters: dict[str, Any]) -> list[tuple[str, str]]:
         for name, value in hyperparameters.items()
         if name != "editor"
     ]
+
+
+def among(hyperparameters: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the hyperparameters that are named, in the order of the names."""
+    return {name: hyperparameters[name] for name in names if name in hyperparameters}
+
+
+def besides(hyperparameters: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the hyperparameters that are not named."""
+    return {name: value for name, value in hyperparameters.items() if name not in names}
 
 
 def editor_of(entry: TrialEntry) -> str:
