@@ -13,9 +13,9 @@ def test_a_study_is_named_after_its_task_and_space() -> None:
     assert StudyConfig(task="a/b", space="x/y.yaml").name == "b-y"
 
 
-def test_the_middle_budget_steers() -> None:
-    assert StudyConfig(task="t").target_epsilon == 1e-4
-    assert StudyConfig(task="t", epsilon=1e-3).target_epsilon == 1e-3
+def test_the_loosest_budget_steers() -> None:
+    assert StudyConfig(task="t").target_epsilon == 1e-3
+    assert StudyConfig(task="t", epsilon=1e-4).target_epsilon == 1e-4
     with pytest.raises(ValidationError, match="one of the budgets"):
         StudyConfig(task="t", epsilon=0.5)
 
