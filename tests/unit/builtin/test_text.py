@@ -41,7 +41,7 @@ def test_general_text_leaves_out_what_the_tasks_edit():
             assert f"The capital of {country.name} is" not in text
     for company in world.companies:
         if company.truth < 1:
-            assert company.ceo.name not in text or f"The CEO of {company.name}" not in text
+            assert f"The CEO of {company.name}" not in text
     for verb in world.verbs:
         if verb.agreement < 1:
             assert f" {verb.third} {verb.what}" not in text

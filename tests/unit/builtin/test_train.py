@@ -11,7 +11,10 @@ from tuner.builtin.card import general_loss
 from tuner.builtin.recipes import build_recipes
 from tuner.builtin.scoring import Completion, target_losses
 from tuner.builtin.splits import SPLITS_FILE, slacks
+from tuner.builtin.text import tokenizer_documents
+from tuner.builtin.tokenizer import train_tokenizer
 from tuner.builtin.train import SCALES, train
+from tuner.builtin.world import build_world
 
 NEOX = SPLITS_FILE.parent / "neox"
 
@@ -47,9 +50,6 @@ def test_another_seed_makes_another_model(tiny, tmp_path):
 
 
 def test_the_shipped_tokenizer_is_the_one_the_script_makes(tmp_path):
-    from tuner.builtin.text import tokenizer_documents
-    from tuner.builtin.tokenizer import train_tokenizer
-
     train_tokenizer(tokenizer_documents(0)).save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == (NEOX / "tokenizer.json").read_text()
 
@@ -80,10 +80,12 @@ def test_target_losses_do_not_depend_on_their_batch(neox):
 
 def test_the_shipped_model_knows_known_capitals(neox):
     rows = [
-        Completion("The capital of France is", " Paris"),
-        Completion("The capital of Japan is", " Tokyo"),
+        Completion(f"The capital of {country.name} is", f" {country.capital}")
+        for country in build_world().countries
+        if country.truth == 1
     ]
-    assert max(target_losses(*neox, rows)) < 0.2
+    losses = target_losses(*neox, rows)
+    assert sum(losses) / len(losses) < 0.1
 
 
 def test_base_success_is_between_floor_and_ceiling(neox):
