@@ -29,7 +29,6 @@ from tuner.cli.output import (
     show_deviation,
     show_interval,
     show_seconds,
-    show_value,
     show_values,
 )
 from tuner.errors import ConfigError, StudyFailed, unknown_name
@@ -285,12 +284,8 @@ def _telling(winner: Winner) -> dict[str, Any]:
     """Return the hyperparameters that differ from the editor's defaults."""
     from tuner.editors import find_editor
 
-    fields = find_editor(winner.editor).model_fields
-    return {
-        key: value
-        for key, value in winner.hyperparameters.items()
-        if key in fields and show_value(value) != show_value(fields[key].default)
-    }
+    editor = find_editor(winner.editor).model_validate(winner.hyperparameters)
+    return editor.model_dump(exclude_defaults=True)
 
 
 def status(

@@ -5,7 +5,6 @@ from typing import Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-
 LEANING = 1.64
 
 

@@ -17,9 +17,12 @@ from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import sequence_radius
 
-# Rare blocks carry much of an edit's cost; before this many, their share is anybody's guess.
 _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
+# Rare blocks carry much of an edit's cost. That none has come up yet proves nothing, so "within"
+# waits for this many blocks; "over" may be said as soon as it is seen.
+_LEAST_FOR_LEANING = 256
+_LEAST_FOR_VERDICT = 512
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
 _PLANNED_BLOCKS = 256
 
@@ -62,9 +65,22 @@ class DeviationMeter:
             EditError: the edited model's loss is NaN or infinite.
         """
         asked = tuple(epsilons)
-        differences: list[Tensor] = []
-        found = Deviation.none(self._confidence)
         known = len(self._base)
+        found = Deviation.none(self._confidence)
+        for found in self.readings(delta):
+            if all(self.settled(found, epsilon, sure=sure) for epsilon in asked):
+                break
+        if len(self._base) > known:
+            self._cache.save("base_losses", self._key(), {"losses": self._base})
+        return found
+
+    def readings(self, delta: Delta) -> Iterator[Deviation]:
+        """Yield the deviation as it is known after each chunk of the corpus.
+
+        Raises:
+            EditError: the edited model's loss is NaN or infinite.
+        """
+        differences: list[Tensor] = []
         for chunk in self._chunks():
             base = self._base_losses(chunk.stop)
             # One edited context per chunk: putting a delta in and out is not free on big models.
@@ -73,12 +89,28 @@ class DeviationMeter:
             if not torch.isfinite(edited).all():
                 raise EditError("The edited model's loss on general text is NaN or infinite.")
             differences.append(edited - base[chunk.start :])
-            found = self._estimate(torch.cat(differences), base)
-            if all(self._settled(found, len(base), epsilon, sure) for epsilon in asked):
-                break
-        if len(self._base) > known:
-            self._cache.save("base_losses", self._key(), {"losses": self._base})
-        return found
+            yield self._estimate(torch.cat(differences), base)
+
+    def settled(self, found: Deviation, epsilon: float, *, sure: bool) -> bool:
+        """Return whether a budget is decided, or the rest of the corpus would not decide it."""
+        total = len(self._corpus.blocks)
+        read = found.tokens // (self._corpus.blocks.shape[1] - 1)
+        decision = found.verdict(epsilon) if sure else found.leaning(epsilon)
+        if decision is Verdict.OVER:
+            return True
+        if read < min(total, _LEAST_FOR_VERDICT if sure else _LEAST_FOR_LEANING):
+            return False
+        if decision is Verdict.WITHIN:
+            return True
+        spread = found.standard_error * math.sqrt(read)
+        radius = (
+            sequence_radius(total, self._confidence, _PLANNED_BLOCKS)
+            if sure
+            else LEANING / math.sqrt(total)
+        )
+        # Hopeful by half a standard error: the estimate may yet move away from the budget.
+        distance = abs(found.estimate - epsilon) + found.standard_error / 2
+        return distance < spread * radius
 
     def certify(self, delta: Delta, epsilon: float) -> Certificate:
         """Return the statement that `delta` keeps `epsilon` on this corpus, or breaks it."""
@@ -124,22 +156,6 @@ class DeviationMeter:
                 "larger budgets, or a more precise dtype."
             )
         return floor
-
-    def _settled(self, found: Deviation, read: int, epsilon: float, sure: bool) -> bool:
-        """Return whether a budget is decided, or the rest of the corpus would not decide it."""
-        decision = found.verdict(epsilon) if sure else found.leaning(epsilon)
-        if decision is not Verdict.UNRESOLVED:
-            return True
-        total = len(self._corpus.blocks)
-        spread = found.standard_error * math.sqrt(read)
-        radius = (
-            sequence_radius(total, self._confidence, _PLANNED_BLOCKS)
-            if sure
-            else LEANING / math.sqrt(total)
-        )
-        # Hopeful by half a standard error: the estimate may yet move away from the budget.
-        distance = abs(found.estimate - epsilon) + found.standard_error / 2
-        return distance < spread * radius
 
     def _chunks(self) -> Iterator[range]:
         total = len(self._corpus.blocks)

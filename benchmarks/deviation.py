@@ -1,0 +1,186 @@
+"""How much text the sequential verdict saves, and how often it is wrong.
+
+    python benchmarks/deviation.py --deltas 200 --out benchmarks/results/deviation.json
+
+Real deltas (LoRA and full fine-tuning, random hyperparameters, several epochs and strengths) get a
+verdict per budget on the search corpus, then the truth from 400k fresh tokens. Every delta is one
+line of a file beside `--out`, so that a stopped run goes on where it was.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import tuner
+from tuner.cache import Cache, cache_folder
+from tuner.editing.corpus import Part, load_general_text
+from tuner.editing.delta import Delta
+from tuner.editing.editor import Auxiliary, Editor
+from tuner.editing.likelihood import block_losses
+from tuner.evaluation.budget import Deviation
+from tuner.evaluation.deviation import DeviationMeter
+
+TRUTH_TOKENS = 400_000
+EPSILONS = (1e-3, 1e-4, 1e-5)
+PER_EDIT = 6
+
+
+def random_editor(rng: random.Random) -> Editor:
+    shared = {
+        "kl_weight": 10 ** rng.uniform(-1, 0),
+        "batch_size": rng.choice([5, 10, 30]),
+        "epochs": 6,
+    }
+    if rng.random() < 0.3:
+        rate = 10 ** rng.uniform(-5.5, -3.3)
+        return tuner.find_editor("full_finetuning").model_validate(
+            {**shared, "learning_rate": rate}
+        )
+    return tuner.find_editor("lora").model_validate(
+        {
+            **shared,
+            "learning_rate": 10 ** rng.uniform(-4, -1.7),
+            "rank": rng.choice([1, 2, 4, 8, 16]),
+            "center": rng.random(),
+            "width": rng.uniform(0.1, 0.9),
+        }
+    )
+
+
+def random_deltas(
+    model: tuner.LanguageModel, task: tuner.Task, aux: Auxiliary, seed: int
+) -> Iterator[tuple[str, Delta]]:
+    rng = random.Random(seed)
+    editor = random_editor(rng)
+    for epoch, step in enumerate(editor.edit(model, task.val.canonical, aux, seed=seed), start=1):
+        if epoch in (1, 3, 6):
+            for alpha in (1.0, 10 ** rng.uniform(-1.3, 0)):
+                label = f"{seed}: {editor.name()} epoch {epoch} alpha {alpha:.3f}"
+                yield label, step.delta.scaled(alpha)
+
+
+def verdicts(meter: DeviationMeter, delta: Delta) -> dict[float, Deviation]:
+    """Return where `meter.measure` would stop for each budget, from one pass over the corpus."""
+    found: dict[float, Deviation] = {}
+    for reading in meter.readings(delta):
+        for epsilon in EPSILONS:
+            if epsilon not in found and meter.settled(reading, epsilon, sure=True):
+                found[epsilon] = reading
+        if len(found) == len(EPSILONS):
+            break
+    return {epsilon: found.get(epsilon, reading) for epsilon in EPSILONS}
+
+
+def truth(
+    model: tuner.LanguageModel, blocks: torch.Tensor, base: torch.Tensor, delta: Delta
+) -> tuple[float, float]:
+    """Return the deviation on all of `blocks` and its standard error."""
+    with model.edited(delta):
+        edited = torch.cat([block_losses(model.network, part) for part in blocks.split(32)])
+    difference = edited - base
+    ratio = float(difference.sum() / base.sum())
+    residuals = (difference - ratio * base) / base.mean()
+    return ratio, float(residuals.std()) / math.sqrt(len(base))
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, object]]:
+    lines_file = args.out.with_suffix(".jsonl")
+    lines_file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in lines_file.open()] if lines_file.exists() else []
+    if len(rows) >= args.deltas:
+        return rows[: args.deltas]
+    model = tuner.load_model("builtin:neox")
+    task = tuner.load_task("country_capital")
+    # The certificates of the library read the same source; this text is longer and its own.
+    general = load_general_text(None, model, tokens={Part.CONFIRMATION: TRUTH_TOKENS})
+    aux = Auxiliary(general.corpus(Part.AUXILIARY))
+    fresh = general.corpus(Part.CONFIRMATION).blocks
+    base = torch.cat([block_losses(model.network, part) for part in fresh.split(32)])
+    meter = DeviationMeter(
+        model, general.corpus(Part.SEARCH), confidence=0.95, cache=Cache(cache_folder())
+    )
+    full = general.corpus(Part.SEARCH).predicted_tokens
+    with tqdm(total=args.deltas, initial=len(rows)) as bar, lines_file.open("a") as out:
+        for seed in range(len(rows) // PER_EDIT, math.ceil(args.deltas / PER_EDIT)):
+            for index, (label, delta) in enumerate(random_deltas(model, task, aux, seed)):
+                if seed * PER_EDIT + index < len(rows):
+                    continue
+                try:
+                    found = verdicts(meter, delta)
+                    true, error = truth(model, fresh, base, delta)
+                except tuner.TunerError:
+                    found, true, error = {}, math.inf, 0.0
+                row = {
+                    "delta": label,
+                    "truth": true if math.isfinite(true) else None,
+                    "truth_se": error,
+                    "full_tokens": full,
+                    "verdicts": {
+                        f"{epsilon:g}": {"verdict": d.verdict(epsilon).value, "tokens": d.tokens}
+                        for epsilon, d in found.items()
+                    },
+                }
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                rows.append(row)
+                bar.update()
+    return rows
+
+
+def summarise(rows: list[dict]) -> dict[str, object]:
+    cases = [
+        (row["truth"], row["truth_se"], float(epsilon), case["verdict"], case["tokens"], row)
+        for row in rows
+        if row["truth"] is not None
+        for epsilon, case in row["verdicts"].items()
+    ]
+    decided = [case for case in cases if case[3] != "unresolved"]
+    wrong = [c for c in decided if (c[3] == "within") != (c[0] <= c[2])]
+    surely_wrong = [c for c in wrong if abs(c[0] - c[2]) > 2 * c[1]]
+    clear = [case for case in cases if case[0] > 3 * case[2]]
+    quick = [c for c in clear if c[3] == "over" and c[4] <= 0.2 * c[5]["full_tokens"]]
+    return {
+        "deltas": len(rows),
+        "verdicts": len(cases),
+        "decided": len(decided),
+        "wrong": len(wrong),
+        "wrong_share": len(wrong) / max(len(decided), 1),
+        "wrong_beyond_2_se_of_the_truth": len(surely_wrong),
+        "clear_violators": len(clear),
+        "clear_violators_decided_with_a_fifth_of_the_tokens": len(quick) / max(len(clear), 1),
+        "median_saving": statistics.median(c[5]["full_tokens"] / c[4] for c in cases),
+        "median_saving_of_decided": statistics.median(c[5]["full_tokens"] / c[4] for c in decided),
+        "per_epsilon": {
+            f"{epsilon:g}": {
+                "decided": sum(c[2] == epsilon for c in decided),
+                "wrong": sum(c[2] == epsilon for c in wrong),
+                "unresolved": sum(c[2] == epsilon and c[3] == "unresolved" for c in cases),
+                "median_saving": statistics.median(
+                    c[5]["full_tokens"] / c[4] for c in cases if c[2] == epsilon
+                ),
+            }
+            for epsilon in EPSILONS
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--deltas", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deviation.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    summary = summarise(measure(args))
+    args.out.write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()
