@@ -1,0 +1,44 @@
+# The two commands of the README, and the parts of the second.
+# A person needs `make demo` and `make test`; CI calls the same.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test lint types unit integration e2e clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# torch first and by itself, at the version of the constraints: a looser request would let the
+# package index choose a build with several gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		"$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Install, then run a real search on the built-in model and open its report.
+	$(BIN)/tuner search demo.yaml
+
+test: $(STAMP)  ## Install, then check style, types and import rules, and run all tests.
+	$(MAKE) --no-print-directory lint types
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Style and import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)  ## Static types.
+	$(BIN)/mypy
+
+unit integration e2e: $(STAMP)
+	$(BIN)/python -m pytest tests/$@
+
+clean:  ## Remove the environment and the studies.
+	rm -rf $(VENV) tuner-studies

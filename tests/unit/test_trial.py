@@ -1,0 +1,168 @@
+"""One trial: three rules, every budget, nothing left behind."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuner.cache import Cache
+from tuner.editing.corpus import FileDocuments, GeneralText, Part
+from tuner.editing.delta import Dense, WeightDelta
+from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import ExampleSet, Task
+from tuner.editors import find_editor
+from tuner.errors import EditError, TaskError
+from tuner.evaluation.budget import Budget
+from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
+from tuner.trial import Bench
+
+WORDS = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()
+
+
+@pytest.fixture
+def general(neox: LanguageModel, tmp_path: Path) -> GeneralText:
+    lines = []
+    random = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        picks = torch.randint(0, len(WORDS), (12,), generator=random).tolist()
+        lines.append(json.dumps({"text": " ".join(WORDS[pick] for pick in picks)}))
+    path = tmp_path / "general.jsonl"
+    path.write_text("\n".join(lines))
+    return GeneralText(FileDocuments(path), neox, block_length=16)
+
+
+@pytest.fixture
+def bench(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path) -> Bench:
+    budget = Budget(epsilons=(1e-1, 1e-2))
+    return Bench(neox, task, budget, general, cache=Cache(tmp_path / "cache"))
+
+
+class Scripted(Editor):
+    """Yields a given direction at given strengths, epoch by epoch."""
+
+    strengths: tuple[float, ...]
+    epochs: int = 3
+    breaks_at: int | None = None
+
+    def edit(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        name = f"{model.architecture.mlp_modules(1)[0]}.weight"
+        shape = model.network.get_parameter(name).shape
+        direction = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        for epoch, strength in enumerate(self.strengths, start=1):
+            if epoch == self.breaks_at:
+                raise torch.OutOfMemoryError("out of memory by script")
+            yield Step(WeightDelta({name: Dense(strength * direction)}))
+
+
+def test_every_rule_answers_every_budget(bench: Bench) -> None:
+    editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
+    seen: list[EpochRecord] = []
+    result = bench.run(editor, seed=0, on_epoch=seen.append)
+    record = result.record
+    assert record.outcome is Outcome.COMPLETED
+    assert {(a.rule, a.epsilon) for a in record.answers} == {
+        (rule, epsilon) for rule in Rule for epsilon in (1e-1, 1e-2)
+    }
+    assert tuple(seen) == record.epochs
+    assert [epoch.epoch for epoch in record.epochs] == [1, 2, 3, 4]
+    for answer in record.answers:
+        delta = result.deltas.get((answer.rule, answer.epsilon))
+        assert (delta is None) == (answer.epoch is None)
+        if answer.epoch is None:
+            assert (answer.alpha, answer.gain) == (0.0, 0.0)
+        else:
+            assert answer.deviation.estimate <= answer.epsilon
+    assert TrialRecord.model_validate_json(record.model_dump_json()) == record
+    bench.check_unchanged()
+
+
+def test_reported_success_is_that_of_the_returned_delta(bench: Bench, neox: LanguageModel) -> None:
+    editor = find_editor("lora").model_validate({"learning_rate": 2e-2, "epochs": 4, "rank": 4})
+    result = bench.run(editor, seed=0)
+    for (rule, epsilon), delta in result.deltas.items():
+        with neox.edited(delta):
+            again = bench.success_meter(SplitName.VAL).scores()
+        assert again == result.at(epsilon, rule).record.scores
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rules_choose_among_the_epochs_as_they_say(bench: Bench, seed: int) -> None:
+    record = bench.run(Scripted(strengths=(0.5, 2.0, 1.0, 4.0)), seed=seed).record
+    for epsilon in bench.budget.epsilons:
+        under = [e.epoch for e in record.epochs if e.deviation.estimate < epsilon]
+        assert record.answer(epsilon, Rule.PUBLISHED).epoch == (under[-1] if under else None)
+        likely = [e for e in record.epochs if e.deviation.probably_within(epsilon)]
+        best = record.answer(epsilon, Rule.BEST)
+        assert (best.epoch is None) == (not likely)
+        assert best.epoch is None or best.success == max(e.success for e in likely)
+        fitted = record.answer(epsilon, Rule.FITTED)
+        assert fitted.epoch is None or fitted.deviation.probably_within(epsilon)
+
+
+def test_memory_running_out_is_a_failed_record(bench: Bench) -> None:
+    result = bench.run(Scripted(strengths=(1.0, 1.0), breaks_at=2), seed=0)
+    assert result.record.outcome is Outcome.FAILED
+    assert "Memory ran out" in str(result.record.failure)
+    with pytest.raises(EditError, match="Memory ran out"):
+        result.at(1e-1)
+    bench.check_unchanged()
+
+
+def test_nan_is_a_failed_record(bench: Bench) -> None:
+    result = bench.run(Scripted(strengths=(float("nan"),)), seed=0)
+    assert result.record.outcome is Outcome.FAILED
+    bench.check_unchanged()
+
+
+def test_the_test_split_chooses_nothing(bench: Bench) -> None:
+    editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
+    result = bench.run(
+        editor, seed=1, split=SplitName.TEST, epoch=2, rule=Rule.FITTED, epsilon=1e-1
+    )
+    (answer,) = result.record.answers
+    assert result.record.split is SplitName.TEST
+    assert answer.epoch in (2, None)
+    assert [epoch.epoch for epoch in result.record.epochs] == [2]
+
+
+def test_trials_do_not_depend_on_what_ran_before(bench: Bench) -> None:
+    lora = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 2, "rank": 2})
+    full = find_editor("full_finetuning").model_validate({"learning_rate": 1e-3, "epochs": 2})
+
+    def numbers(record: TrialRecord) -> str:
+        return record.model_dump_json(exclude={"seconds"})
+
+    first = numbers(bench.run(lora, seed=0).record)
+    bench.run(full, seed=5)
+    bench.run(Scripted(strengths=(float("nan"),)), seed=0)
+    assert numbers(bench.run(lora, seed=0).record) == first
+
+
+def test_hopeless_edits_stop_early(bench: Bench) -> None:
+    result = bench.run(Scripted(strengths=(3e4, 3e4, 3e4)), seed=0)
+    if not result.record.stopped_early:
+        pytest.skip("the tiny model survives any strength")
+    assert len(result.record.epochs) == 1
+
+
+def test_parts_of_general_text_share_no_document(general: GeneralText) -> None:
+    parts = {part: set(general.source.documents(part)) for part in Part}
+    assert all(parts.values())
+    assert not parts[Part.SEARCH] & parts[Part.CONFIRMATION]
+    assert not parts[Part.AUXILIARY] & (parts[Part.SEARCH] | parts[Part.CONFIRMATION])
+
+
+def test_too_little_general_text_is_refused(neox: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("a big town\n")
+    with pytest.raises(TaskError, match="at least"):
+        GeneralText(FileDocuments(path), neox, block_length=16).corpus(Part.SEARCH)
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "fine"}\n{"txt": "not"}\n')
+    with pytest.raises(TaskError, match=r"bad.jsonl:2"):
+        list(FileDocuments(path).documents(Part.SEARCH))
