@@ -1,0 +1,243 @@
+"""The command line as a person uses it: from a study to an exported delta, and through mistakes."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tuner.builtin.text import general_documents
+from tuner.cli import main
+from tuner.editing.model import load_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a verb in this process; return exit code, output and messages."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tuner", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A little general text of the built-in world, so that trials take seconds."""
+    path = tmp_path_factory.mktemp("text") / "general.jsonl"
+    documents = itertools.islice(general_documents("search"), 6000)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return path
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, general: Path
+) -> tuple[Path, dict[str, Any]]:
+    """A folder in which a small study has run, by a process of its own."""
+    place = tmp_path_factory.mktemp("workplace")
+    (place / "study.yaml").write_text(
+        f"name: small\ntask: country_capital\nspace: space.yaml\ngeneral: {general}\n"
+        "trials: 3\nworkers: 1\nconfirm_top: 1\ntest_seeds: 1\n"
+        "budget: {epsilons: [1e-2, 1e-3]}\n"
+    )
+    (place / "space.yaml").write_text(
+        "editor: lora\nfixed: {epochs: 3, batch_size: 10, rank: 8, width: 0.9}\n"
+        "search:\n  learning_rate: {type: float, low: 2e-3, high: 1e-2, log: true}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "search", "study.yaml", "--json"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=420,
+        env=os.environ | {"COLUMNS": "60"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return place, json.loads(done.stdout)
+
+
+def test_search_selects_certifies_and_retests(workplace: tuple[Path, dict[str, Any]]) -> None:
+    place, printed = workplace
+    result = printed["result"]
+    assert [entry["state"] for entry in result["entries"]] == ["completed"] * 3
+    assert {winner["epsilon"] for winner in result["winners"]} <= {1e-2, 1e-3}
+    winner = result["winners"][0]
+    assert winner["validation"]["gain"] > 0
+    assert winner["certificate"]["corpus_hash"]
+    assert len(winner["test"]) == 1
+    assert Path(printed["report"]).read_text().startswith("<!")
+    assert (place / "tuner-studies" / "mlflow.db").exists()
+
+
+def test_a_finished_study_is_shown_and_exported(
+    workplace: tuple[Path, dict[str, Any]], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, printed = workplace
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "60")
+    epsilon = str(printed["result"]["winners"][0]["epsilon"])
+    for verb in (["status"], ["status", "small"], ["best", "small"], ["stop", "small"]):
+        code, out, err = run(*verb)
+        assert (code, err) == (0, "")
+        assert max(map(len, out.splitlines())) <= 60 or "bundle" in out
+    code, out, _ = run("compare", "small", "--epsilon", epsilon, "--json")
+    assert code == 0
+    assert [row["gain"] for row in json.loads(out)] == sorted(
+        (row["gain"] for row in json.loads(out)), reverse=True
+    )
+    assert run("status", "small", "--sync")[0] == 0
+
+    assert run("export", "small", "adapter", "--epsilon", epsilon)[0] == 0
+    assert run("export", "small", "merged", "--epsilon", epsilon, "--format", "merged")[0] == 0
+    assert run("export", "small", "delta", "--epsilon", epsilon, "--format", "delta")[0] == 0
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        base = load_model("builtin:neox").network
+        adapted = PeftModel.from_pretrained(base, "adapter")(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)
+        torch.testing.assert_close(adapted, merged(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+    code, out, _ = run("evaluate", "delta", "--general", "general.jsonl", "--json")
+    assert code == 2  # there is no such file here
+    code, out, _ = run("best", "small", "--json")
+    assert Path(json.loads(out)[0]["bundle"]).is_dir()
+
+
+def test_the_same_command_again_does_nothing_twice(
+    workplace: tuple[Path, dict[str, Any]], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, printed = workplace
+    monkeypatch.chdir(place)
+    code, out, _ = run("search", "study.yaml", "--no-track", "--json")
+    assert code == 0
+    assert json.loads(out)["result"]["winners"] == printed["result"]["winners"]
+    code, _, err = run("search", "study.yaml", "--seed", "5")
+    assert code == 2
+    assert "seed" in err
+
+
+def test_a_single_edit_is_made_judged_and_certified(
+    run: Run, tmp_path: Path, general: Path
+) -> None:
+    out_folder = str(tmp_path / "edit")
+    settings = ["--set", "learning_rate=5e-3", "--set", "epochs=2", "--set", "batch_size=10"]
+    text = ["--general", str(general)]
+    code, out, err = run(
+        "edit", "--task", "country_capital", "--editor", "lora", *settings, *text,
+        "--epsilon", "0.05", "--out", out_folder, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["record"]["outcome"] == "completed"
+    code, out, _ = run("evaluate", out_folder, *text, "--split", "val", "--json")
+    assert code == 0
+    judged = json.loads(out)
+    assert judged["verdict"] in ("within", "unresolved", "over")
+    assert judged["edited"]["success"] == pytest.approx(judged["base"]["success"] + judged["gain"])
+    code, out, _ = run("certify", out_folder, *text, "--json")
+    assert code == (0 if json.loads(out)["verdict"] == "within" else 1)
+    manifest = json.loads((tmp_path / "edit" / "delta.json").read_text())
+    assert manifest["certificate"]["verdict"] == json.loads(out)["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["search"], "A study needs a task"),
+        (["search", "--task", "country_capitol"], "Did you mean 'country_capital'"),
+        (["search", "--task", "country_capital", "--space", "lorra"], "Did you mean 'lora'"),
+        (["search", "--task", "country_capital", "--trials", "0"], "trials"),
+        (["search", "--task", "country_capital", "--epsilon", "7"], "0 < epsilon < 1"),
+        (["search", "absent.yaml"], "cannot be read"),
+        (["edit", "--task", "temporal", "--editor", "lora", "--out", "x"], "learning_rate"),
+        (
+            ["edit", "--task", "temporal", "--editor", "lora", "--set", "rank", "--out", "x"],
+            "name=value",
+        ),
+        (["export", "absent", "out"], "neither a bundle's folder nor a study"),
+        (["export", "absent", "out", "--format", "gguf"], "Known: delta, merged, peft"),
+        (["evaluate", "absent"], "neither a bundle's folder nor a study"),
+        (["best", "absent"], "No study"),
+        (["list", "modles"], "Did you mean 'models'"),
+        (["frobnicate"], "No such command"),
+        (["search", "--trials", "many"], "--trials"),
+    ],
+)
+def test_mistakes_are_told_in_words(
+    arguments: list[str], says: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_finds_all_mistakes_at_once(run: Run, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "editor: lora\nfixed: {rnk: 3}\nsearch:\n"
+        "  learning_rate: {type: float, low: 2, high: 1, log: true}\n"
+    )
+    study = tmp_path / "study.yaml"
+    study.write_text("task: country_capitol\nspace: space.yaml\ntrials: -1\n")
+    code, out, _ = run("check", str(study), str(space), "--json")
+    assert code == 2
+    found = json.loads(out)
+    about_study = "\n".join(found[str(study)])
+    assert f"{study}:3: trials" in about_study
+    assert "country_capital" in about_study
+    about_space = "\n".join(found[str(space)])
+    assert f"{space}:2" in about_space
+    assert f"{space}:4" in about_space
+    assert run("check", "search_spaces/lora.yaml", "datasets/temporal", "demo.yaml")[0] == 0
+
+
+def test_list_and_doctor_know_what_is_here(run: Run) -> None:
+    code, out, _ = run("list", "--json")
+    assert code == 0
+    known = json.loads(out)
+    assert "builtin:neox" in known["models"]
+    assert len(known["tasks"]) >= 6
+    assert {"lora", "full_finetuning"} <= set(known["editors"])
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    assert json.loads(out)["packages"]["core"]["torch"]
+
+
+def test_every_verb_has_help_with_an_example(run: Run) -> None:
+    verbs = "search status compare best certify export edit evaluate stop check list doctor".split()
+    for verb in verbs:
+        code, out, _ = run(verb, "--help")
+        assert code == 0
+        assert "Example" in out
+        assert "--json" in out
+
+
+def test_the_readme_shows_the_help(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run("--help")
+    shown = "\n".join(line.rstrip() for line in out.strip().splitlines())
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert shown in readme, "paste the output of `COLUMNS=80 tuner --help` into README.md"

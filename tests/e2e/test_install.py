@@ -1,0 +1,92 @@
+"""What an installed wheel can do outside the clone, and without the service libraries."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, ROOT],
+        check=True,
+        timeout=300,
+    )
+    (found,) = out.glob("*.whl")
+    return found
+
+
+def test_an_installed_tuner_finds_its_spaces_tasks_and_model(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel],
+        check=True,
+        timeout=120,
+    )
+    code = (
+        "import tuner, tuner.shipped, pathlib;"
+        f"assert pathlib.Path(tuner.__file__).is_relative_to({str(site)!r}), tuner.__file__;"
+        "from tuner.search import load_space;"
+        "print(tuner.load_task('country_capital').name, load_space('lora') is not None,"
+        " tuner.load_model('builtin:neox').layer_count)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["country_capital", "True", "4"]
+
+
+SERVICES = ("ray", "optuna", "mlflow", "plotly", "pandas", "sklearn")
+
+
+def test_the_core_works_without_the_service_libraries(tmp_path: Path) -> None:
+    code = f"""
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {SERVICES!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import tuner
+from tuner.editing.corpus import load_general_text, Part
+model = tuner.load_model("builtin:neox")
+general = load_general_text(None, model, tokens={{Part.SEARCH: 8000, Part.AUXILIARY: 4000}})
+editor = tuner.find_editor("lora")(learning_rate=3e-3, epochs=1, batch_size=30)
+result = tuner.run_trial(model, tuner.load_task("country_capital"), editor,
+                         tuner.Budget(epsilons=(0.1,)), general=general)
+print(result.at(0.1).success > 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True"
+
+
+def test_import_needs_torch_and_transformers_only(tmp_path: Path) -> None:
+    """`import tuner` reads nothing but the standard library until something is used."""
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    done = subprocess.run(
+        [bare / "bin" / "python", "-c", "import tuner; print(sorted(dir(tuner))[0])"],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
