@@ -99,7 +99,8 @@ class Tracker:
             if not self._finished:
                 # Nobody works on them any more; their runs must not look alive.
                 self._mark_unsent(n for n, e in self._entries.items() if not e.state.finished)
-        self._closing.set()
+            # With the marks, or a pass could take them and still show the trials alive.
+            self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -121,19 +122,18 @@ class Tracker:
             while not self._give_up.is_set():
                 self._wake.wait()
                 self._wake.clear()
-                closing = self._closing.is_set()
                 try:
                     if not claimed:
                         claim.enter_context(self._projection.claim())
                         claimed = True
-                    self._send(live=not closing)
+                    was_last = self._send()
                     self._reason, pause_s = None, _FIRST_PAUSE_S
-                    if closing:
+                    if was_last:
                         return
                     continue
                 except ConfigError as error:
                     self._reason = str(error)
-                    if closing:
+                    if self._closing.is_set():
                         return
                 except TunerError as error:
                     self._reason = str(error)
@@ -141,20 +141,21 @@ class Tracker:
                     # A flaw in this thread must neither end the search nor pass unseen.
                     self._reason = masked(f"{type(error).__name__}: {error}")
                 self._wake.set()
-                if closing:
+                if self._closing.is_set():
                     self._give_up.wait(_CLOSING_PAUSE_S)
                 else:
                     self._closing.wait(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _send(self, *, live: bool) -> None:
-        """Make one pass over all that is unsent.
+    def _send(self) -> bool:
+        """Make one pass over all that is unsent, and return whether nothing will follow it.
 
         Raises:
             ClusterError: MLflow is out of reach for now.
             ConfigError: MLflow refuses the study as a whole.
         """
         with self._guard:
+            closing = self._closing.is_set()
             sending = dict(self._unsent)
             self._study_unsent = False
             view = StudyView(
@@ -163,7 +164,7 @@ class Tracker:
                 winners=self._winners,
                 report=self._report_path,
                 figures=self._figures,
-                live=live,
+                live=not closing,
                 finished=self._finished,
             )
         sent_all = False
@@ -173,12 +174,13 @@ class Tracker:
                     if self._unsent.get(number) == sending.get(number):
                         self._unsent.pop(number, None)
                 if self._give_up.is_set():
-                    return
+                    return True
             sent_all = True
         finally:
             with self._guard:
                 self._study_unsent |= not sent_all
                 self._report = self._projection.report(self._unsent, self._study_unsent, None)
+        return closing
 
     def _mark_unsent(self, numbers: Iterable[int]) -> None:
         self._unsent |= {number: next(self._news) for number in numbers}
