@@ -246,9 +246,9 @@ class _Trial:
     def _searched(self) -> _Candidates:
         """Measure every epoch and keep the best edits by success on this split."""
         candidates = _Candidates()
-        # Scaling makes neighbouring epochs alike: fitting three of them loses little.
+        # Scaling makes neighbouring epochs alike: fitting two of them loses little.
         last = getattr(self.editor, "epochs", 1)
-        fitted_at = {math.ceil(last / 4), math.ceil(last / 2), last}
+        fitted_at = {math.ceil(last / 2), last}
         for epoch, delta, loss in self._steps():
             deviation = self._measure(delta, 1.0, self.epsilons)
             success = self._success(delta)
@@ -325,7 +325,8 @@ class _Trial:
         answers: list[Answer] = []
         deltas: dict[tuple[Rule, float], Delta] = {}
         known: dict[tuple[int, float], Scores] = {}
-        for rule in self.rules:
+        # The default rule first: where the others chose the same edit, they share its full scores.
+        for rule in sorted(self.rules, key=lambda rule: rule is not Rule.FITTED):
             for epsilon in self.epsilons:
                 candidate = candidates.chosen.get((rule, epsilon))
                 strength = self._strength(rule, epsilon, candidate)
@@ -337,7 +338,7 @@ class _Trial:
                 key = (candidate.epoch, alpha)
                 if key not in known:
                     with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):
-                        known[key] = self.bench.success_meter(self.split).scores()
+                        known[key] = self._judge(rule)
                 scores = known[key]
                 deltas[rule, epsilon] = delta
                 answers.append(
@@ -356,6 +357,12 @@ class _Trial:
                     )
                 )
         return tuple(answers), deltas
+
+    def _judge(self, rule: Rule) -> Scores:
+        """Return all scores, or success alone for the rules that stand beside the default."""
+        meter = self.bench.success_meter(self.split)
+        beside = len(self.rules) > 1 and rule is not Rule.FITTED
+        return meter.success() if beside else meter.scores()
 
     def _strength(
         self, rule: Rule, epsilon: float, candidate: _Candidate | None

@@ -87,7 +87,9 @@ def test_reported_success_is_that_of_the_returned_delta(bench: Bench, neox: Lang
     for (rule, epsilon), delta in result.deltas.items():
         with neox.edited(delta):
             again = bench.success_meter(SplitName.VAL).scores()
-        assert again == result.at(epsilon, rule).record.scores
+        reported = result.at(epsilon, rule).record.scores
+        assert again.row_success == reported.row_success
+        assert rule is not Rule.FITTED or again == reported
 
 
 @pytest.mark.parametrize("seed", range(4))

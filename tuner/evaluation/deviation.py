@@ -21,7 +21,7 @@ _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
 # Rare blocks carry much of an edit's cost. That none has come up yet proves nothing, so "within"
 # waits for this many blocks; "over" may be said as soon as it is seen.
-_LEAST_FOR_LEANING = 256
+_LEAST_FOR_LEANING = 128
 _LEAST_FOR_VERDICT = 512
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
 _PLANNED_BLOCKS = 256

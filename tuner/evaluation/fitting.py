@@ -10,8 +10,8 @@ from tuner.evaluation.budget import Deviation, Verdict
 # Below this strength hardly anything of an edit is left.
 LEAST_ALPHA = 0.02
 # Close enough to the strongest that keeps the budget.
-_TOLERANCE = 0.8
-_ATTEMPTS = 6
+_TOLERANCE = 0.75
+_ATTEMPTS = 4
 # Aim under the budget: on the line itself a decision takes the whole corpus. Deviation grows with
 # the square of the strength, so this costs a sixth of it at most.
 _AIM = 0.7

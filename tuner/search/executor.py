@@ -73,7 +73,7 @@ class Executor:
                 name="search",
                 storage_path=str(self._scratch),
                 verbose=0,
-                failure_config=FailureConfig(max_failures=self._config.max_failures),
+                failure_config=FailureConfig(max_failures=0),  # the searcher tries again
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[_Ticker(on_tick)],
             ),
@@ -157,7 +157,8 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
                 _start(config, scratch)
             except Exception as error:
                 raise ClusterError(f"Ray cannot be started: {error}") from error
-        yield Executor(config, scratch)
+        with _silent_deaths():
+            yield Executor(config, scratch)
     finally:
         with _hushed():
             ray.shutdown()
@@ -218,6 +219,23 @@ class _Ticker(Callback):  # type: ignore[misc]  # ray is untyped
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._on_tick()
+
+
+@contextmanager
+def _silent_deaths() -> Iterator[None]:
+    """Keep the deaths of workers off the terminal: Ray prints them whatever its log level is.
+
+    A dead worker's trial is run again, and if it is given up the ledger says so.
+    """
+    printer = getattr(ray._private.worker, "print_to_stdstream", None)
+    if printer is None:
+        yield
+        return
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = printer
 
 
 @contextmanager

@@ -49,6 +49,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._proposer = proposer
         self._on_change = on_change
         self._numbers: dict[str, int] = {}
+        self._deaths: dict[int, int] = {}
         self._deadline = (
             time.monotonic() + config.time_limit_s if config.time_limit_s is not None else None
         )
@@ -58,12 +59,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial to run, or that there is none."""
-        if self.abort is not None or self._out_of_time:
+        if self.abort is not None:
             return str(Searcher.FINISHED)
         if self._orphans:
             number = self._orphans.pop(0)
-        elif len(self._ledger.history()) < self._config.trials:
+        elif len(self._ledger.history()) < self._config.trials and not self._out_of_time:
             number = self._propose()
+        elif self._numbers:
+            return None  # wait: a trial on its way may lose its worker and have to run again
         else:
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = number
@@ -85,8 +88,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         if file is not None:
             self._tell(number, file)
         else:
-            deaths = self._config.max_failures + 1
-            self._ledger.fail(number, f"Its worker died {deaths} time{'s' * (deaths > 1)}.")
+            self._mourn(number)
         self._on_change(number)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -106,6 +108,17 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     @property
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _mourn(self, number: int) -> None:
+        """Run a trial again whose worker died, or give it up.
+
+        Tune could do this too, but not for a worker that dies between two trials.
+        """
+        deaths = self._deaths[number] = self._deaths.get(number, 0) + 1
+        if deaths <= self._config.max_failures:
+            self._orphans.append(number)
+        else:
+            self._ledger.fail(number, f"Its worker died {deaths} time{'s' * (deaths > 1)}.")
 
     def _propose(self) -> int:
         history = self._ledger.history()

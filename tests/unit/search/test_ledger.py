@@ -84,16 +84,35 @@ def test_the_sampler_is_told_value_and_constraint_of_every_trial(ledger: Ledger)
     assert good.constraints["budget"] < 0 < bad.constraints["budget"] == 5
 
 
-def test_bugs_and_dead_workers_fail_without_teaching_the_sampler(ledger: Ledger) -> None:
+def test_bugs_fail_without_teaching_the_sampler(ledger: Ledger) -> None:
     bridge = searcher(ledger)
     work(ledger, bridge.suggest("0"), None, crash="TypeError: oops (x.py:3)")
     bridge.on_trial_complete("0", {"done": True})
-    bridge.suggest("1")
-    bridge.on_trial_complete("1", None, error=True)
-    assert [one.state.name for one in ledger.history()] == ["FAIL", "FAIL"]
-    first, second = ledger.trials()
-    assert first.failure == "TypeError: oops (x.py:3)"
-    assert second.failure == "Its worker died 3 times."
+    assert ledger.history()[0].state.name == "FAIL"
+    assert ledger.trial(0).failure == "TypeError: oops (x.py:3)"
+
+
+def test_a_trial_whose_worker_died_is_run_again_and_given_up_in_the_end(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    first = bridge.suggest("a")
+    for name in ("a", "b"):
+        bridge.on_trial_complete(name, None, error=True)
+        assert ledger.trial(0).state is TrialState.RUNNING
+        assert bridge.suggest("b" if name == "a" else "c") == first
+    bridge.on_trial_complete("c", None, error=True)
+    assert ledger.trial(0).failure == "Its worker died 3 times."
+
+
+def test_the_search_waits_for_the_last_trial_in_case_its_worker_dies(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    jobs = [bridge.suggest(str(index)) for index in range(4)]
+    assert bridge.suggest("x") is None
+    bridge.on_trial_complete("3", None, error=True)
+    assert bridge.suggest("y") == jobs[3]
+    for name, job in (("0", jobs[0]), ("1", jobs[1]), ("2", jobs[2]), ("y", jobs[3])):
+        work(ledger, job, GOOD)
+        bridge.on_trial_complete(name, {"done": True})
+    assert bridge.suggest("z") == "FINISHED"
 
 
 def test_a_dead_worker_that_had_finished_is_believed(ledger: Ledger) -> None:
@@ -128,7 +147,7 @@ def test_recovery_adopts_what_was_finished_and_runs_the_rest_again(folder: Study
         fourth = bridge.suggest("b")
         assert isinstance(fourth, dict)
         assert json.loads(fourth[JOB])["number"] == 3
-        assert bridge.suggest("c") == "FINISHED"
+        assert bridge.suggest("c") is None
 
 
 def test_recovery_interrupted_between_constraint_and_value_is_repeated(ledger: Ledger) -> None:
