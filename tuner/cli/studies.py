@@ -144,6 +144,8 @@ def search(
             "time_limit_s": time_limit,
         },
     )
+    # A shell that starts us in the background has us ignore this signal; `tuner stop` sends it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = _Watcher(folder, tracking_uri if track else None, track)
     try:
         with StudyDisplay(messages()) as display:
