@@ -146,6 +146,11 @@ def search(
     )
     # A shell that starts us in the background has us ignore this signal; `tuner stop` sends it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if track:
+        # Told now: once the search runs, nothing about MLflow may stop it.
+        from tuner.tracking import check_tracking
+
+        check_tracking(tracking_uri, folder)
     watcher = _Watcher(folder, tracking_uri if track else None, track)
     try:
         with StudyDisplay(messages()) as display:
@@ -204,11 +209,13 @@ class _Watcher:
             self._tracker.trial_changed(entry)
 
     def study_finished(self, result: StudyResultRecord) -> None:
-        from tuner.report import write_report
+        from tuner.report import write_figures, write_report
 
-        self.report_path = write_report(result, result.summary.folder / "report.html")
+        folder = result.summary.folder
+        self.report_path = write_report(result, folder / "report.html")
         if self._tracker is not None:
-            self._tracker.study_finished(result, self.report_path)
+            figures = write_figures(result, folder / "figures")
+            self._tracker.study_finished(_with_winners(result), self.report_path, figures)
 
     def close(self) -> None:
         if self._tracker is not None:
@@ -222,6 +229,26 @@ class _Watcher:
         return self._uri or default_uri(self._folder)
 
 
+def _with_winners(result: StudyResultRecord) -> StudyResultRecord:
+    """Return the result with the selected bundles, which bear a certificate, as the winners'."""
+    from tuner.search.folder import StudyFolder
+
+    folder = StudyFolder(result.summary.folder)
+    won = {(winner.trial, winner.epsilon) for winner in result.winners}
+    entries = tuple(
+        entry.model_copy(
+            update={
+                "bundles": tuple(
+                    (eps, folder.winner(eps) if (entry.number, eps) in won else path)
+                    for eps, path in entry.bundles
+                )
+            }
+        )
+        for entry in result.entries
+    )
+    return result.model_copy(update={"entries": entries})
+
+
 def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
     out = console()
     _print_winners(out, record)
@@ -230,9 +257,17 @@ def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
     if watcher.report_path is not None:
         out.print(f"Report:  {watcher.report_path}", soft_wrap=True)
     if watcher.sync is not None:
-        from tuner.tracking import ui_command
+        from tuner.tracking import study_url, ui_address, ui_command
 
         out.print(f"MLflow:  {ui_command(watcher.uri)}", soft_wrap=True)
+        if watcher.sync.experiment_id is not None:
+            address = study_url(
+                ui_address(watcher.uri),
+                watcher.sync.experiment_id,
+                record.summary.uid,
+                charts=True,
+            )
+            out.print(f"         {address}", soft_wrap=True)
         if watcher.sync.message:
             messages().print(watcher.sync.message, soft_wrap=True)
     if record.winners:
@@ -314,9 +349,10 @@ def status(
         sent = send(
             tracking_uri,
             _EXPERIMENT,
-            record,
+            _with_winners(record),
             folder,
             report_path=report if report.exists() else None,
+            figures=tuple(sorted((folder / name / "figures").glob("*.html"))),
         )
         messages().print(sent.message or "MLflow is up to date.", soft_wrap=True)
     counts = _counts(record)

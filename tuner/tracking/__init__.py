@@ -9,11 +9,12 @@ from tuner.tracking.location import (
     ui_command,
 )
 from tuner.tracking.projection import SyncReport
-from tuner.tracking.tracker import Tracker, sync
+from tuner.tracking.tracker import Tracker, check_tracking, sync
 
 __all__ = [
     "SyncReport",
     "Tracker",
+    "check_tracking",
     "compare_url",
     "default_uri",
     "masked",

@@ -22,6 +22,17 @@ _CLOSING_PAUSE_S = 0.5
 _PATIENCE_S = 5.0
 
 
+def check_tracking(tracking_uri: str | None, folder: Path) -> None:
+    """Make sure that MLflow is installed and can keep runs at the URI.
+
+    Raises:
+        MissingExtra: MLflow is not installed.
+        ConfigError: MLflow cannot keep runs at the URI.
+    """
+    require_mlflow()
+    check_uri(tracking_uri or default_uri(folder))
+
+
 @final
 class Tracker:
     """Shows a study in MLflow while it runs; no method but the constructor waits or raises.
@@ -39,9 +50,9 @@ class Tracker:
             MissingExtra: MLflow is not installed.
             ConfigError: MLflow cannot keep runs at the URI.
         """
-        require_mlflow()
+        check_tracking(tracking_uri, folder)
         self._summary = summary
-        uri = check_uri(tracking_uri or default_uri(folder))
+        uri = tracking_uri or default_uri(folder)
         self._projection = Projection(uri, experiment, summary, folder)
 
         # What the study says, guarded together:
@@ -206,9 +217,9 @@ def sync(
         ConfigError: MLflow cannot keep runs at the URI, refuses, or the study is running now.
         ClusterError: MLflow cannot be reached at all.
     """
-    require_mlflow()
+    check_tracking(tracking_uri, folder)
     summary = result.summary
-    uri = check_uri(tracking_uri or default_uri(folder))
+    uri = tracking_uri or default_uri(folder)
     projection = Projection(uri, experiment, summary, folder)
     completed = sum(entry.state is TrialState.COMPLETED for entry in result.entries)
     view = StudyView(
