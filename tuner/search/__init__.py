@@ -11,15 +11,9 @@ for _package in ("optuna", "ray"):
 from tuner.search.check import check_study  # noqa: E402
 from tuner.search.config import SamplerName, StudyConfig, load_study  # noqa: E402
 from tuner.search.progress import Incumbent, Progress, StudyPhase  # noqa: E402
+from tuner.search.result import Best, StudyResult, open_study  # noqa: E402
 from tuner.search.space import Space, load_space, space_names  # noqa: E402
-from tuner.search.study import (  # noqa: E402
-    STUDIES,
-    Best,
-    Observer,
-    Study,
-    StudyResult,
-    open_study,
-)
+from tuner.search.study import STUDIES, Observer, Study  # noqa: E402
 
 __all__ = [
     "STUDIES",

@@ -152,16 +152,18 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
     missing = {key: value for key, value in environment.items() if key not in os.environ}
     os.environ.update(missing)
     try:
-        with _hushed():
+        with _silent_deaths():
             try:
-                _start(config, scratch)
+                with _hushed():
+                    _start(config, scratch)
             except Exception as error:
                 raise ClusterError(f"Ray cannot be started: {error}") from error
-        with _silent_deaths():
-            yield Executor(config, scratch)
+            try:
+                yield Executor(config, scratch)
+            finally:
+                with _hushed():
+                    ray.shutdown()
     finally:
-        with _hushed():
-            ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
         for key in missing:
             # Ray remembers a token for the life of the process; so must the next cluster.

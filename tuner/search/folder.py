@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +13,8 @@ from tuner.errors import ConfigError
 from tuner.records import TrialRecord
 
 RECORD = "record.json"
+
+R = TypeVar("R", bound=BaseModel)
 
 
 @final
@@ -128,6 +130,11 @@ class StudyFolder:
         """Remove what workers of a killed study had begun to gather."""
         for leftover in self.trials.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_json(path: Path, into: type[R]) -> R:
+    """Return what a file holds, as an `into`."""
+    return into.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """A study: search on validation, confirm on fresh text, retrain on test, say what holds."""
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -9,14 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, final
+from typing import Protocol, final
 from uuid import uuid4
-
-from pydantic import BaseModel, SecretStr
 
 from tuner.bundle import Bundle
 from tuner.editing.task import Task, load_task
-from tuner.errors import ConfigError, StudyFailed
+from tuner.errors import StudyFailed
 from tuner.evaluation.budget import Budget, Certificate
 from tuner.evaluation.scores import Scores
 from tuner.records import (
@@ -31,9 +28,10 @@ from tuner.records import (
 )
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
 from tuner.search.executor import Executor, executor
-from tuner.search.folder import StudyFolder, write_atomically
+from tuner.search.folder import StudyFolder, read_json, write_atomically
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
+from tuner.search.result import StudyResult, summary_of
 from tuner.search.sampler import Proposer
 from tuner.search.searcher import LedgerSearcher
 from tuner.search.selection import (
@@ -62,8 +60,6 @@ STUDIES = Path("tuner-studies")
 _TICK_S = 0.5
 _logger = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=BaseModel)
-
 ProgressListener = Callable[[Progress], None]
 
 
@@ -81,63 +77,6 @@ class Observer(Protocol):
 
 
 ObserverMaker = Callable[[StudySummary], Observer]
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The selected edit for one budget."""
-
-    winner: Winner
-    folder: Path
-    """Where its bundle lies, with its certificate."""
-
-    @property
-    def bundle(self) -> Bundle:
-        """The delta with its provenance and certificate."""
-        return Bundle.load(self.folder)
-
-    @property
-    def answer(self) -> Answer:
-        """What it gave on the validation split."""
-        return self.winner.validation
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """What it was made with."""
-        return self.winner.hyperparameters
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class StudyResult:
-    """A study as it stands."""
-
-    record: StudyResultRecord
-
-    @property
-    def trials(self) -> tuple[TrialEntry, ...]:
-        """Every trial, in the order of their numbers."""
-        return self.record.entries
-
-    def best(self, epsilon: float) -> Best:
-        """Return the selected edit for a budget.
-
-        Raises:
-            ConfigError: the study has no such budget.
-            StudyFailed: no trial both kept the budget and gained something over the base model.
-        """
-        summary = self.record.summary
-        if epsilon not in summary.epsilons:
-            known = ", ".join(f"{one:g}" for one in summary.epsilons)
-            raise ConfigError(f"The study has no budget {epsilon:g}; it has {known}.")
-        for winner in self.record.winners:
-            if winner.epsilon == epsilon:
-                return Best(winner, StudyFolder(summary.folder).winner(epsilon))
-        raise StudyFailed(
-            f"No trial of {summary.name!r} gained anything within the budget {epsilon:g}: "
-            "the base model itself is the answer."
-        )
 
 
 @final
@@ -386,7 +325,7 @@ class _Run:
             self._perform(StudyPhase.CONFIRM, [job for job in jobs if not self._is_done(job)])
             for job in jobs:
                 path = self._folder.confirmation(job.epsilon, job.number)
-                certificates[job.epsilon][job.number] = _read(path, Certificate)
+                certificates[job.epsilon][job.number] = read_json(path, Certificate)
         chosen = {}
         for epsilon, found in candidates.items():
             entry = select(found, certificates[epsilon])
@@ -422,7 +361,7 @@ class _Run:
         folder.parent.mkdir(exist_ok=True)
         dataclasses.replace(bundle, manifest=manifest).save(folder)
         tested = tuple(
-            _read(self._folder.retest(epsilon, entry.number, seed), SeedResult)
+            read_json(self._folder.retest(epsilon, entry.number, seed), SeedResult)
             for seed in retest_seeds(self._config)
         )
         base = self._test_base()
@@ -452,7 +391,7 @@ class _Run:
 
     def _test_base(self) -> Scores | None:
         path = self._folder.test_base
-        return _read(path, Scores) if path.exists() else None
+        return read_json(path, Scores) if path.exists() else None
 
     def _answer(self, entry: TrialEntry, epsilon: float) -> Answer:
         answer = answer_of(entry, self._config.rule, epsilon)
@@ -466,7 +405,7 @@ class _Run:
                 path = self._folder.confirmation(job.epsilon, job.number)
                 return (
                     path.exists()
-                    and _read(path, Certificate).deviation.confidence >= job.confidence
+                    and read_json(path, Certificate).deviation.confidence >= job.confidence
                 )
             case Retest():
                 return self._folder.retest(job.epsilon, job.number, job.seed).exists()
@@ -548,61 +487,6 @@ class _Run:
             if not self._observer_hurt:
                 _logger.warning("An observer of the study failed.", exc_info=True)
             self._observer_hurt = True
-
-
-def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
-    """Return a study as it stands on disk, also while another process runs it.
-
-    Raises:
-        ConfigError: there is no study in `folder`.
-        ClusterError: its ledger cannot be opened.
-    """
-    place = StudyFolder(folder)
-    ledger = Ledger.read(place, folder.name, storage)
-    if not ledger.asked:
-        raise ConfigError(f"The study in {folder} has not begun.")
-    winners: tuple[Winner, ...] = ()
-    if place.result.exists():
-        winners = _read(place.result, StudyResultRecord).winners
-    return StudyResult(
-        StudyResultRecord(
-            summary=summary_of(ledger, place), winners=winners, entries=tuple(ledger.trials())
-        )
-    )
-
-
-def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
-    """Return what a study was asked to do, as its ledger has it."""
-    asked = ledger.asked
-    known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
-    config = StudyConfig.model_validate(known)
-    space = asked["space definition"]
-    flat = config.per_editor or len(space) == 1
-    sampler = config.sampler
-    if sampler is SamplerName.AUTO:
-        sampler = SamplerName.GP if flat else SamplerName.TPE
-    packages = ("tuner", "torch", "transformers", "peft", "ray", "optuna")
-    return StudySummary(
-        name=config.name,
-        uid=ledger.uid,
-        model=config.model,
-        model_fingerprint=folder.base_fingerprint() or "",
-        task=Path(config.task).name,
-        task_hash=asked["task content"],
-        space=Path(config.space).stem,
-        sampler=str(sampler),
-        rule=config.rule,
-        target_epsilon=config.target_epsilon,
-        epsilons=config.budget.epsilons,
-        seed=config.seed,
-        trials=config.trials,
-        versions={package: importlib.metadata.version(package) for package in packages},
-        folder=folder.root,
-    )
-
-
-def _read(path: Path, into: type[R]) -> R:
-    return into.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _ignore(progress: Progress) -> None:

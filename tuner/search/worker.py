@@ -20,7 +20,7 @@ from tuner.errors import EditError
 from tuner.evaluation.budget import Certificate, Deviation, Verdict
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
 from tuner.search.config import StudyConfig
-from tuner.search.folder import RECORD, StudyFolder, TrialFile, write_atomically
+from tuner.search.folder import RECORD, StudyFolder, TrialFile, read_json, write_atomically
 from tuner.search.space import Space
 from tuner.trial import Bench
 
@@ -158,7 +158,7 @@ class Worker:
     def _confirm(self, job: Confirm) -> None:
         path = self._folder.confirmation(job.epsilon, job.number)
         if path.exists():
-            known = Certificate.model_validate_json(path.read_text(encoding="utf-8"))
+            known = read_json(path, Certificate)
             if known.deviation.confidence >= job.confidence:
                 return
         bundle = Bundle.load(self._folder.bundle(job.number, job.epsilon))
@@ -177,8 +177,7 @@ class Worker:
             base = self._bench.base_scores(SplitName.TEST)
             write_atomically(self._folder.test_base, base.model_dump_json())
         rule = self._config.rule
-        file = self._folder.trial(job.number) / RECORD
-        trial = TrialFile.model_validate_json(file.read_text(encoding="utf-8"))
+        trial = read_json(self._folder.trial(job.number) / RECORD, TrialFile)
         result = self._bench.run(
             self._setup.space.build(trial.parameters),
             seed=job.seed,

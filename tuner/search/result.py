@@ -1,0 +1,123 @@
+"""What came out of a study, during it and afterwards."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import SecretStr
+
+from tuner.bundle import Bundle
+from tuner.errors import ConfigError, StudyFailed
+from tuner.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
+from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.folder import StudyFolder, read_json
+from tuner.search.ledger import Ledger
+
+
+@final
+@dataclass(frozen=True)
+class Best:
+    """The selected edit for one budget."""
+
+    winner: Winner
+    folder: Path
+    """Where its bundle lies, with its certificate."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The delta with its provenance and certificate."""
+        return Bundle.load(self.folder)
+
+    @property
+    def answer(self) -> Answer:
+        """What it gave on the validation split."""
+        return self.winner.validation
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What it was made with."""
+        return self.winner.hyperparameters
+
+
+@final
+@dataclass(frozen=True)
+class StudyResult:
+    """A study as it stands."""
+
+    record: StudyResultRecord
+
+    @property
+    def trials(self) -> tuple[TrialEntry, ...]:
+        """Every trial, in the order of their numbers."""
+        return self.record.entries
+
+    def best(self, epsilon: float) -> Best:
+        """Return the selected edit for a budget.
+
+        Raises:
+            ConfigError: the study has no such budget.
+            StudyFailed: no trial both kept the budget and gained something over the base model.
+        """
+        summary = self.record.summary
+        if epsilon not in summary.epsilons:
+            known = ", ".join(f"{one:g}" for one in summary.epsilons)
+            raise ConfigError(f"The study has no budget {epsilon:g}; it has {known}.")
+        for winner in self.record.winners:
+            if winner.epsilon == epsilon:
+                return Best(winner, StudyFolder(summary.folder).winner(epsilon))
+        raise StudyFailed(
+            f"No trial of {summary.name!r} gained anything within the budget {epsilon:g}: "
+            "the base model itself is the answer."
+        )
+
+
+def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
+    """Return a study as it stands on disk, also while another process runs it.
+
+    Raises:
+        ConfigError: there is no study in `folder`.
+        ClusterError: its ledger cannot be opened.
+    """
+    place = StudyFolder(folder)
+    ledger = Ledger.read(place, folder.name, storage)
+    if not ledger.asked:
+        raise ConfigError(f"The study in {folder} has not begun.")
+    winners: tuple[Winner, ...] = ()
+    if place.result.exists():
+        winners = read_json(place.result, StudyResultRecord).winners
+    return StudyResult(
+        StudyResultRecord(
+            summary=summary_of(ledger, place), winners=winners, entries=tuple(ledger.trials())
+        )
+    )
+
+
+def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
+    """Return what a study was asked to do, as its ledger has it."""
+    asked = ledger.asked
+    known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
+    config = StudyConfig.model_validate(known)
+    space = asked["space definition"]
+    flat = config.per_editor or len(space) == 1
+    sampler = config.sampler
+    if sampler is SamplerName.AUTO:
+        sampler = SamplerName.GP if flat else SamplerName.TPE
+    packages = ("tuner", "torch", "transformers", "peft", "ray", "optuna")
+    return StudySummary(
+        name=config.name,
+        uid=ledger.uid,
+        model=config.model,
+        model_fingerprint=folder.base_fingerprint() or "",
+        task=Path(config.task).name,
+        task_hash=asked["task content"],
+        space=Path(config.space).stem,
+        sampler=str(sampler),
+        rule=config.rule,
+        target_epsilon=config.target_epsilon,
+        epsilons=config.budget.epsilons,
+        seed=config.seed,
+        trials=config.trials,
+        versions={package: importlib.metadata.version(package) for package in packages},
+        folder=folder.root,
+    )
