@@ -90,3 +90,15 @@ def test_import_needs_torch_and_transformers_only(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_s_python_runs_as_it_stands(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (code,) = (block.split("```")[0] for block in readme.split("```python\n")[1:])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    numbers, completion = done.stdout.strip().splitlines()[-2:]
+    assert numbers
+    assert completion
