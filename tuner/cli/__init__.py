@@ -35,7 +35,7 @@ inspection.register(app)
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        app(prog_name="tuner")
     except TunerError as error:
         complain(str(error))
         sys.exit(error.exit_code)
