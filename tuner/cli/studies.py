@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tuner.cli.options import (
     STUDIES,
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
     from tuner.tracking import SyncReport
 
 _EXPERIMENT = "tuner"
+# Narrower than this a table would break its numbers.
+_WIDE = 118
+# Too long for a column.
+_BELOW = ("success", "hyperparameters")
 
 
 def register(app: typer.Typer) -> None:
@@ -286,35 +292,51 @@ def _print_winners(out: Console, record: StudyResultRecord) -> None:
             "the answer for each."
         )
         return
-    columns = ("ε", "trial", "gain, validation", "gain, test", "deviation", "certificate", "seeds")
-    table = make_table(
-        f"{summary.name}: best edit per budget ({summary.model}, rule {summary.rule.value})",
-        columns,
-    )
-    for winner in record.winners:
-        kept = winner.seeds_within_budget
+    title = f"{summary.name}: best edit per budget ({summary.model}, rule {summary.rule.value})"
+    if out.width >= _WIDE:
+        _print_side_by_side(out, title, record.winners)
+    else:
+        _print_one_by_one(out, title, record.winners)
+
+
+def _print_side_by_side(out: Console, title: str, winners: tuple[Winner, ...]) -> None:
+    rows = [_facts(winner) for winner in winners]
+    table = make_table(title, ("ε", *(key for key in rows[0] if key not in _BELOW)))
+    for winner, facts in zip(winners, rows, strict=True):
         table.add_row(
-            f"{winner.epsilon:g}",
-            f"#{winner.trial} {winner.editor}",
-            show_interval(winner.validation.gain, winner.validation.gain_interval),
-            show_interval(winner.test_gain, winner.test_gain_interval),
-            show_deviation(winner.certificate.deviation),
-            show_certificate(winner.certificate),
-            "–" if kept is None else f"{kept}/{len(winner.test)} kept ε",
+            f"{winner.epsilon:g}", *(value for key, value in facts.items() if key not in _BELOW)
         )
     out.print(table)
-    for winner in record.winners:
-        out.print(
-            f"[bold]ε={winner.epsilon:g}[/bold] #{winner.trial} {winner.editor}, epoch "
-            f"{winner.validation.epoch}, α={winner.validation.alpha:.2f}: "
-            f"{show_values(_telling(winner))}"
-        )
-        exact = winner.validation.scores.exact
-        out.print(
-            f"  success {winner.validation.success:.3f} on validation"
-            + ("" if exact is None else f", {exact:.3f} without teacher forcing"),
-            style="dim",
-        )
+    for winner, facts in zip(winners, rows, strict=True):
+        for key in _BELOW:
+            out.print(Text.assemble((f"ε={winner.epsilon:g} {key}: ", "bold"), facts[key]))
+
+
+def _print_one_by_one(out: Console, title: str, winners: tuple[Winner, ...]) -> None:
+    out.print(title, style="bold")
+    for winner in winners:
+        out.print(f"\nε={winner.epsilon:g}", style="bold")
+        grid = Table.grid(padding=(0, 2))
+        for key, value in _facts(winner).items():
+            grid.add_row(Text(key, style="dim"), value)
+        out.print(grid)
+
+
+def _facts(winner: Winner) -> dict[str, str | Text]:
+    """Return what is said about a winner, in the order of a reader's questions."""
+    answer, kept = winner.validation, winner.seeds_within_budget
+    exact = "" if answer.scores.exact is None else f", exact {answer.scores.exact:.3f}"
+    return {
+        "edit": f"#{winner.trial} {winner.editor}",
+        "gain, validation": show_interval(answer.gain, answer.gain_interval),
+        "gain, test": show_interval(winner.test_gain, winner.test_gain_interval),
+        "seeds": "–" if kept is None else f"{kept}/{len(winner.test)} kept ε",
+        "deviation": show_deviation(winner.certificate.deviation),
+        "certificate": show_certificate(winner.certificate),
+        "success": f"{answer.success:.3f} on validation{exact}",
+        "hyperparameters": show_values(_telling(winner))
+        + f"; epoch {answer.epoch}, α={answer.alpha:.2f}",
+    }
 
 
 def _telling(winner: Winner) -> dict[str, Any]:
@@ -435,20 +457,35 @@ def compare(
     if json_:
         print_json(rows)
         return
-    columns = ("trial", "gain", "exact", "deviation", "α", "time", "hyperparameters")
-    table = make_table(f"Trials at ε={epsilon:g}", columns, right=("gain", "exact", "α", "time"))
-    for row in rows[:top]:
-        deviation = row["deviation"]
-        table.add_row(
-            (f"{row['study']} " if len(names) > 1 else "") + f"#{row['trial']} {row['editor']}",
-            f"{row['gain']:+.3f}",
-            "–" if row["exact"] is None else f"{row['exact']:.3f}",
-            f"{deviation['estimate']:+.1e} {row['verdict']}",
-            f"{row['alpha']:.2f}",
-            show_seconds(row["seconds"]),
-            show_values(row["parameters"]),
-        )
-    console().print(table)
+    _print_trials(console(), f"Trials at ε={epsilon:g}", rows[:top], several=len(names) > 1)
+
+
+def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, several: bool) -> None:
+    """Print a table of trials; where it is narrow the hyperparameters follow below."""
+    cells = [
+        {
+            "trial": (f"{row['study']} " if several else "") + f"#{row['trial']} {row['editor']}",
+            "gain": f"{row['gain']:+.3f}",
+            "exact": "–" if row["exact"] is None else f"{row['exact']:.3f}",
+            "deviation": f"{row['deviation']['estimate']:+.1e}",
+            "verdict": row["verdict"],
+            "α": f"{row['alpha']:.2f}",
+            "time": show_seconds(row["seconds"]),
+            "hyperparameters": show_values(row["parameters"]),
+        }
+        for row in rows
+    ]
+    wide = out.width >= _WIDE
+    columns = ("trial", "gain", "exact", "deviation")
+    if wide:
+        columns += ("verdict", "α", "time", "hyperparameters")
+    table = make_table(title, columns, right=("gain", "exact", "deviation", "α", "time"))
+    for cell in cells:
+        table.add_row(*(cell[column] for column in columns))
+    out.print(table)
+    if not wide:
+        for cell in cells:
+            out.print(Text.assemble((f"{cell['trial']}: ", "bold"), cell["hyperparameters"]))
 
 
 def best(
