@@ -476,7 +476,7 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
         for row in rows
     ]
     wide = out.width >= _WIDE
-    columns = ("trial", "gain", "exact", "deviation")
+    columns: tuple[str, ...] = ("trial", "gain", "exact", "deviation")
     if wide:
         columns += ("verdict", "α", "time", "hyperparameters")
     table = make_table(title, columns, right=("gain", "exact", "deviation", "α", "time"))
