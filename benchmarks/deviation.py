@@ -1,10 +1,11 @@
 """How much text the sequential verdict saves, and how often it is wrong.
 
-    python benchmarks/deviation.py --deltas 200 --out benchmarks/results/deviation.json
+    python benchmarks/deviation.py --deltas 204
+    python benchmarks/deviation.py --deltas 204 --shard 0/2     # and 1/2 beside it
 
 Real deltas (LoRA and full fine-tuning, random hyperparameters, several epochs and strengths) get a
 verdict per budget on the search corpus, then the truth from 400k fresh tokens. Every delta is one
-line of a file beside `--out`, so that a stopped run goes on where it was.
+line of a file in `--rows`, so that a stopped run goes on where it was.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import random
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -30,6 +32,8 @@ from tuner.evaluation.deviation import DeviationMeter
 TRUTH_TOKENS = 400_000
 EPSILONS = (1e-3, 1e-4, 1e-5)
 PER_EDIT = 6
+
+Row = dict[str, Any]
 
 
 def random_editor(rng: random.Random) -> Editor:
@@ -90,12 +94,15 @@ def truth(
     return ratio, float(residuals.std()) / math.sqrt(len(base))
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, object]]:
-    lines_file = args.out.with_suffix(".jsonl")
-    lines_file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in lines_file.open()] if lines_file.exists() else []
-    if len(rows) >= args.deltas:
-        return rows[: args.deltas]
+def known_rows(folder: Path) -> dict[str, Row]:
+    """Return the rows of all shards; of a delta that stands twice, the later one."""
+    lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.open()]
+    return {row["delta"]: row for row in map(json.loads, lines)}
+
+
+def measure(args: argparse.Namespace) -> None:
+    rows = known_rows(args.rows)
+    args.rows.mkdir(parents=True, exist_ok=True)
     model = tuner.load_model("builtin:neox")
     task = tuner.load_task("country_capital")
     # The certificates of the library read the same source; this text is longer and its own.
@@ -106,22 +113,27 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
     meter = DeviationMeter(
         model, general.corpus(Part.SEARCH), confidence=0.95, cache=Cache(cache_folder())
     )
-    full = general.corpus(Part.SEARCH).predicted_tokens
-    with tqdm(total=args.deltas, initial=len(rows)) as bar, lines_file.open("a") as out:
-        for seed in range(len(rows) // PER_EDIT, math.ceil(args.deltas / PER_EDIT)):
-            for index, (label, delta) in enumerate(random_deltas(model, task, aux, seed)):
-                if seed * PER_EDIT + index < len(rows):
+    shard, shards = map(int, args.shard.split("/"))
+    seeds = [s for s in range(math.ceil(args.deltas / PER_EDIT)) if s % shards == shard]
+    file = args.rows / f"shard-{shard}-of-{shards}.jsonl"
+    with tqdm(total=len(seeds) * PER_EDIT) as bar, file.open("a") as out:
+        for seed in seeds:
+            for label, delta in random_deltas(model, task, aux, seed):
+                bar.update()
+                row = rows.get(label)
+                if row is not None and not args.again:
                     continue
                 try:
                     found = verdicts(meter, delta)
-                    true, error = truth(model, fresh, base, delta)
+                    true = (row["truth"], row["truth_se"]) if row else None
+                    true = true or truth(model, fresh, base, delta)
                 except tuner.TunerError:
-                    found, true, error = {}, math.inf, 0.0
+                    continue  # an edit that gives no number has no verdict either
                 row = {
                     "delta": label,
-                    "truth": true if math.isfinite(true) else None,
-                    "truth_se": error,
-                    "full_tokens": full,
+                    "truth": true[0],
+                    "truth_se": true[1],
+                    "full_tokens": general.corpus(Part.SEARCH).predicted_tokens,
                     "verdicts": {
                         f"{epsilon:g}": {"verdict": d.verdict(epsilon).value, "tokens": d.tokens}
                         for epsilon, d in found.items()
@@ -129,12 +141,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
                 }
                 out.write(json.dumps(row) + "\n")
                 out.flush()
-                rows.append(row)
-                bar.update()
-    return rows
 
 
-def summarise(rows: list[dict]) -> dict[str, object]:
+def summarise(rows: list[Row]) -> dict[str, object]:
     cases = [
         (row["truth"], row["truth_se"], float(epsilon), case["verdict"], case["tokens"], row)
         for row in rows
@@ -173,11 +182,15 @@ def summarise(rows: list[dict]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--deltas", type=int, default=200)
+    parser.add_argument("--deltas", type=int, default=204)
+    parser.add_argument("--shard", default="0/1", help="this process's part, such as 0/2")
+    parser.add_argument("--again", action="store_true", help="measure known verdicts again")
+    parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/deviation"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deviation.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    summary = summarise(measure(args))
+    measure(args)
+    summary = summarise(list(known_rows(args.rows).values()))
     args.out.write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 

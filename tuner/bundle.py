@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +17,7 @@ from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Certificate
 from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
+from tuner.yaml_file import describe_problem
 
 TENSORS_FILE = "delta.safetensors"
 MANIFEST_FILE = "delta.json"
@@ -47,6 +48,12 @@ class Manifest(BaseModel):
     certificate: Certificate | None = None
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _has_its_answer(self) -> Self:
+        if not any(a.epsilon == self.epsilon and a.rule is self.rule for a in self.answers):
+            raise ValueError(f"no answer for epsilon {self.epsilon:g} and rule {self.rule}.")
+        return self
+
     @property
     def answer(self) -> Answer:
         """The answer that this delta is."""
@@ -71,7 +78,7 @@ class Bundle:
         Raises:
             ConfigError: the folder exists and is no bundle, or cannot be written.
         """
-        target = Path(folder)
+        target = Path(folder).absolute()
         if target.exists() and not (target / MANIFEST_FILE).is_file():
             raise ConfigError(f"{target} exists and is no bundle; choose another folder.")
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -105,9 +112,11 @@ class Bundle:
                 f"{source} is no bundle: {Path(error.filename or TENSORS_FILE).name} is missing. "
                 f"A bundle holds {MANIFEST_FILE} and {TENSORS_FILE}."
             ) from None
-        except (OSError, ValidationError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+        except ValidationError as error:
+            reason = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
             raise ConfigError(f"The bundle {source} is damaged: {reason}") from None
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"The bundle {source} is damaged: {error}") from None
         return cls(WeightDelta.from_tensors(tensors), manifest)
 
     def check_base(self, model: LanguageModel) -> None:

@@ -50,7 +50,9 @@ def export(
         ConfigError: the format is unknown, the folder is in use, or the delta cannot take it.
         BaseMismatch: the base model is not the one that the delta was made from.
     """
-    target = Path(folder)
+    target = Path(folder).absolute()
+    if target == Path.cwd():
+        raise ConfigError("An export needs a folder of its own, not the one you are in.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty; choose another folder.")
     match format:
@@ -202,7 +204,8 @@ def _write_card(bundle: Bundle, folder: Path, what: str, use: str) -> None:
     manifest, answer = bundle.manifest, bundle.manifest.answer
     certificate = manifest.certificate
     settings = "\n".join(f"| {key} | {value} |" for key, value in manifest.hyperparameters.items())
-    named = folder.name.split(".")[1] if folder.name.startswith(".") else folder.name
+    # The folder still bears the name under which it is filled.
+    named = folder.name.removeprefix(".").removesuffix(f".{os.getpid()}.part")
     statement = (
         "No certificate was made."
         if certificate is None

@@ -167,7 +167,8 @@ class Bench:
         except EditError as error:
             return trial.failed(str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            return trial.failed(f"Memory ran out: {str(error).splitlines()[0] or 'no details'}")
+            reason = (str(error).splitlines() or ["no details"])[0]
+            return trial.failed(f"Memory ran out: {reason}")
 
     def certify(self, delta: Delta, epsilon: float, *, confidence: float = 0.95) -> Certificate:
         """Return the statement, from text that no search has read, that `delta` keeps a budget.
@@ -241,7 +242,8 @@ class _Trial:
         return TrialResult(self._record(Outcome.COMPLETED, base=base, answers=answers), deltas)
 
     def failed(self, why: str) -> TrialResult:
-        return TrialResult(self._record(Outcome.FAILED, failure=why), {})
+        base = self.bench.base_scores(self.split)
+        return TrialResult(self._record(Outcome.FAILED, failure=why, base=base), {})
 
     def _searched(self) -> _Candidates:
         """Measure every epoch and keep the best edits by success on this split."""
@@ -259,7 +261,7 @@ class _Trial:
                     candidates.offer(Rule.PUBLISHED, epsilon, found)
                 if Rule.BEST in self.rules and deviation.probably_within(epsilon):
                     candidates.offer(Rule.BEST, epsilon, found)
-            if Rule.FITTED in self.rules and epoch in fitted_at:
+            if Rule.FITTED in self.rules and (epoch in fitted_at or epoch > last):
                 self._offer_fitted(candidates, found)
             if self._hopeless(found):
                 self.stopped_early = epoch < last

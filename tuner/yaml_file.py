@@ -76,7 +76,9 @@ def describe_problem(problem: Any) -> str:
     """Return one of pydantic's error records in words: the field, the rule and the value."""
     field = ".".join(str(part) for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
-    given = "" if problem["type"] == "missing" else f" Got {problem['input']!r}."
+    # A whole mapping tells nobody anything, and may hold a secret; so may the ledger's address.
+    silent = problem["type"] == "missing" or isinstance(problem["input"], dict)
+    given = "" if silent or "storage" in problem["loc"] else f" Got {problem['input']!r}."
     return f"{field}: {message}.{given}".replace("..", ".") if field else f"{message}{given}"
 
 

@@ -169,6 +169,10 @@ def test_a_single_edit_is_made_judged_and_certified(
         (["search", "--task", "country_capital", "--trials", "0"], "trials"),
         (["search", "--task", "country_capital", "--epsilon", "7"], "0 < epsilon < 1"),
         (["search", "absent.yaml"], "cannot be read"),
+        (["search", "--task", "temporal", "--folder", "/dev/null/x"], "cannot be kept"),
+        (["search", "--task", "temporal", "--tracking-uri", "ftp://x"], "tracking URI"),
+        (["check", "[/x].yaml"], ""),
+        (["edit", "--task", "temporal", "--editor", ":", "--out", "x"], "cannot be imported"),
         (["edit", "--task", "temporal", "--editor", "lora", "--out", "x"], "learning_rate"),
         (
             ["edit", "--task", "temporal", "--editor", "lora", "--set", "rank", "--out", "x"],
@@ -212,6 +216,16 @@ def test_check_finds_all_mistakes_at_once(run: Run, tmp_path: Path) -> None:
     assert f"{space}:2" in about_space
     assert f"{space}:4" in about_space
     assert run("check", "search_spaces/lora.yaml", "datasets/temporal", "demo.yaml")[0] == 0
+
+
+def test_no_complaint_shows_a_password(run: Run, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("task: temporal\nstorage: postgresql://me:S3cret@db/x\nepsilon: 0.5\n")
+    for arguments in (["check", str(study)], ["search", str(study)]):
+        code, out, err = run(*arguments)
+        assert code == 2
+        assert "epsilon" in out + err
+        assert "S3cret" not in out + err
 
 
 def test_list_and_doctor_know_what_is_here(run: Run) -> None:

@@ -158,6 +158,9 @@ def test_damaged_bundles_are_named(
         Bundle.load(folder)
     tensors.write_bytes(whole)
     manifest = json.loads((folder / "delta.json").read_text())
+    (folder / "delta.json").write_text(json.dumps(manifest | {"epsilon": 0.5}))
+    with pytest.raises(ConfigError, match=r"is damaged: no answer for epsilon 0.5"):
+        Bundle.load(folder)
     (folder / "delta.json").write_text(json.dumps(manifest | {"schema_version": 2}))
     with pytest.raises(ConfigError, match="is damaged"):
         Bundle.load(folder)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tuner.bundle import Bundle
     from tuner.editing.editor import Editor
     from tuner.editing.model import LanguageModel
-    from tuner.evaluation.budget import Budget
+    from tuner.evaluation.budget import Budget, Certificate
 
 
 def register(app: typer.Typer) -> None:
@@ -75,7 +75,7 @@ def edit(
     device: DeviceOption = "auto",
     json_: JsonFlag = False,
 ) -> None:
-    """Run one trial and keep its delta, without a search. The first budget's delta is written."""
+    """Run one trial and keep its delta for the loosest budget, without a search."""
     method = _editor(editor, parse_settings(settings or []))
     budget = _budget(epsilons)
     if out.exists() and not (out / "delta.json").is_file():
@@ -133,7 +133,9 @@ def evaluate(
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="By default the bundle's own task.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="val or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option("--split", help="val or test; by default the one it was made on.")
+    ] = None,
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
     ] = None,
@@ -162,7 +164,7 @@ def evaluate(
     base = _base_of(found, model, device)
     budget = Budget(epsilons=(manifest.epsilon,))
     bench = Bench(base, judged, budget, load_general_text(general, base))
-    name = _member(SplitName, split, "split")
+    name = manifest.split if split is None else _member(SplitName, split, "split")
     before = bench.base_scores(name)
     with base.edited(found.delta):
         after = bench.success_meter(name).scores()
@@ -181,7 +183,7 @@ def evaluate(
             }
         )
         return
-    table = make_table(f"{judged.name}, {split} split", ("", "base", "edited", "change"))
+    table = make_table(f"{judged.name}, {name.value} split", ("", "base", "edited", "change"))
     table.add_row(
         "success",
         _share(before.success),
@@ -223,9 +225,11 @@ def certify(
 ) -> None:
     """Say, from text that no search has read, whether a delta keeps its budget.
 
-    The certificate is written into the bundle. Exit code 1 where the budget is not surely kept.
+    The certificate is written into the bundle, unless it has one for the same budget at a higher
+    confidence. Exit code 1 where the budget is not surely kept.
     """
     found = _bundle(bundle, epsilon, folder)
+    budget = _budget([found.manifest.epsilon if epsilon is None else epsilon])
     from tuner.cache import Cache, cache_folder
     from tuner.editing.corpus import Part, load_general_text
     from tuner.evaluation.deviation import DeviationMeter
@@ -235,10 +239,8 @@ def certify(
     text = load_general_text(general, base, tokens=amounts).corpus(Part.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
     meter = DeviationMeter(base, text, confidence=confidence, cache=Cache(cache_folder()))
-    certificate = meter.certify(found.delta, epsilon or found.manifest.epsilon)
-    manifest = found.manifest.model_copy(update={"certificate": certificate})
-    place = _bundle_folder(bundle, epsilon, folder)
-    type(found)(found.delta, manifest).save(place)
+    meter.check_budget(budget)
+    certificate = meter.certify(found.delta, budget.epsilons[0])
     if json_:
         print_json(certificate)
     else:
@@ -247,6 +249,7 @@ def certify(
             f"ε={certificate.epsilon:g}, deviation {show_deviation(certificate.deviation)} in "
             f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
         )
+    _keep_certificate(found, certificate, _bundle_folder(bundle, epsilon, folder))
     if not certificate.holds:
         raise typer.Exit(1)
 
@@ -283,6 +286,18 @@ def export(
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
     else:
         console().print(f"{written.folder}: {written.format}, {written.note}", soft_wrap=True)
+
+
+def _keep_certificate(bundle: "Bundle", certificate: "Certificate", folder: Path) -> None:
+    """Write a certificate into its bundle, but never over a stronger or another statement."""
+    kept = bundle.manifest.certificate
+    if certificate.epsilon != bundle.manifest.epsilon:
+        messages().print("Not written into the bundle, whose budget is another.")
+    elif kept is not None and kept.deviation.confidence > certificate.deviation.confidence:
+        messages().print("Not written into the bundle, whose certificate is of higher confidence.")
+    else:
+        manifest = bundle.manifest.model_copy(update={"certificate": certificate})
+        type(bundle)(bundle.delta, manifest).save(folder)
 
 
 def _editor(name: str, values: dict[str, Any]) -> "Editor":
@@ -342,7 +357,9 @@ def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
     if (Path(name) / "delta.json").is_file():
         return Path(name)
     study = folder / name
-    winners = {float(path.parent.name): path.parent for path in study.glob("winners/*/delta.json")}
+    winners = {
+        float(path.parent.name): path.parent for path in study.glob("winners/[0-9]*/delta.json")
+    }
     if not study.is_dir():
         raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
     if not winners:

@@ -18,7 +18,9 @@ GeneralOption = Annotated[
         "--general", help="File of general text, one document per line or JSON lines with `text`."
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random choice.")
+]
 FolderOption = Annotated[
     Path, typer.Option("--folder", "-f", help="Where studies lie.", envvar="TUNER_STUDIES")
 ]

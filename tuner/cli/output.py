@@ -23,12 +23,12 @@ JsonFlag = Annotated[
 
 def console() -> Console:
     """Return the terminal for results."""
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, markup=False)
 
 
 def messages() -> Console:
     """Return the terminal for everything that is no result."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def complain(message: str) -> None:

@@ -41,7 +41,7 @@ from tuner.records import (
     TrialState,
     Winner,
 )
-from tuner.yaml_file import describe_problem
+from tuner.yaml_file import describe_problem, read_yaml
 
 if TYPE_CHECKING:
     from tuner.search import StudyConfig, StudyResult
@@ -175,7 +175,12 @@ def _configure(study: Path | None, flags: dict[str, Any]) -> "StudyConfig":
 
     given = {key: value for key, value in flags.items() if value is not None}
     if study is not None:
-        base = load_study(study).model_dump(exclude_unset=True)
+        loaded = load_study(study)
+        base = loaded.model_dump(exclude_unset=True)
+        if "name" not in read_yaml(study)[1]:
+            base.pop("name", None)  # it follows from the task and the space, which may change
+        if "budget" in base and "budget" in given:
+            given["budget"] = base["budget"] | given["budget"]
         given = {**base, **given}
     elif "task" not in given:
         from tuner.editing.task import task_names
@@ -391,7 +396,7 @@ def status(
         return
     out = console()
     running = f"running (process {driver['pid']} on {driver['host']})" if driver else "not running"
-    out.print(f"[bold]{name}[/bold]: {running}, {record.summary.trials} trials asked for")
+    out.print(f"{name}: {running}, {record.summary.trials} trials asked for", style="bold")
     out.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     if record.winners:
         _print_winners(out, record)

@@ -110,21 +110,24 @@ class FileDocuments:
 
     def _texts(self) -> Iterator[str]:
         as_json = self.path.suffix in (".jsonl", ".json")
-        with self.path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                if not as_json:
-                    yield line.strip()
-                    continue
-                try:
-                    text = json.loads(line)["text"]
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    raise TaskError(
-                        f"{self.path}:{number}: each line must be an object with a `text`."
-                    ) from None
-                if isinstance(text, str) and text.strip():
-                    yield text
+        try:
+            with self.path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, start=1):
+                    text = self._text_of(line, number) if as_json else line.strip()
+                    if text.strip():
+                        yield text
+        except (OSError, UnicodeDecodeError) as error:
+            raise TaskError(f"{self.path}: cannot be read: {error}") from None
+
+    def _text_of(self, line: str, number: int) -> str:
+        if not line.strip():
+            return ""
+        try:
+            return str(json.loads(line)["text"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise TaskError(
+                f"{self.path}:{number}: each line must be an object with a `text`."
+            ) from None
 
 
 def _part_of(digest: bytes) -> Part:

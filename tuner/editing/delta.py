@@ -165,6 +165,8 @@ class WeightDelta:
             if not mark:
                 raise ConfigError(f"{key!r} is not the name of a part of a weight delta.")
             roles.setdefault(name, {})[role] = tensor
+        if not roles:
+            raise ConfigError("A weight delta must change at least one parameter.")
         return cls({name: _change_from(name, parts) for name, parts in sorted(roles.items())})
 
     def describe(self) -> str:
@@ -209,6 +211,8 @@ def _change_from(name: str, parts: dict[str, Tensor]) -> Change:
     match sorted(parts):
         case ["values"]:
             return Dense(parts["values"])
+        case ["left", "right"] if parts["left"].shape[1:] != parts["right"].shape[:1]:
+            raise ConfigError(f"The two factors of the change of {name!r} do not fit together.")
         case ["left", "right"]:
             return LowRank(parts["left"], parts["right"])
         case ["index", "values"]:

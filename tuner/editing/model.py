@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -65,13 +66,14 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every weight, its precision and the tokenizer: what a delta belongs to."""
+        """A hash of weights, precision, settings and tokenizer: what a delta belongs to."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
             flat = weight.detach().contiguous().reshape(-1).view(torch.uint8)
             digest.update(flat.cpu().numpy().tobytes())
         digest.update(tokenizer_hash(self.tokenizer).encode())
+        digest.update(self._settings().encode())
         return digest.hexdigest()
 
     @cached_property
@@ -144,6 +146,16 @@ class LanguageModel:
             pad_token_id=self.end_id,
         )
         return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def _settings(self) -> str:
+        """Return what the configuration says about the computation, apart from names and versions.
+
+        The same weights under another normalisation or activation are another model.
+        """
+        settings = self.network.config.to_dict()
+        for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+            settings.pop(key, None)
+        return json.dumps(settings, sort_keys=True, default=str)
 
     def _current_checksum(self) -> tuple[int, ...]:
         # Cheap on every device: one reduction per weight, no copy to the host.

@@ -41,8 +41,11 @@ def _find_outsider(name: str) -> type[Editor]:
         sys.path.append(str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"The editor {name!r} cannot be imported: {error}.") from None
+    # A stranger's module may raise anything.
+    except Exception as error:
+        raise ConfigError(
+            f"The editor {name!r} cannot be imported: {type(error).__name__}: {error}."
+        ) from None
     if not (inspect.isclass(found) and issubclass(found, Editor)) or inspect.isabstract(found):
         raise ConfigError(f"{name!r} is no editor: it must subclass tuner.Editor and have edit().")
     return found

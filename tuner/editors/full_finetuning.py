@@ -28,7 +28,8 @@ class FullFinetuning(TrainedEditor):
             EditError: the training diverged or ran out of memory.
         """
         base = dict(model.network.named_parameters())
-        network = model.twin(own=base).requires_grad_(True)
+        # In half precision Adam's small numbers vanish: train in single precision at least.
+        network = model.twin(own=base).float().requires_grad_(True)
         trained = dict(network.named_parameters())
         for loss in self.descend(network, list(trained.values()), model, examples, aux, seed=seed):
             with torch.no_grad():

@@ -60,6 +60,9 @@ class Lora(TrainedEditor):
                 network,
             )
         weights = [weight for weight in network.parameters() if weight.requires_grad]
+        for weight in weights:
+            # In half precision Adam's small numbers vanish.
+            weight.data = weight.data.float()
         for loss in self.descend(network, weights, model, examples, aux, seed=seed):
             changes = {
                 f"{name}.weight": self._change(network.get_submodule(name), model)

@@ -46,7 +46,9 @@ def clustered_interval(
         # the rule of succession its share is at most 1 − error^(1/clusters), at either side.
         mean = float(differences.mean())
         width = 1 - (1 - confidence) ** (1 / max(len(sums), 1))
-        return Interval(low=mean - width, high=mean + width, confidence=confidence)
+        # No share, nor a difference of shares, lies beyond one.
+        low, high = max(-1.0, mean - width), min(1.0, mean + width)
+        return Interval(low=low, high=high, confidence=confidence)
     result = stats.bootstrap(
         (sums, counts),
         lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import final
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,8 +22,8 @@ _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
 # Rare blocks carry much of an edit's cost. That none has come up yet proves nothing, so "within"
 # waits for this many blocks; "over" may be said as soon as it is seen.
-_LEAST_FOR_LEANING = 128
-_LEAST_FOR_VERDICT = 512
+_LEAST = 128
+LEAST_FOR_CERTIFICATE = 512
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
 _PLANNED_BLOCKS = 256
 
@@ -42,12 +43,14 @@ class DeviationMeter:
         *,
         confidence: float,
         cache: Cache,
+        least_blocks: int = _LEAST,
         tokens_per_batch: int = 2048,
     ) -> None:
         self._model = model
         self._corpus = corpus
         self._confidence = confidence
         self._cache = cache
+        self._least = least_blocks
         self._size = max(1, tokens_per_batch // corpus.blocks.shape[1])
         saved = cache.load("base_losses", self._key())
         self._base: Float[Tensor, " blocks"] = (
@@ -98,7 +101,7 @@ class DeviationMeter:
         decision = found.verdict(epsilon) if sure else found.leaning(epsilon)
         if decision is Verdict.OVER:
             return True
-        if read < min(total, _LEAST_FOR_VERDICT if sure else _LEAST_FOR_LEANING):
+        if read < min(total, self._least):
             return False
         if decision is Verdict.WITHIN:
             return True
@@ -113,11 +116,17 @@ class DeviationMeter:
         return distance < spread * radius
 
     def certify(self, delta: Delta, epsilon: float) -> Certificate:
-        """Return the statement that `delta` keeps `epsilon` on this corpus, or breaks it."""
+        """Return the statement that `delta` keeps `epsilon` on this corpus, or breaks it.
+
+        Others will rely on it, so it never says "within" on less than 512 blocks.
+        """
+        self._least = max(self._least, LEAST_FOR_CERTIFICATE)
         deviation = self.measure(delta, (epsilon,))
+        verdict = deviation.verdict(epsilon)
+        enough = deviation.tokens >= LEAST_FOR_CERTIFICATE * (self._corpus.blocks.shape[1] - 1)
         return Certificate(
             epsilon=epsilon,
-            verdict=deviation.verdict(epsilon),
+            verdict=verdict if enough or verdict is Verdict.OVER else Verdict.UNRESOLVED,
             deviation=deviation,
             corpus=self._corpus.name,
             corpus_hash=self._corpus.hash,
@@ -213,4 +222,5 @@ class DeviationMeter:
             "attention": str(self._model.network.config._attn_implementation),
             "batch": self._size,
             "torch": torch.__version__,
+            "transformers": transformers.__version__,
         }

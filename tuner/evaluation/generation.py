@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from transformers import GenerationConfig
 
 from tuner.editing.model import LanguageModel
 
@@ -24,8 +25,12 @@ def generate_greedily(
     output = model.network.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=model.end_id,
+        # The model's own settings may hold penalties or sampling: plain greedy is meant.
+        generation_config=GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=model.end_id,
+            pad_token_id=model.end_id,
+        ),
     )
     return [[int(token) for token in row] for row in output[:, width:]]

@@ -56,7 +56,7 @@ class StudyConfig(BaseModel):
     )
     space: str = Field(default="lora", description="A space's name, or the path of its file.")
     trials: int = Field(default=30, gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     workers: int | Literal["auto"] = Field(default="auto", description="Trials at a time.")
     gpus_per_worker: float | None = Field(
         default=None, ge=0, description="Part of a GPU that a worker takes; by default 1, if any."
@@ -127,7 +127,11 @@ class StudyConfig(BaseModel):
     def worker_count(self) -> int:
         """How many trials run at a time."""
         if self.workers != "auto":
-            return max(1, self.workers)
+            asked = max(1, self.workers)
+            # A worker without a place would be waited for for ever. A cluster has its own GPUs.
+            local = self.gpus > 0 and self.address is None
+            places = int(torch.cuda.device_count() / self.gpus) if local else asked
+            return min(asked, max(1, places))
         useful = max(_WORKERS_FOR_SMALL_STUDIES, self.trials // _TRIALS_PER_WORKER)
         if self.gpus > 0:
             room = max(1, int(torch.cuda.device_count() / self.gpus))

@@ -17,9 +17,9 @@ from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
-from tuner.errors import ClusterError, TunerError
+from tuner.errors import ClusterError, ConfigError, TunerError
 from tuner.search.config import StudyConfig
-from tuner.search.searcher import ABORT, LedgerSearcher, read_job
+from tuner.search.searcher import ABORT, WRONG_INPUT, LedgerSearcher, read_job
 from tuner.search.worker import Job, Worker, WorkerSetup
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only paths and numbers travel
@@ -54,6 +54,7 @@ class Executor:
         """Run the searcher's trials until it has no more, calling `on_tick` now and then.
 
         Raises:
+            ConfigError: no trial of this study can run, and its description is why.
             ClusterError: no trial of this study can run, or Ray failed.
         """
         trainable = tune.with_resources(
@@ -81,7 +82,8 @@ class Executor:
         with _hushed():
             tuner.fit()
         if searcher.abort is not None:
-            raise ClusterError(searcher.abort)
+            kind = ConfigError if searcher.wrong_input else ClusterError
+            raise kind(searcher.abort)
 
     def perform(
         self,
@@ -204,7 +206,11 @@ class _TrialActor(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             self._worker.run(number, parameters)
         except Exception as error:
             text = str(error) if isinstance(error, TunerError) else repr(error)
-            return {"done": True, ABORT: f"No trial of this study can run. {text}"}
+            return {
+                "done": True,
+                ABORT: f"No trial of this study can run. {text}",
+                WRONG_INPUT: isinstance(error, TunerError) and error.exit_code == 2,
+            }
         return {"done": True, ABORT: ""}
 
 

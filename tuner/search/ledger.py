@@ -63,7 +63,10 @@ class Ledger:
             ConfigError: another process drives this study.
             ClusterError: the ledger cannot be opened.
         """
-        folder.root.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"The study cannot be kept in {folder.root}: {error}.") from None
         # The operating system drops this lock with the process, however that ends.
         lock = FileLock(folder.lock, thread_local=False)
         holder = folder.lock.with_suffix(".json")
@@ -221,7 +224,7 @@ class Ledger:
         folder = self.folder.trial(number)
         if folder.is_dir():
             for path in sorted(folder.iterdir()):
-                if path.is_dir():
+                if path.is_dir() and not path.name.startswith("."):
                     yield float(path.name), path
 
 

@@ -21,6 +21,8 @@ JOB = "job"
 """The one key of a Tune trial's config: what to run, as JSON."""
 ABORT = "abort"
 """The key of a Tune result that says why no trial of this study can run."""
+WRONG_INPUT = "wrong_input"
+"""The key of a Tune result that says whether the user can mend that."""
 
 Listener = Callable[[int], None]
 
@@ -54,6 +56,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             time.monotonic() + config.time_limit_s if config.time_limit_s is not None else None
         )
         self.abort: str | None = None
+        self.wrong_input = False
         """Why the search cannot go on, if it cannot."""
         self._orphans = self._recover()
 
@@ -83,6 +86,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         if result is not None and result.get(ABORT):
             # The trial stays in the ledger, running, for when the cause is gone.
             self.abort = str(result[ABORT])
+            self.wrong_input = bool(result.get(WRONG_INPUT))
             return
         file = self._ledger.left_behind(number)
         if file is not None:

@@ -187,7 +187,10 @@ class Study:
         if before:
             uid = before.pop("uid")
             before.pop("trials", None)
-            check_unchanged(before, now, self.config.name)
+            # A study whose workers never saw a base model, for a wrong name say, has not begun.
+            begun = self.folder.base_fingerprint() is not None
+            if begun or before.get("space definition") != now["space definition"]:
+                check_unchanged(before, now, self.config.name)
         else:
             uid = uuid4().hex
         asked = {**now, "uid": uid, "trials": self.config.trials}
@@ -246,6 +249,11 @@ class _Run:
         self._emit()
         self._search()
         entries = self._ledger.trials()
+        if not entries:
+            raise StudyFailed(
+                f"No trial of {self._config.name!r} was started within the time limit; "
+                "give it more."
+            )
         if all(entry.state is TrialState.FAILED for entry in entries):
             raise StudyFailed(
                 f"All {len(entries)} trials of {self._config.name!r} failed:\n  "

@@ -14,6 +14,7 @@ import torch
 
 from tuner.bundle import Bundle, make_bundle
 from tuner.editing.corpus import load_general_text
+from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
 from tuner.editing.task import load_task
 from tuner.errors import EditError
@@ -162,12 +163,15 @@ class Worker:
             if known.deviation.confidence >= job.confidence:
                 return
         bundle = Bundle.load(self._folder.bundle(job.number, job.epsilon))
+        found = self._certify(bundle.delta, job.epsilon, job.confidence)
+        write_atomically(path, found.model_dump_json())
+
+    def _certify(self, delta: Delta, epsilon: float, confidence: float) -> Certificate:
         try:
-            found = self._bench.certify(bundle.delta, job.epsilon, confidence=job.confidence)
+            return self._bench.certify(delta, epsilon, confidence=confidence)
         except EditError:
             # The edited model's loss on fresh text is no number: worse than any deviation.
-            found = _certificate(job.epsilon, Verdict.OVER, job.confidence)
-        write_atomically(path, found.model_dump_json())
+            return _certificate(epsilon, Verdict.OVER, confidence)
 
     def _retest(self, job: Retest) -> None:
         path = self._folder.retest(job.epsilon, job.number, job.seed)
@@ -197,7 +201,7 @@ class Worker:
             certificate = _certificate(job.epsilon, Verdict.WITHIN, confidence)
         else:
             answer = result.record.answer(job.epsilon, rule)
-            certificate = self._bench.certify(delta, job.epsilon, confidence=confidence)
+            certificate = self._certify(delta, job.epsilon, confidence)
         found = SeedResult(seed=job.seed, answer=answer, certificate=certificate)
         write_atomically(path, found.model_dump_json())
 

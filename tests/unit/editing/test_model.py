@@ -103,6 +103,15 @@ def test_unknown_models_are_named(id: str, says: str) -> None:
         load_model(id)
 
 
+def test_the_same_weights_under_other_settings_are_another_model(neox: LanguageModel) -> None:
+    twin = neox.twin(own=())
+    twin.config = type(twin.config)(**{**neox.network.config.to_dict(), "layer_norm_eps": 0.1})
+    other = LanguageModel(twin, neox.tokenizer, id=neox.id)
+    same = LanguageModel(neox.twin(own=()), neox.tokenizer, id="under another name")
+    assert other.fingerprint != neox.fingerprint
+    assert same.fingerprint == neox.fingerprint
+
+
 def test_damaged_weights_and_foreign_code_are_refused(neox: LanguageModel, tmp_path: Path) -> None:
     neox.network.save_pretrained(tmp_path)
     neox.tokenizer.save_pretrained(tmp_path)

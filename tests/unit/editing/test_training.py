@@ -12,6 +12,7 @@ from tuner.editing.likelihood import encode_example, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editing.training import kl_from_base
+from tuner.editors import find_editor
 from tuner.editors.full_finetuning import FullFinetuning
 from tuner.errors import EditError
 
@@ -115,3 +116,19 @@ def test_divergence_is_an_edit_error(
         _last(FullFinetuning(learning_rate=1e-3, epochs=1), model, examples, corpus)
     with pytest.raises(EditError, match="holds NaN"):
         WeightDelta({"w": Dense(torch.tensor([math.inf]))}).check_finite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["lora", "full_finetuning"])
+def test_half_precision_models_are_trained_in_single_precision(
+    name: str, dtype: torch.dtype, neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    model = LanguageModel(
+        neox.twin(own=dict(neox.network.named_parameters())).to(dtype), neox.tokenizer, id="half"
+    )
+    editor = find_editor(name).model_validate({"learning_rate": 1e-3, "epochs": 2})
+    *_, step = editor.edit(model, examples, Auxiliary(corpus), seed=0)
+    assert isinstance(step.delta, WeightDelta)
+    assert all(tensor.dtype is torch.float32 for tensor in step.delta.tensors().values())
+    assert any(tensor.abs().max() > 0 for tensor in step.delta.tensors().values())
+    model.check_unchanged()
