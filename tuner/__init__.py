@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tuner.editors import editor_names, find_editor
     from tuner.errors import TunerError
     from tuner.evaluation.budget import Budget, Certificate, Deviation, Verdict
-    from tuner.export import export
+    from tuner.exports import export
     from tuner.records import Rule, TrialRecord
     from tuner.trial import Bench, TrialResult, run_trial
 
@@ -31,7 +31,7 @@ _HOMES = {
     "tuner.editors": ("editor_names", "find_editor"),
     "tuner.errors": ("TunerError",),
     "tuner.evaluation.budget": ("Budget", "Certificate", "Deviation", "Verdict"),
-    "tuner.export": ("export",),
+    "tuner.exports": ("export",),
     "tuner.records": ("Rule", "TrialRecord"),
     "tuner.trial": ("Bench", "TrialResult", "run_trial"),
 }

@@ -274,8 +274,8 @@ def export(
     json_: JsonFlag = False,
 ) -> None:
     """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
-    from tuner.export import FORMATS
-    from tuner.export import export as write
+    from tuner.exports import FORMATS
+    from tuner.exports import export as write
 
     if format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)

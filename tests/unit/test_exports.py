@@ -18,7 +18,7 @@ from tuner.editors import find_editor
 from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Deviation, Verdict
 from tuner.evaluation.scores import Scores
-from tuner.export import export
+from tuner.exports import export
 from tuner.records import Answer, Rule, SplitName
 
 IDS = torch.arange(24).reshape(2, 12)
