@@ -83,20 +83,24 @@ class StudyFolder:
         except OSError:
             return None
 
-    def claim_base(self, fingerprint: str) -> None:
-        """Make sure that all trials start from the same weights.
+    def claim_base(self, fingerprint: str, text: str) -> None:
+        """Make sure that all trials start from the same weights and are judged on the same text.
 
         Raises:
-            ConfigError: the study began with other ones.
+            ConfigError: the study began with others.
         """
-        known = self.base_fingerprint()
-        if known is None:
-            write_atomically(self.base, json.dumps({"fingerprint": fingerprint}))
-        elif known != fingerprint:
-            raise ConfigError(
-                f"The study in {self.root} began with other base weights ({known[:12]}…) than the "
-                f"model has now ({fingerprint[:12]}…). Give the new study another name."
-            )
+        now = {"fingerprint": fingerprint, "text": text}
+        try:
+            known = json.loads(self.base.read_text(encoding="utf-8"))
+        except OSError:
+            write_atomically(self.base, json.dumps(now))
+            return
+        for key, what in (("fingerprint", "base weights"), ("text", "general text")):
+            if known[key] != now[key]:
+                raise ConfigError(
+                    f"The study in {self.root} began with other {what} ({known[key][:12]}…) than "
+                    f"there is now ({now[key][:12]}…). Give the new study another name."
+                )
 
     def read_trial(self, uid: str, number: int, parameters: dict[str, Any]) -> TrialFile | None:
         """Return what a worker left for exactly this trial, if it did."""

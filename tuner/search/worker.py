@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, final
 import torch
 
 from tuner.bundle import Bundle, make_bundle
-from tuner.editing.corpus import load_general_text
+from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
 from tuner.editing.task import load_task
@@ -95,7 +95,8 @@ class Worker:
                 # Threads of several workers on the same cores get in each other's way.
                 torch.set_num_threads(1)
             bench = self._setup.make_bench(self._config)
-            self._folder.claim_base(bench.model.fingerprint)
+            text = bench.general.corpus(Part.SEARCH).hash
+            self._folder.claim_base(bench.model.fingerprint, text)
             self._loaded = bench
         return self._loaded
 
