@@ -13,6 +13,7 @@ from search_world import drive, make_world, tiny_config
 
 from tuner.editing.editor import Editor
 from tuner.errors import ClusterError, ConfigError, StudyFailed
+from tuner.evaluation.budget import Verdict
 from tuner.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
 from tuner.search import Progress, Study, StudyPhase, StudyResult, open_study
 from tuner.search.config import StudyConfig
@@ -70,7 +71,9 @@ def test_a_study_searches_confirms_and_retests(
     assert [entry.number for entry in result.trials] == list(range(6))
     assert all(entry.state is TrialState.COMPLETED for entry in result.trials)
     best = result.best(1e-2)
-    assert best.winner.certificate.holds
+    # Its fresh text keeps the budget, but is too little for anybody to rely on.
+    assert best.winner.certificate.deviation.upper <= best.winner.epsilon
+    assert best.winner.certificate.verdict is Verdict.UNRESOLVED
     assert best.answer.gain > 0.5
     assert best.bundle.manifest.certificate == best.winner.certificate
     assert best.bundle.manifest.hyperparameters == best.hyperparameters

@@ -240,6 +240,11 @@ def certify(
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
     meter = DeviationMeter(base, text, confidence=confidence, cache=Cache(cache_folder()))
     meter.check_budget(budget)
+    if len(text.blocks) < meter.least_for_certificate:
+        messages().print(
+            f"A certificate needs {meter.least_for_certificate} blocks of fresh text; this text "
+            f"has {len(text.blocks)}, so the verdict can only be over or unresolved."
+        )
     certificate = meter.certify(found.delta, budget.epsilons[0])
     if json_:
         print_json(certificate)

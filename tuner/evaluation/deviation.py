@@ -23,7 +23,7 @@ _NEXT_CHUNK = 32
 # Rare blocks carry much of an edit's cost. That none has come up yet proves nothing, so "within"
 # waits for this many blocks; "over" may be said as soon as it is seen.
 _LEAST = 128
-LEAST_FOR_CERTIFICATE = 512
+_LEAST_TOKENS_FOR_CERTIFICATE = 32_000
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
 _PLANNED_BLOCKS = 256
 
@@ -97,7 +97,7 @@ class DeviationMeter:
     def settled(self, found: Deviation, epsilon: float, *, sure: bool) -> bool:
         """Return whether a budget is decided, or the rest of the corpus would not decide it."""
         total = len(self._corpus.blocks)
-        read = found.tokens // (self._corpus.blocks.shape[1] - 1)
+        read = found.tokens // self._predicted_per_block
         decision = found.verdict(epsilon) if sure else found.leaning(epsilon)
         if decision is Verdict.OVER:
             return True
@@ -118,12 +118,13 @@ class DeviationMeter:
     def certify(self, delta: Delta, epsilon: float) -> Certificate:
         """Return the statement that `delta` keeps `epsilon` on this corpus, or breaks it.
 
-        Others will rely on it, so it never says "within" on less than 512 blocks.
+        Others will rely on it, so it never says "within" on less text than
+        `least_for_certificate`.
         """
-        self._least = max(self._least, LEAST_FOR_CERTIFICATE)
+        self._least = max(self._least, self.least_for_certificate)
         deviation = self.measure(delta, (epsilon,))
         verdict = deviation.verdict(epsilon)
-        enough = deviation.tokens >= LEAST_FOR_CERTIFICATE * (self._corpus.blocks.shape[1] - 1)
+        enough = deviation.tokens >= self.least_for_certificate * self._predicted_per_block
         return Certificate(
             epsilon=epsilon,
             verdict=verdict if enough or verdict is Verdict.OVER else Verdict.UNRESOLVED,
@@ -131,6 +132,15 @@ class DeviationMeter:
             corpus=self._corpus.name,
             corpus_hash=self._corpus.hash,
         )
+
+    @property
+    def least_for_certificate(self) -> int:
+        """The blocks without which no certificate holds: 128, and 32,000 tokens."""
+        return max(_LEAST, math.ceil(_LEAST_TOKENS_FOR_CERTIFICATE / self._predicted_per_block))
+
+    @property
+    def _predicted_per_block(self) -> int:
+        return int(self._corpus.blocks.shape[1]) - 1
 
     def noise_floor(self) -> float:
         """Return the deviation that the base model shows from itself.
@@ -208,7 +218,7 @@ class DeviationMeter:
             standard_error=spread / math.sqrt(count),
             lower=ratio - radius,
             upper=ratio + radius,
-            tokens=count * (self._corpus.blocks.shape[1] - 1),
+            tokens=count * self._predicted_per_block,
             confidence=self._confidence,
         )
 

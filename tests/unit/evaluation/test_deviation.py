@@ -110,7 +110,7 @@ def test_certificate_needs_enough_text_and_names_it(
 ) -> None:
     # Ninety-six blocks show no deviation, and still are too few to rely on.
     assert meter.certify(WeightDelta({}), 1e-4).verdict is Verdict.UNRESOLVED
-    long = Corpus("long", corpus.blocks.repeat(6, 1))
+    long = Corpus("long", corpus.blocks.repeat(24, 1))
     meter = DeviationMeter(neox, long, confidence=0.95, cache=Cache(tmp_path))
     certificate = meter.certify(WeightDelta({}), 1e-4)
     assert certificate.holds
