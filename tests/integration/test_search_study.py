@@ -12,7 +12,7 @@ import search_world
 from search_world import drive, make_world, tiny_config
 
 from tuner.editing.editor import Editor
-from tuner.errors import ClusterError, ConfigError, StudyFailed
+from tuner.errors import ConfigError, StudyFailed
 from tuner.evaluation.budget import Verdict
 from tuner.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
 from tuner.search import Progress, Study, StudyPhase, StudyResult, open_study
@@ -200,7 +200,7 @@ def test_a_study_that_cannot_run_says_so_and_can_be_continued(world: Path, tmp_p
     text = tmp_path / "general.txt"
     text.write_text("too short\n")
     study = Study.of(tiny_config(world, 2, general=str(text)), folder=tmp_path)
-    with pytest.raises(ClusterError, match="No trial of this study can run"):
+    with pytest.raises(ConfigError, match="No trial of this study can run"):
         study.run()
     text.write_text((world / "general.txt").read_text())
     assert len(study.run().trials) == 2
