@@ -43,21 +43,21 @@ class DeviationMeter:
         *,
         confidence: float,
         cache: Cache,
-        least_blocks: int = _LEAST,
         tokens_per_batch: int = 2048,
     ) -> None:
         self._model = model
         self._corpus = corpus
         self._confidence = confidence
         self._cache = cache
-        self._least = least_blocks
         self._size = max(1, tokens_per_batch // corpus.blocks.shape[1])
         saved = cache.load("base_losses", self._key())
         self._base: Float[Tensor, " blocks"] = (
             torch.empty(0, dtype=torch.float64) if saved is None else saved["losses"]
         )
 
-    def measure(self, delta: Delta, epsilons: Iterable[float], *, sure: bool = True) -> Deviation:
+    def measure(
+        self, delta: Delta, epsilons: Iterable[float], *, sure: bool = True, least: int = _LEAST
+    ) -> Deviation:
         """Return the deviation of an edit, read until every budget is decided or cannot be.
 
         With `sure` decided means a verdict; without, a leaning, which steers a search at a tenth
@@ -71,7 +71,7 @@ class DeviationMeter:
         known = len(self._base)
         found = Deviation.none(self._confidence)
         for found in self.readings(delta):
-            if all(self.settled(found, epsilon, sure=sure) for epsilon in asked):
+            if all(self.settled(found, epsilon, sure=sure, least=least) for epsilon in asked):
                 break
         if len(self._base) > known:
             self._cache.save("base_losses", self._key(), {"losses": self._base})
@@ -94,14 +94,14 @@ class DeviationMeter:
             differences.append(edited - base[chunk.start :])
             yield self._estimate(torch.cat(differences), base)
 
-    def settled(self, found: Deviation, epsilon: float, *, sure: bool) -> bool:
+    def settled(self, found: Deviation, epsilon: float, *, sure: bool, least: int = _LEAST) -> bool:
         """Return whether a budget is decided, or the rest of the corpus would not decide it."""
         total = len(self._corpus.blocks)
         read = found.tokens // self._predicted_per_block
         decision = found.verdict(epsilon) if sure else found.leaning(epsilon)
         if decision is Verdict.OVER:
             return True
-        if read < min(total, self._least):
+        if read < min(total, least):
             return False
         if decision is Verdict.WITHIN:
             return True
@@ -121,8 +121,7 @@ class DeviationMeter:
         Others will rely on it, so it never says "within" on less text than
         `least_for_certificate`.
         """
-        self._least = max(self._least, self.least_for_certificate)
-        deviation = self.measure(delta, (epsilon,))
+        deviation = self.measure(delta, (epsilon,), least=self.least_for_certificate)
         verdict = deviation.verdict(epsilon)
         enough = deviation.tokens >= self.least_for_certificate * self._predicted_per_block
         return Certificate(
