@@ -4,7 +4,8 @@
     python benchmarks/deviation.py --deltas 204 --shard 0/2     # and 1/2 beside it
 
 Real deltas (LoRA and full fine-tuning, random hyperparameters, several epochs and strengths) get a
-verdict per budget on the search corpus, then the truth from 400k fresh tokens. Every delta is one
+verdict per budget on a search corpus, of 100k tokens as by default and of 400k, then the truth
+from 400k fresh tokens. Every delta is one
 line of a file in `--rows`, so that a stopped run goes on where it was.
 """
 
@@ -14,6 +15,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,25 @@ from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import block_losses
-from tuner.evaluation.budget import Deviation
 from tuner.evaluation.deviation import DeviationMeter
 
 TRUTH_TOKENS = 400_000
+SEARCH_TOKENS = (100_000, 400_000)
 EPSILONS = (1e-3, 1e-4, 1e-5)
 PER_EDIT = 6
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One verdict: a delta against a budget."""
+
+    truth: float
+    truth_se: float
+    epsilon: float
+    verdict: str
+    tokens: int
 
 
 def random_editor(rng: random.Random) -> Editor:
@@ -70,16 +83,20 @@ def random_deltas(
                 yield label, step.delta.scaled(alpha)
 
 
-def verdicts(meter: DeviationMeter, delta: Delta) -> dict[float, Deviation]:
-    """Return where `meter.measure` would stop for each budget, from one pass over the corpus."""
-    found: dict[float, Deviation] = {}
-    for reading in meter.readings(delta):
-        for epsilon in EPSILONS:
-            if epsilon not in found and meter.settled(reading, epsilon, sure=True):
-                found[epsilon] = reading
-        if len(found) == len(EPSILONS):
-            break
-    return {epsilon: found.get(epsilon, reading) for epsilon in EPSILONS}
+def verdicts(meter: DeviationMeter, delta: Delta) -> dict[str, dict[str, str | int]]:
+    """Return the verdict for each budget, with the tokens that were pushed through the model.
+
+    A reading that is helped by the mean gradient passes each token twice, and both count. The
+    gradient itself is made once for all deltas of a model, as the base losses are.
+    """
+    found = {epsilon: meter.measure(delta, (epsilon,)) for epsilon in EPSILONS}
+    return {
+        f"{epsilon:g}": {
+            "verdict": deviation.verdict(epsilon).value,
+            "tokens": deviation.tokens * (2 if deviation.gradient_tokens else 1),
+        }
+        for epsilon, deviation in found.items()
+    }
 
 
 def truth(
@@ -106,13 +123,21 @@ def measure(args: argparse.Namespace) -> None:
     model = tuner.load_model("builtin:neox")
     task = tuner.load_task("country_capital")
     # The certificates of the library read the same source; this text is longer and its own.
-    general = load_general_text(None, model, tokens={Part.CONFIRMATION: TRUTH_TOKENS})
+    texts = {
+        tokens: load_general_text(
+            None, model, tokens={Part.CONFIRMATION: TRUTH_TOKENS, Part.SEARCH: tokens}
+        )
+        for tokens in SEARCH_TOKENS
+    }
+    general = texts[SEARCH_TOKENS[0]]
     aux = Auxiliary(general.corpus(Part.AUXILIARY))
     fresh = general.corpus(Part.CONFIRMATION).blocks
     base = torch.cat([block_losses(model.network, part) for part in fresh.split(32)])
-    meter = DeviationMeter(
-        model, general.corpus(Part.SEARCH), confidence=0.95, cache=Cache(cache_folder())
-    )
+    cache = Cache(cache_folder())
+    meters = {
+        tokens: DeviationMeter(model, text.corpus(Part.SEARCH), confidence=0.95, cache=cache)
+        for tokens, text in texts.items()
+    }
     shard, shards = map(int, args.shard.split("/"))
     seeds = [s for s in range(math.ceil(args.deltas / PER_EDIT)) if s % shards == shard]
     file = args.rows / f"shard-{shard}-of-{shards}.jsonl"
@@ -124,7 +149,7 @@ def measure(args: argparse.Namespace) -> None:
                 if row is not None and not args.again:
                     continue
                 try:
-                    found = verdicts(meter, delta)
+                    found = {tokens: verdicts(meter, delta) for tokens, meter in meters.items()}
                     true = (row["truth"], row["truth_se"]) if row else None
                     true = true or truth(model, fresh, base, delta)
                 except tuner.TunerError:
@@ -133,46 +158,48 @@ def measure(args: argparse.Namespace) -> None:
                     "delta": label,
                     "truth": true[0],
                     "truth_se": true[1],
-                    "full_tokens": general.corpus(Part.SEARCH).predicted_tokens,
-                    "verdicts": {
-                        f"{epsilon:g}": {"verdict": d.verdict(epsilon).value, "tokens": d.tokens}
-                        for epsilon, d in found.items()
-                    },
+                    "verdicts": found,
                 }
                 out.write(json.dumps(row) + "\n")
                 out.flush()
 
 
-def summarise(rows: list[Row]) -> dict[str, object]:
+def summarise(rows: list[Row], search_tokens: int) -> dict[str, object]:
     cases = [
-        (row["truth"], row["truth_se"], float(epsilon), case["verdict"], case["tokens"], row)
+        Case(row["truth"], row["truth_se"], float(epsilon), case["verdict"], case["tokens"])
         for row in rows
-        if row["truth"] is not None
-        for epsilon, case in row["verdicts"].items()
+        for epsilon, case in row["verdicts"][str(search_tokens)].items()
     ]
-    decided = [case for case in cases if case[3] != "unresolved"]
-    wrong = [c for c in decided if (c[3] == "within") != (c[0] <= c[2])]
-    surely_wrong = [c for c in wrong if abs(c[0] - c[2]) > 2 * c[1]]
-    clear = [case for case in cases if case[0] > 3 * case[2]]
-    quick = [c for c in clear if c[3] == "over" and c[4] <= 0.2 * c[5]["full_tokens"]]
+    decided = [case for case in cases if case.verdict != "unresolved"]
+    wrong = [c for c in decided if (c.verdict == "within") != (c.truth <= c.epsilon)]
+    clear = [case for case in cases if case.truth > 3 * case.epsilon]
+    found = [c for c in clear if c.verdict == "over"]
+    quick = [c for c in found if c.tokens <= 0.2 * search_tokens]
     return {
         "deltas": len(rows),
         "verdicts": len(cases),
         "decided": len(decided),
         "wrong": len(wrong),
         "wrong_share": len(wrong) / max(len(decided), 1),
-        "wrong_beyond_2_se_of_the_truth": len(surely_wrong),
+        "wrong_beyond_2_se_of_the_truth": sum(
+            abs(c.truth - c.epsilon) > 2 * c.truth_se for c in wrong
+        ),
         "clear_violators": len(clear),
+        "clear_violators_decided": len(found) / max(len(clear), 1),
         "clear_violators_decided_with_a_fifth_of_the_tokens": len(quick) / max(len(clear), 1),
-        "median_saving": statistics.median(c[5]["full_tokens"] / c[4] for c in cases),
-        "median_saving_of_decided": statistics.median(c[5]["full_tokens"] / c[4] for c in decided),
+        "clear_violators_median_share_of_tokens": statistics.median(
+            [c.tokens / search_tokens for c in clear] or [math.nan]
+        ),
+        "median_saving": statistics.median(search_tokens / c.tokens for c in cases),
         "per_epsilon": {
             f"{epsilon:g}": {
-                "decided": sum(c[2] == epsilon for c in decided),
-                "wrong": sum(c[2] == epsilon for c in wrong),
-                "unresolved": sum(c[2] == epsilon and c[3] == "unresolved" for c in cases),
+                "decided": sum(c.epsilon == epsilon for c in decided),
+                "wrong": sum(c.epsilon == epsilon for c in wrong),
+                "unresolved": sum(
+                    c.epsilon == epsilon and c.verdict == "unresolved" for c in cases
+                ),
                 "median_saving": statistics.median(
-                    c[5]["full_tokens"] / c[4] for c in cases if c[2] == epsilon
+                    search_tokens / c.tokens for c in cases if c.epsilon == epsilon
                 ),
             }
             for epsilon in EPSILONS
@@ -190,7 +217,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     measure(args)
-    summary = summarise(list(known_rows(args.rows).values()))
+    rows = list(known_rows(args.rows).values())
+    summary = {f"{tokens} search tokens": summarise(rows, tokens) for tokens in SEARCH_TOKENS}
     args.out.write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 

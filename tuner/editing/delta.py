@@ -47,6 +47,10 @@ class Dense:
         """Return the change in full."""
         return self.values.reshape(shape)
 
+    def inner(self, full: Tensor) -> float:
+        """Return the sum of the products of its entries with those of `full`."""
+        return float((self.values.reshape(full.shape).to(full) * full).sum(dtype=torch.float64))
+
     def scaled(self, alpha: float) -> Dense:
         """Return the change times `alpha`."""
         return Dense(self.values * alpha)
@@ -67,6 +71,11 @@ class LowRank:
     def to_dense(self, shape: torch.Size) -> Tensor:
         """Return the change in full."""
         return (self.left @ self.right).reshape(shape)
+
+    def inner(self, full: Tensor) -> float:
+        """Return the sum of the products of its entries with those of `full`."""
+        projected = self.left.to(full).T @ full
+        return float((projected * self.right.to(full)).sum(dtype=torch.float64))
 
     def scaled(self, alpha: float) -> LowRank:
         """Return the change times `alpha`."""
@@ -89,6 +98,11 @@ class Rows:
         """Return the change in full, zero outside its rows."""
         dense = self.values.new_zeros(shape)
         return dense.index_copy(0, self.index.to(dense.device), self.values)
+
+    def inner(self, full: Tensor) -> float:
+        """Return the sum of the products of its entries with those of `full`."""
+        rows = full[self.index.to(full.device)]
+        return float((self.values.to(full) * rows).sum(dtype=torch.float64))
 
     def scaled(self, alpha: float) -> Rows:
         """Return the change times `alpha`."""

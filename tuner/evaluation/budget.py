@@ -31,6 +31,11 @@ class Deviation(BaseModel):
     lower: float
     upper: float
     tokens: int = Field(ge=0, description="Predicted tokens that were read.")
+    gradient_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Predicted tokens whose mean gradient gave the linear part; 0 is none.",
+    )
     confidence: float = Field(gt=0, lt=1)
 
     def verdict(self, epsilon: float) -> Verdict:

@@ -28,18 +28,51 @@ def meter(neox: LanguageModel, corpus: Corpus, tmp_path: Path) -> DeviationMeter
     return DeviationMeter(neox, corpus, confidence=0.95, cache=Cache(tmp_path))
 
 
-def test_estimate_is_the_ratio_of_sums(
-    meter: DeviationMeter, model: LanguageModel, corpus: Corpus, tmp_path: Path
+def test_without_a_gradient_the_estimate_is_the_ratio_of_sums(
+    model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As if the model were too large for a gradient of its own size.
+    monkeypatch.setattr("tuner.evaluation.gradient._MOST_PARAMETERS", 0)
     meter = DeviationMeter(model, corpus, confidence=0.95, cache=Cache(tmp_path / "other"))
     delta = _noise(model, 0.3)
     found = meter.measure(delta, (1e-9,))
     blocks = corpus.blocks[: found.tokens // (corpus.blocks.shape[1] - 1)]
+    assert found.estimate == pytest.approx(_true_rise(model, delta, blocks), rel=1e-4)
+    assert found.lower < found.estimate < found.upper
+
+
+def _true_rise(model: LanguageModel, delta: WeightDelta, blocks: torch.Tensor) -> float:
     base = block_losses(model.network, blocks).sum()
     with model.edited(delta):
         edited = block_losses(model.network, blocks).sum()
-    assert found.estimate == pytest.approx(float(edited / base) - 1, rel=1e-4)
-    assert found.lower < found.estimate < found.upper
+    return float(edited / base) - 1
+
+
+def test_the_gradient_takes_the_linear_noise_out(model: LanguageModel, tmp_path: Path) -> None:
+    # Tokens at random: a large corpus, of which a fifth is read.
+    random = torch.Generator().manual_seed(0)
+    size = (640, 16)
+    corpus = Corpus(
+        "random", torch.randint(0, model.network.config.vocab_size, size, generator=random)
+    )
+    meter = DeviationMeter(model, corpus, confidence=0.95, cache=Cache(tmp_path))
+    delta = _noise(model, 0.003)
+    truth = _true_rise(model, delta, corpus.blocks)
+    near = truth + 1e-9  # so near that it cannot be decided
+    found = meter.measure(delta, (near,))
+    assert found.tokens < corpus.predicted_tokens / 2
+    assert found.gradient_tokens == corpus.predicted_tokens
+    # The error that is left is against the source of the text; against this corpus it is less.
+    assert abs(found.estimate - truth) < found.standard_error / 5
+    assert found.lower < truth < found.upper
+
+
+def test_half_precision_is_measured_without_a_gradient(
+    neox: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
+    neox.network.to(torch.bfloat16)
+    meter = DeviationMeter(neox, corpus, confidence=0.95, cache=Cache(tmp_path))
+    assert meter.measure(_noise(neox, 0.3), (1e-9,)).gradient_tokens == 0
 
 
 def test_nothing_deviates_by_nothing(meter: DeviationMeter) -> None:
@@ -66,14 +99,14 @@ def test_cached_base_losses_give_the_same_and_are_keyed_by_the_weights(
     fresh = first.measure(delta, (1e-3,))
     cached = DeviationMeter(neox, corpus, confidence=0.95, cache=Cache(tmp_path))
     assert cached.measure(delta, (1e-3,)) == fresh
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert len(list(tmp_path.glob("base_losses/*.safetensors"))) == 1
     twin = neox.twin(own=dict(neox.network.named_parameters()))
     with torch.no_grad():
         next(twin.parameters()).mul_(1.01)
     other = LanguageModel(twin, neox.tokenizer, id=neox.id)
     meter = DeviationMeter(other, corpus, confidence=0.95, cache=Cache(tmp_path))
     assert meter.measure(WeightDelta({}), (1e-3,)).estimate == 0.0
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert len(list(tmp_path.glob("base_losses/*.safetensors"))) == 2
 
 
 def test_a_damaged_cache_is_a_miss(neox: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
