@@ -134,7 +134,7 @@ class Bench:
         self.noise_floor = self._meter.check_budget(budget)
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
-        self._auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY))
+        self._auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
 
     def run(
         self,
@@ -249,7 +249,7 @@ class _Trial:
         """Measure every epoch and keep the best edits by success on this split."""
         candidates = _Candidates()
         # Scaling makes neighbouring epochs alike: fitting two of them loses little.
-        last = getattr(self.editor, "epochs", 1)
+        last = self.editor.step_count
         fitted_at = {math.ceil(last / 2), last}
         for epoch, delta, loss in self._steps():
             deviation = self._measure(delta, 1.0, self.epsilons)

@@ -94,7 +94,7 @@ def edit(
     bench = Bench(base, examples, budget, load_general_text(general, base))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=messages(), transient=True) as bar:
-        epochs = bar.add_task("epochs", total=getattr(method, "epochs", 1))
+        epochs = bar.add_task("epochs", total=method.step_count)
 
         def note(epoch: EpochRecord) -> None:
             bar.update(epochs, completed=epoch.epoch)

@@ -131,32 +131,50 @@ class WeightDelta:
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Edit `network` inside the context.
 
-        The sum is formed in float32 at least and then rounded to the parameter's dtype, so that a
-        half-precision model sees the nearest weights it can hold.
-
         Raises:
             BaseMismatch: a parameter is absent or has another shape.
         """
         parameters = dict(network.named_parameters())
-        for name, change in self.changes.items():
-            _check_fit(name, change, parameters.get(name))
-        kept = {name: parameters[name].detach().clone() for name in self.changes}
+        kept = {
+            name: parameters[name].detach().clone() for name in self.changes if name in parameters
+        }
         try:
-            with torch.no_grad():
-                for name, change in self.changes.items():
-                    weight = parameters[name]
-                    precise = torch.promote_types(weight.dtype, torch.float32)
-                    delta = change.to_dense(weight.shape).to(weight.device, precise)
-                    weight.copy_(weight.to(precise) + delta)
+            self.write(network)
             yield
         finally:
             with torch.no_grad():
                 for name, old in kept.items():
                     parameters[name].copy_(old)
 
+    @torch.no_grad()
+    def write(self, network: nn.Module) -> None:
+        """Add the change to the weights of `network`, for good.
+
+        The sum is formed in float32 at least and then rounded to the parameter's dtype, so that a
+        half-precision model sees the nearest weights it can hold.
+
+        Raises:
+            BaseMismatch: a parameter is absent or has another shape; nothing is written then.
+        """
+        parameters = dict(network.named_parameters())
+        for name, change in self.changes.items():
+            _check_fit(name, change, parameters.get(name))
+        for name, change in self.changes.items():
+            weight = parameters[name]
+            precise = torch.promote_types(weight.dtype, torch.float32)
+            delta = change.to_dense(weight.shape).to(weight.device, precise)
+            weight.copy_(weight.to(precise) + delta)
+
     def scaled(self, alpha: float) -> WeightDelta:
         """Return the change at `alpha` times its size."""
         return WeightDelta({name: change.scaled(alpha) for name, change in self.changes.items()})
+
+    def plus(self, other: WeightDelta) -> WeightDelta:
+        """Return the sum of two changes of the same model."""
+        changes = dict(self.changes)
+        for name, change in other.changes.items():
+            changes[name] = _sum(changes[name], change) if name in changes else change
+        return WeightDelta(changes)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the stored tensors, named `parameter::role`."""
@@ -199,6 +217,22 @@ class WeightDelta:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise EditError(f"The edit diverged: {name} holds NaN or infinite values.")
         return self
+
+
+def _sum(one: Change, other: Change) -> Change:
+    if isinstance(one, LowRank) and isinstance(other, LowRank):
+        return LowRank(
+            torch.cat([one.left, other.left], dim=1), torch.cat([one.right, other.right], dim=0)
+        )
+    if isinstance(one, Rows) and isinstance(other, Rows):
+        index, place = torch.unique(torch.cat([one.index, other.index]), return_inverse=True)
+        values = torch.cat([one.values, other.values])
+        summed = values.new_zeros(len(index), *values.shape[1:]).index_add(0, place, values)
+        return Rows(index, summed)
+    shape = next((c.values.shape for c in (one, other) if isinstance(c, Dense)), None)
+    if shape is None:
+        raise ConfigError("A low-rank change and a change of rows cannot be added.")
+    return Dense(one.to_dense(shape) + other.to_dense(shape))
 
 
 def _check_fit(name: str, change: Change, weight: Tensor | None) -> None:

@@ -2,15 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import Delta
+from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.model import LanguageModel
+from tuner.editing.postprocess import keep_largest, truncate_rank
 from tuner.editing.task import ExampleSet
+from tuner.errors import EditError
 
 
 @final
@@ -20,6 +23,14 @@ class Auxiliary:
 
     general: Corpus
     """General text that neither the search nor the certificates read."""
+    facts: ExampleSet | None = None
+    """True facts that should stay as they are; no row of them is judged."""
+    cache: Cache | None = None
+    """Where statistics and target vectors are kept; without one they are made anew."""
+    earlier: tuple[ExampleSet, ...] = ()
+    """What has been edited into the model before, batch by batch."""
+    origin: LanguageModel | None = None
+    """The model before any batch, where it is not the one that is edited."""
 
 
 @final
@@ -40,17 +51,59 @@ class Editor(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    batches: int = Field(
+        default=1,
+        ge=1,
+        description="Edit in this many batches, each on the model that the ones before it left.",
+    )
+    keep_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of each weight change that is kept, the largest relative to the "
+        "weights (RECT).",
+    )
+    truncated_rank: int | None = Field(
+        default=None, ge=1, description="Rank to which each weight change is cut; default none."
+    )
+
     @classmethod
     def name(cls) -> str:
         """Return the name of the method: that of its file, or `module:Class` for outsiders."""
         package, _, module = cls.__module__.rpartition(".")
         return module if package == "tuner.editors" else f"{cls.__module__}:{cls.__qualname__}"
 
-    @abstractmethod
+    @property
+    def step_count(self) -> int:
+        """How many steps `edit` yields unless it ends early."""
+        return self.batches if self.batches > 1 else self.steps_per_batch
+
+    @property
+    def steps_per_batch(self) -> int:
+        """How many steps the method itself takes; one-shot methods take one."""
+        return 1
+
     def edit(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[Step]:
         """Yield the edit after each epoch, for as long as the consumer asks.
+
+        With several `batches`, yield the sum of all batches so far after each batch.
+
+        Raises:
+            EditError: the edit diverged or ran out of memory.
+        """
+        if self.batches == 1:
+            for step in self.steps(model, examples, aux, seed=seed):
+                yield self._processed(model, step)
+        else:
+            yield from self._chain(model, examples, aux, seed)
+
+    @abstractmethod
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        """Yield the method's own edit of one batch after each epoch.
 
         Implementations never change `model`, nor any global random state: the same seed gives
         the same deltas whatever ran before.
@@ -59,3 +112,45 @@ class Editor(BaseModel, ABC):
             EditError: the edit diverged or ran out of memory.
         """
         ...
+
+    def _processed(self, model: LanguageModel, step: Step) -> Step:
+        delta = step.delta
+        if self.keep_share == 1 and self.truncated_rank is None:
+            return step
+        if not isinstance(delta, WeightDelta):
+            raise EditError(
+                f"Only changes of weights have a share or a rank to keep; {self.name()} "
+                "changes none. Leave keep_share and truncated_rank at their defaults."
+            )
+        if self.truncated_rank is not None:
+            delta = truncate_rank(delta, model.network, self.truncated_rank)
+        if self.keep_share < 1:
+            delta = keep_largest(delta, model.network, self.keep_share)
+        return replace(step, delta=delta)
+
+    def _chain(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int
+    ) -> Iterator[Step]:
+        size = -(-len(examples) // self.batches)
+        parts = [examples.rows[start : start + size] for start in range(0, len(examples), size)]
+        total: WeightDelta | None = None
+        current = model
+        earlier: list[ExampleSet] = []
+        for number, rows in enumerate(parts):
+            batch = examples.model_copy(update={"rows": rows})
+            now = replace(aux, earlier=tuple(earlier), origin=model)
+            step: Step | None = None
+            for step in self.steps(current, batch, now, seed=seed + number):
+                pass
+            if step is None:
+                raise EditError("The editor gave nothing for a batch.")
+            step = self._processed(current, step)
+            if not isinstance(step.delta, WeightDelta):
+                raise EditError(
+                    f"{self.name()} changes no weights, so its edits cannot be added "
+                    "up batch by batch. Use batches: 1."
+                )
+            total = step.delta if total is None else total.plus(step.delta)
+            yield replace(step, delta=total)
+            earlier.append(batch)
+            current = model.after(total)

@@ -21,7 +21,7 @@ from transformers import (
 
 from tuner import builtin
 from tuner.editing.architectures import Architecture, architecture_of
-from tuner.editing.delta import Delta
+from tuner.editing.delta import Delta, WeightDelta
 from tuner.errors import ConfigError, EditError, unknown_name
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -121,6 +121,12 @@ class LanguageModel:
             if name not in keep
         }
         return copy.deepcopy(self.network, dict(shared))
+
+    def after(self, delta: WeightDelta) -> "LanguageModel":
+        """Return a second model into which `delta` is written; the other weights are shared."""
+        network = self.twin(own=delta.changes)
+        delta.write(network)
+        return LanguageModel(network, self.tokenizer, id=self.id, revision=self.revision)
 
     def check_unchanged(self) -> None:
         """Verify that the weights still hold the bits they were loaded with.

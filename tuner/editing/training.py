@@ -42,6 +42,11 @@ class TrainedEditor(Editor):
         "of each batch and drops the remainder.",
     )
 
+    @property
+    def steps_per_batch(self) -> int:
+        """How many steps the method itself takes: one per epoch."""
+        return self.epochs
+
     @model_validator(mode="after")
     def _betas_are_rates(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -19,7 +19,7 @@ class FullFinetuning(TrainedEditor):
     Source: Hewitt et al. 2024 (arXiv:2402.06155), §4, "full finetuning".
     """
 
-    def edit(
+    def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[Step]:
         """Yield the change of all weights after each epoch.

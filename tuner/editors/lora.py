@@ -33,7 +33,7 @@ class Lora(TrainedEditor):
         default=0.5, gt=0, le=1, description="Width of the band, as a fraction of all layers."
     )
 
-    def edit(
+    def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[Step]:
         """Yield the low-rank change after each epoch.

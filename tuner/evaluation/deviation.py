@@ -304,9 +304,9 @@ class _Reading:
         sampled = self.spread * sequence_radius(count, confidence, _PLANNED_BLOCKS)
         if self.gradient is None:
             return sampled
-        blocks = self.gradient.blocks
         # As wide as if the linear part had been read on all blocks of the gradient.
-        known = sequence_radius(blocks, confidence, _PLANNED_BLOCKS) * math.sqrt(blocks)
+        blocks = self.gradient.blocks
+        known = sequence_radius(blocks, confidence, blocks) * math.sqrt(blocks)
         return math.hypot(sampled, self._gradient_error(known))
 
     def _gradient_error(self, widths: float) -> float:

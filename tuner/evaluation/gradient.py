@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tuner.builtin.gradient import shipped_gradient
 from tuner.cache import Cache, Key
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import WeightDelta
@@ -42,7 +43,8 @@ def mean_gradient(
 ) -> MeanGradient | None:
     """Return the mean gradient on the first blocks of a corpus, `batch` blocks at a time.
 
-    None where there cannot be one: a model in half precision rounds away the small step by which
+    A built-in model brings its own, from much more text of the same source. None where there
+    cannot be one: a model in half precision rounds away the small step by which
     the linear part of each block is taken, and a gradient may not fit into memory.
     """
     parameters = dict(model.network.named_parameters())
@@ -50,6 +52,11 @@ def mean_gradient(
         return None
     if sum(weight.numel() for weight in parameters.values()) > _MOST_PARAMETERS:
         return None
+    if corpus.name.startswith("builtin:"):
+        shipped = shipped_gradient(model.network)
+        if shipped is not None and shipped.length == corpus.blocks.shape[1]:
+            tensors = {name: value.to(model.device) for name, value in shipped.tensors.items()}
+            return MeanGradient(tensors, shipped.blocks)
     blocks = corpus.blocks[: max(batch, _MOST_TOKENS // corpus.blocks.shape[1])]
     key = {**key, "blocks": len(blocks)}
     saved = cache.load("mean_gradient", key)

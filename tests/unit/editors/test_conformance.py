@@ -12,6 +12,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
+from tuner.search.space import load_space
 
 # The least that each editor must be told.
 SETTINGS: dict[str, dict[str, float]] = {
@@ -99,6 +100,22 @@ def test_evaluation_between_epochs_changes_nothing(
 def test_every_field_says_what_it_is(editor: Editor) -> None:
     for name, field in type(editor).model_fields.items():
         assert field.description, f"{editor.name()}.{name} has no description"
+
+
+@pytest.mark.parametrize("name", editor_names())
+def test_the_shipped_space_settles_every_field(name: str) -> None:
+    space = load_space(name)
+    (branch,) = space.branches
+    assert branch.name == name
+    assert branch.search, "a space must search something"
+    # What a space does not mention has a default in the code, where it is documented.
+    required = {key for key, field in branch.editor.model_fields.items() if field.is_required()}
+    assert required <= branch.fixed.keys() | branch.search.keys()
+    ends = {key: list(dimension.extremes.values()) for key, dimension in branch.search.items()}
+    for key, values in ends.items():
+        middle = {other: values[0] for other, values in ends.items()}
+        for value in values:
+            branch.build({**middle, key: value})
 
 
 def test_unknown_editors_offer_the_nearest() -> None:
