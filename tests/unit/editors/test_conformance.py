@@ -17,6 +17,8 @@ from tuner.search.space import load_space
 # The least that each editor must be told.
 SETTINGS: dict[str, dict[str, float]] = {
     "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
+    # One batch of everything, so only what the prefixes are depends on the seed.
+    "locft_bf": {"learning_rate": 1e-3, "epochs": 2, "depth": 0.5, "prefixes": 2},
     "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
 }
 
