@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,11 +50,13 @@ def sample_prefixes(
             "A prefix needs a length of at least 1 per start and top_k ≥ 1, but got "
             f"{len(starts)} starts, {new_tokens=} and {top_k=}."
         )
+    device = model.device
     key: Key = {
         "version": 1,  # of the sampling itself
-        "fingerprint": model.fingerprint,
-        "device": model.device.type,
-        "torch": torch.__version__,
+        "model": model.fingerprint,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "attention": str(model.network.config._attn_implementation),
+        "libraries": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "starts": json.dumps(list(starts)),
         "new_tokens": json.dumps(counts),
         "top_k": top_k,
