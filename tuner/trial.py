@@ -134,7 +134,8 @@ class Bench:
         self.noise_floor = self._meter.check_budget(budget)
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
-        self._auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        """What editors may read beyond the examples."""
 
     def run(
         self,
@@ -198,11 +199,6 @@ class Bench:
     def meter(self) -> DeviationMeter:
         """The deviation on the search corpus."""
         return self._meter
-
-    @property
-    def auxiliary(self) -> Auxiliary:
-        """What editors may read beyond the examples."""
-        return self._auxiliary
 
     def check_unchanged(self) -> None:
         """Verify that no trial has changed the base model.

@@ -88,7 +88,7 @@ class SpreadingEditor(Editor):
                 loss became NaN or infinite.
         """
         origin = aux.origin or model
-        layers = self._layers(model.layer_count)
+        layers = self.layers(model.layer_count)
         # Written by the unedited model in every batch.
         contexts = _contexts(origin, self.prefixes, self.prefix_seed, aux.cache)
         settings = TargetSettings(
@@ -134,7 +134,8 @@ class SpreadingEditor(Editor):
         """
         ...
 
-    def _layers(self, count: int) -> list[int]:
+    def layers(self, count: int) -> list[int]:
+        """Return the band in a model of `count` layers, lowest first."""
         last = round(self.depth * (count - 1))
         size = max(1, round(self.width * count))
         return list(range(max(0, last - size + 1), last + 1))
