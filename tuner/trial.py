@@ -247,6 +247,7 @@ class _Trial:
         # Scaling makes neighbouring epochs alike: fitting two of them loses little.
         last = self.editor.step_count
         fitted_at = {math.ceil(last / 2), last}
+        found: _Candidate | None = None
         for epoch, delta, loss in self._steps():
             deviation = self._measure(delta, 1.0, self.epsilons)
             success = self._success(delta)
@@ -261,7 +262,11 @@ class _Trial:
                 self._offer_fitted(candidates, found)
             if self._hopeless(found):
                 self.stopped_early = epoch < last
-                break
+                return candidates
+        # A method may end before its last epoch: what it ended with is fitted all the same.
+        unfitted = set(range(1, last)) - fitted_at
+        if Rule.FITTED in self.rules and found is not None and found.epoch in unfitted:
+            self._offer_fitted(candidates, found)
         return candidates
 
     def _offer_fitted(self, candidates: _Candidates, found: _Candidate) -> None:
@@ -288,20 +293,26 @@ class _Trial:
         as the published protocol does on its test split.
         """
         candidates = _Candidates()
-        for epoch, delta, loss in self._steps():
-            last = self.pinned is not None and epoch >= self.pinned
-            if self.rules != (Rule.FITTED,) or last:
-                deviation = self._measure(delta, 1.0, self.epsilons)
-                found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
-                for rule in self.rules:
-                    for epsilon in self.epsilons:
-                        fits = rule is Rule.FITTED or deviation.probably_within(epsilon)
-                        if fits and (last or rule is not Rule.FITTED):
-                            candidates.chosen[rule, epsilon] = found
-                self._note(epoch, loss, self._success(delta), deviation)
-            if last:
+        reached: tuple[int, Delta, float | None] | None = None
+        for reached in self._steps():
+            if self.rules != (Rule.FITTED,):
+                self._keep(candidates, *reached)
+            if self.pinned is not None and reached[0] >= self.pinned:
                 break
+        # Fitted is the pinned epoch, or the one with which the method ended before it.
+        if self.rules == (Rule.FITTED,) and reached is not None:
+            self._keep(candidates, *reached)
         return candidates
+
+    def _keep(self, candidates: _Candidates, epoch: int, delta: Delta, loss: float | None) -> None:
+        """Put an epoch in the place of the ones before it, where the general text allows it."""
+        deviation = self._measure(delta, 1.0, self.epsilons)
+        found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
+        for rule in self.rules:
+            for epsilon in self.epsilons:
+                if rule is Rule.FITTED or deviation.probably_within(epsilon):
+                    candidates.chosen[rule, epsilon] = found
+        self._note(epoch, loss, self._success(delta), deviation)
 
     def _hopeless(self, found: _Candidate) -> bool:
         """Return whether this edit is surely over every budget at every strength.

@@ -136,6 +136,20 @@ def test_the_test_split_chooses_nothing(bench: Bench) -> None:
     assert [epoch.epoch for epoch in result.record.epochs] == [2]
 
 
+@pytest.mark.parametrize("ended_at", [1, 3])
+def test_a_method_that_ends_early_is_fitted_where_it_ended(bench: Bench, ended_at: int) -> None:
+    editor = Scripted(strengths=(1e-3,) * ended_at, epochs=8)
+    assert editor.step_count == 8
+    searched = bench.run(editor, seed=0).record
+    assert not searched.stopped_early
+    assert searched.answer(1e-1).epoch is not None
+    retrained = bench.run(
+        editor, seed=0, split=SplitName.TEST, epoch=6, rule=Rule.FITTED, epsilon=1e-1
+    )
+    assert retrained.record.answer(1e-1).epoch == ended_at
+    assert [epoch.epoch for epoch in retrained.record.epochs] == [ended_at]
+
+
 def test_trials_do_not_depend_on_what_ran_before(bench: Bench) -> None:
     lora = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 2, "rank": 2})
     full = find_editor("full_finetuning").model_validate({"learning_rate": 1e-3, "epochs": 2})

@@ -30,6 +30,8 @@ SETTINGS: dict[str, dict[str, float]] = {
     "alphaedit": {**_FREE, "null_share": 0.9, "regulariser": 1e-3},
     "emmet": {**_FREE, "regulariser": 1e-3},
     "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
+    # One batch of everything, so only what the prefixes are depends on the seed.
+    "locft_bf": {"learning_rate": 1e-3, "epochs": 2, "depth": 0.5, "prefixes": 2},
     "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
     "memit": {**_FREE, "covariance_weight": 1e-3},
     "rome": {**_FREE, "clamp": 1.0},
