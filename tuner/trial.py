@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -16,8 +16,8 @@ from tuner.editing.corpus import GeneralText, Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Split, Task
-from tuner.errors import EditError
+from tuner.editing.task import ExampleSet, LossKind, Split, Task
+from tuner.errors import EditError, TaskError
 from tuner.evaluation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.deviation import DeviationMeter
 from tuner.evaluation.fitting import LEAST_ALPHA, StrengthSearch, surely_over
@@ -186,6 +186,8 @@ class Bench:
 
     def success_meter(self, split: SplitName) -> SuccessMeter:
         """Return the judge of a split."""
+        if self.task.threshold is None:
+            raise TaskError(f"Success by the rule {self.task.success} is not measured yet.")
         if split not in self._success:
             self._success[split] = SuccessMeter(self.model, self.split(split), self.task.threshold)
         return self._success[split]
@@ -199,10 +201,12 @@ class Bench:
         """The deviation on the search corpus."""
         return self._meter
 
-    @property
-    def auxiliary(self) -> Auxiliary:
-        """What editors may read beyond the examples."""
-        return self._auxiliary
+    def auxiliary(self, split: SplitName) -> Auxiliary:
+        """Return what editors may read beyond the examples of a split."""
+        facts = self.split(split).facts
+        if not facts:
+            return self._auxiliary
+        return replace(self._auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
 
     def check_unchanged(self) -> None:
         """Verify that no trial has changed the base model.
@@ -393,7 +397,7 @@ class _Trial:
         steps = self.editor.edit(
             self.bench.model,
             self.bench.split(self.split).canonical,
-            self.bench.auxiliary,
+            self.bench.auxiliary(self.split),
             seed=self.seed,
         )
         epoch = 0
