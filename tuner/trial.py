@@ -17,7 +17,7 @@ from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind, Split, Task
-from tuner.errors import EditError, TaskError
+from tuner.errors import EditError
 from tuner.evaluation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.deviation import DeviationMeter
 from tuner.evaluation.fitting import LEAST_ALPHA, StrengthSearch, surely_over
@@ -186,10 +186,10 @@ class Bench:
 
     def success_meter(self, split: SplitName) -> SuccessMeter:
         """Return the judge of a split."""
-        if self.task.threshold is None:
-            raise TaskError(f"Success by the rule {self.task.success} is not measured yet.")
         if split not in self._success:
-            self._success[split] = SuccessMeter(self.model, self.split(split), self.task.threshold)
+            self._success[split] = SuccessMeter(
+                self.model, self.split(split), self.task.threshold, self.task.success
+            )
         return self._success[split]
 
     def split(self, name: SplitName) -> Split:

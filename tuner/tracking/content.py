@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.evaluation.budget import Verdict
+from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import (
     Answer,
     Rule,
@@ -281,6 +282,10 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
         return
     if record.base is not None:
         yield "base_success", record.base.success, 0
+        base = record.base.figures()
+        for name in FACT_FIGURES:
+            if name in base:
+                yield f"base_{name}", base[name], 0
     for epoch in record.epochs:
         yield "success", epoch.success, epoch.epoch
         yield "deviation", epoch.deviation.estimate, epoch.epoch
@@ -297,19 +302,13 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
 
 
 def _answer_values(answer: Answer) -> Iterator[tuple[str, float]]:
-    yield "success", answer.success
+    yield from answer.scores.figures().items()
     yield "gain", answer.gain
     yield "deviation", answer.deviation.estimate
     yield "deviation_upper", answer.deviation.upper
     yield "alpha", answer.alpha
     if answer.epoch is not None:
         yield "epoch", float(answer.epoch)
-    if answer.scores.exact is not None:
-        yield "exact", answer.scores.exact
-    if answer.scores.hard_negative_loss is not None:
-        yield "hard_negative_loss", answer.scores.hard_negative_loss
-    if answer.scores.related_loss is not None:
-        yield "related_loss", answer.scores.related_loss
 
 
 def _winner_values(won: list[Winner], *, shared: bool) -> Iterator[tuple[str, float, int]]:
