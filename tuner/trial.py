@@ -134,7 +134,8 @@ class Bench:
         self.noise_floor = self._meter.check_budget(budget)
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
-        self._auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        """What editors may read beyond the examples, whatever the split."""
 
     def run(
         self,
@@ -201,12 +202,12 @@ class Bench:
         """The deviation on the search corpus."""
         return self._meter
 
-    def auxiliary(self, split: SplitName) -> Auxiliary:
-        """Return what editors may read beyond the examples of a split."""
+    def auxiliary_for(self, split: SplitName) -> Auxiliary:
+        """Return what editors may read beyond the examples, the split's true facts among it."""
         facts = self.split(split).facts
         if not facts:
-            return self._auxiliary
-        return replace(self._auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
+            return self.auxiliary
+        return replace(self.auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
 
     def check_unchanged(self) -> None:
         """Verify that no trial has changed the base model.
@@ -397,7 +398,7 @@ class _Trial:
         steps = self.editor.edit(
             self.bench.model,
             self.bench.split(self.split).canonical,
-            self.bench.auxiliary(self.split),
+            self.bench.auxiliary_for(self.split),
             seed=self.seed,
         )
         epoch = 0

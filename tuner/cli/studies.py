@@ -37,7 +37,6 @@ from tuner.cli.output import (
     show_values,
 )
 from tuner.errors import ConfigError, StudyFailed, unknown_name
-from tuner.evaluation.scores import FACT_FIGURES, Scores
 from tuner.records import (
     StudyResultRecord,
     StudySummary,
@@ -336,7 +335,8 @@ def _facts(winner: Winner) -> dict[str, str | Text]:
     """Return what is said about a winner, in the order of a reader's questions."""
     answer, kept = winner.validation, winner.seeds_within_budget
     exact = "" if answer.scores.exact is None else f", exact {answer.scores.exact:.3f}"
-    facts = {} if answer.scores.efficacy is None else {_FACTS: _facts_of(answer.scores)}
+    figures = answer.scores.fact_figures().items()
+    told = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in figures)
     return {
         "edit": f"#{winner.trial} {winner.editor}",
         "gain, validation": show_interval(answer.gain, answer.gain_interval),
@@ -345,17 +345,10 @@ def _facts(winner: Winner) -> dict[str, str | Text]:
         "deviation": show_deviation(winner.certificate.deviation),
         "certificate": show_certificate(winner.certificate),
         "success": f"{answer.success:.3f} on validation{exact}",
-        **facts,
+        **({_FACTS: told} if told else {}),
         "hyperparameters": show_values(_telling(winner))
         + f"; epoch {answer.epoch}, α={answer.alpha:.2f}",
     }
-
-
-def _facts_of(scores: Scores) -> str:
-    """Return the published figures of a fact edit by name, as far as the task has them."""
-    figures = scores.figures()
-    known = (name for name in FACT_FIGURES if name in figures)
-    return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in known)
 
 
 def _telling(winner: Winner) -> dict[str, Any]:

@@ -82,3 +82,8 @@ class Scores(BaseModel):
     def figures(self) -> dict[str, float]:
         """Return all that was measured, by name, without the single rows."""
         return self.model_dump(exclude={"row_success"}, exclude_none=True)
+
+    def fact_figures(self) -> dict[str, float]:
+        """Return those of `FACT_FIGURES` that were measured; none for other tasks."""
+        figures = self.figures()
+        return {name: figures[name] for name in FACT_FIGURES if name in figures}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuner.evaluation.budget import Deviation, Verdict
-from tuner.evaluation.scores import FACT_FIGURES, Interval, Scores
+from tuner.evaluation.scores import Interval, Scores
 from tuner.records import TrialEntry
 
 VERDICT_WORDS = {
@@ -26,12 +26,7 @@ def share(value: float) -> str:
 
 def fact_figures(scores: Scores) -> list[tuple[str, str]]:
     """Return the published figures of a fact edit by name; none for other tasks."""
-    figures = scores.figures()
-    if "efficacy" not in figures:
-        return []
-    return [
-        (name.replace("_", " "), share(figures[name])) for name in FACT_FIGURES if name in figures
-    ]
+    return [(name.replace("_", " "), share(value)) for name, value in scores.fact_figures().items()]
 
 
 def gain(value: float) -> str:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from tuner.evaluation.budget import Verdict
-from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import (
     Answer,
     Rule,
@@ -282,10 +281,8 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
         return
     if record.base is not None:
         yield "base_success", record.base.success, 0
-        base = record.base.figures()
-        for name in FACT_FIGURES:
-            if name in base:
-                yield f"base_{name}", base[name], 0
+        for name, value in record.base.fact_figures().items():
+            yield f"base_{name}", value, 0
     for epoch in record.epochs:
         yield "success", epoch.success, epoch.epoch
         yield "deviation", epoch.deviation.estimate, epoch.epoch
