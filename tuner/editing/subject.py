@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tuner.editing.model import LanguageModel
+from tuner.editing.prefixes import prepend
 from tuner.errors import EditError
 
 
@@ -42,7 +43,7 @@ def locate_subject(
     if start < 0:
         raise EditError(f"The subject {subject!r} does not stand in the prompt {prompt!r}.")
     end = start + len(subject) if subject else len(prompt)
-    text = f"{prefix} {prompt}" if prefix else prompt
+    text = prepend(prefix, prompt)
     ids = tuple(model.encode_prompt(text))
     return LocatedPrompt(ids, _token_before(model, text, len(text) - len(prompt) + end, ids))
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_tiny_model
 
-from tests.conftest import make_tiny_model
 from tuner.cache import Cache
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.prefixes import prepend, sample_prefixes
