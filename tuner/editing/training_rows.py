@@ -15,7 +15,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.nearest import nearest_texts
 from tuner.editing.prefixes import prepend, sample_prefixes
 from tuner.editing.task import Example, ExampleSet, LossKind
-from tuner.errors import ConfigError, TaskError
+from tuner.errors import ConfigError, EditError, TaskError
 
 
 @final
@@ -31,7 +31,7 @@ class TrainingRow:
         """Return the row with `ids` learnt behind its target, and behind its contrast.
 
         Raises:
-            TaskError: the row would exceed the model's context.
+            EditError: the row would exceed the model's context.
         """
         target, contrast = self.encoded.target, self.encoded.contrast
         longer = EncodedExample(
@@ -53,7 +53,7 @@ class TrainingRow:
 def _followed(row: Continuation, ids: Sequence[int], model: LanguageModel) -> Continuation:
     longer = Continuation(ids=(*row.ids, *ids), start=row.start)
     if len(longer.ids) > model.context_length:
-        raise TaskError(
+        raise EditError(
             f"With what is learnt behind its target, a row of {len(longer.ids)} tokens exceeds "
             f"the model's context of {model.context_length}."
         )
@@ -110,9 +110,11 @@ class RowsEditor(Editor):
 
         Raises:
             ConfigError: facts are asked for and there are none, or the loss does not fit.
-            TaskError: a row has an empty target or exceeds the model's context.
+            TaskError: an example or fact has no target token or exceeds the model's context.
+            EditError: a row exceeds the model's context by what these settings add to it.
         """
-        edits = self._rows_of(model, examples.loss, self._edits(model, examples, aux, seed))
+        edits = self._rows_of(model, examples.loss, examples.rows)
+        edits += self._prefixed(model, examples, aux, seed)
         kept = self._rows_of(model, LossKind.LIKELIHOOD, self._kept(model, examples, aux, seed))
         if not self.fact_after_target:
             rows = [self._ended(row, model) for row in (*edits, *kept)]
@@ -133,15 +135,16 @@ class RowsEditor(Editor):
             ]
             yield [self._ended(row, model) for row in (*followed, *kept)]
 
-    def _edits(
+    def _prefixed(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int
-    ) -> tuple[Example, ...]:
-        if not self.prefixes:
-            return examples.rows
+    ) -> list[TrainingRow]:
         # In a chain of batches the unedited model is the one before all of them.
         writer = aux.origin or model
         copies = prefixed_examples(writer, examples.rows, self.prefixes, seed=seed, cache=aux.cache)
-        return (*examples.rows, *copies)
+        try:
+            return self._rows_of(model, examples.loss, copies)
+        except TaskError as error:
+            raise EditError(f"No room for `prefixes`: {error}") from None
 
     def _kept(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int
@@ -180,6 +183,8 @@ def prefixed_examples(
 
     Source: Gangadhar and Stratos 2024 (arXiv:2402.11078) and their code.
     """
+    if count == 0:
+        return ()
     lengths = [4 if number < 5 else 9 for number in range(count)]
     prefixes = sample_prefixes(
         model, [""] * count, new_tokens=lengths, top_k=5, seed=seed, cache=cache

@@ -19,7 +19,7 @@ from tuner.editing.task import Example, ExampleSet, LossKind
 from tuner.editing.training import row_losses
 from tuner.editing.training_rows import TrainingRow, generator_for, random_facts, sentence_after
 from tuner.editors.full_finetuning import FullFinetuning
-from tuner.errors import ConfigError, TaskError
+from tuner.errors import ConfigError, EditError
 
 FACTS = ExampleSet(
     loss=LossKind.LIKELIHOOD,
@@ -266,7 +266,8 @@ def test_what_does_not_fit_is_refused(
     long = ExampleSet(loss=LossKind.LIKELIHOOD, rows=(Example(prompt=fits, target=" big"),))
     assert len(_rows(neox, long, aux, end_of_text=True)[0]) == 1
     for field in ({"fact_after_target": True}, {"prefixes": 6}):
-        with pytest.raises(TaskError, match="exceed"):
+        # These settings do not fit; the task does, so a study goes on with others.
+        with pytest.raises(EditError, match="exceed"):
             _rows(neox, long, aux, **field)
 
 
