@@ -12,10 +12,18 @@ from tuner.editing.corpus import FileDocuments, GeneralText, Part
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import ExampleSet, Task
+from tuner.editing.task import (
+    Example,
+    ExampleSet,
+    GenerationPrompt,
+    Split,
+    SuccessRule,
+    Task,
+)
 from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.budget import Budget
+from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
 from tuner.trial import Bench, TrialResult
 
@@ -230,3 +238,48 @@ def test_a_trial_gives_the_same_bits_whatever_ran_before(
                 assert all(
                     torch.equal(tensors[name], other[index][key][name]) for name in tensors
                 ), f"{editor} differs"
+
+
+class Reader(Scripted):
+    """Yields a change if the true facts reached it as they should, and nothing otherwise."""
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        told = [row.target for row in aux.facts.rows] if aux.facts is not None else []
+        yield from super().steps(model, examples, aux, seed=seed) if told == [" big"] else ()
+
+
+@pytest.mark.parametrize("rule", [SuccessRule.LIKELIER, SuccessRule.TOKENS])
+def test_a_fact_task_goes_through_a_trial(
+    neox: LanguageModel, task: Task, general: GeneralText, rule: SuccessRule, tmp_path: Path
+) -> None:
+    def facts_of(split: Split) -> Split:
+        def with_contrast(rows: ExampleSet) -> ExampleSet:
+            changed = (row.model_copy(update={"contrast": " a big town"}) for row in rows.rows)
+            return rows.model_copy(update={"rows": tuple(changed)})
+
+        return split.model_copy(
+            update={
+                "canonical": with_contrast(split.canonical),
+                "ood": with_contrast(split.ood),
+                "neighbours": with_contrast(split.ood).rows,
+                "generations": (GenerationPrompt(prompt="Togo is", record="1"),),
+                "facts": (Example(prompt="Lome is", target=" big"),),
+            }
+        )
+
+    update = {"success": rule, "threshold": None, "val": facts_of(task.val)}
+    facts = task.model_copy(update=update)
+    bench = Bench(neox, facts, Budget(epsilons=(1e-1,)), general, cache=Cache(tmp_path / "c"))
+    assert bench.auxiliary_for(SplitName.TEST).facts is None
+    record = bench.run(Reader(strengths=(0.01,), epochs=1), seed=0).record
+    assert record.failure is None
+    assert len(record.epochs) == 1
+    assert record.base is not None
+    for scores in (record.base, record.answer(1e-1).scores):
+        assert tuple(scores.fact_figures()) == FACT_FIGURES
+        assert scores.generalisation == scores.success
+        assert scores.fluency is not None
+        assert (scores.locality_base is not None) == (rule is SuccessRule.TOKENS)
+    assert TrialRecord.model_validate_json(record.model_dump_json()) == record

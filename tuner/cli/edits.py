@@ -1,5 +1,6 @@
 """Verbs about single edits: edit, evaluate, certify, export."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -19,7 +20,6 @@ from tuner.cli.options import (
     parse_settings,
 )
 from tuner.cli.output import (
-    FACTS_HEADING,
     JsonFlag,
     console,
     make_table,
@@ -27,7 +27,6 @@ from tuner.cli.output import (
     print_json,
     show_certificate,
     show_deviation,
-    show_facts,
     show_interval,
     show_share,
 )
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from tuner.editing.editor import Editor
     from tuner.editing.model import LanguageModel
     from tuner.evaluation.budget import Budget, Certificate
-    from tuner.evaluation.scores import Scores
+    from tuner.records import Answer
 
 
 def register(app: typer.Typer) -> None:
@@ -129,9 +128,7 @@ def edit(
     if json_:
         print_json({"record": result.record, "bundle": None if written is None else str(written)})
         return
-    facts = any(answer.scores.efficacy is not None for answer in result.record.answers)
-    judged = (FACTS_HEADING, "edit score") if facts else ("success",)
-    columns_ = ("ε", "rule", "epoch", "α", *judged, "exact", "gain", "deviation")
+    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation")
     table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
     for answer in result.record.answers:
         table.add_row(
@@ -139,12 +136,13 @@ def edit(
             answer.rule.value,
             str(answer.epoch or "base"),
             f"{answer.alpha:.2f}",
-            *_judged(answer.scores, facts),
+            f"{answer.scores.success:.3f}",
             show_share(answer.scores.exact),
             show_interval(answer.gain, answer.gain_interval),
             f"{show_deviation(answer.deviation)} {answer.verdict.value}",
         )
     console().print(table)
+    _print_facts(result.record.answers)
     if written is None:
         console().print(f"No epoch keeps ε={epsilon:g}: the base model is the answer; no bundle.")
     else:
@@ -401,7 +399,16 @@ def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
     return winners[epsilon]
 
 
-def _judged(scores: "Scores", facts: bool) -> tuple[str, ...]:
-    if not facts:
-        return (show_share(scores.success),)
-    return show_facts(scores.figures()), show_share(scores.edit_score)
+def _print_facts(answers: Sequence["Answer"]) -> None:
+    """Print the published figures of fact edits, where the task has them."""
+    known = [answer for answer in answers if answer.scores.fact_figures()]
+    if not known:
+        return
+    names = tuple(known[0].scores.fact_figures())
+    heads = ("ε", "rule", *(name.replace("_", " ") for name in names))
+    table = make_table("Facts, the true tokens given", heads, right=heads[2:])
+    for answer in known:
+        shares = answer.scores.fact_figures()
+        cells = (show_share(shares.get(name)) for name in names)
+        table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
+    console().print(table)

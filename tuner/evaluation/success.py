@@ -90,7 +90,11 @@ class SuccessMeter:
         self._base_predictions: list[Int[Tensor, " target"]] = []
         if self._near is not None and rule is SuccessRule.TOKENS:
             # Taken inside an edit they would praise that edit, and every like it, as local.
-            model.check_unchanged()
+            if not model.unchanged:
+                raise EditError(
+                    "What the base model predicts must be read before an edit is applied: make "
+                    "the meter outside `model.edited(...)`."
+                )
             self._base_predictions = self._predictions(self._near.targets)
 
     def success(self) -> Scores:

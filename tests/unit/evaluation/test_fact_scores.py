@@ -183,7 +183,7 @@ def test_locality_against_gold_and_against_the_base(neox: LanguageModel) -> None
     assert after.locality_base == pytest.approx(agreement(base))
     assert after.locality_gold == after.specificity == pytest.approx(agreement(gold))
     assert after.locality_base < 1
-    with neox.edited(delta), pytest.raises(EditError, match="changed"):
+    with neox.edited(delta), pytest.raises(EditError, match="before an edit"):
         SuccessMeter(neox, split, rule=SuccessRule.TOKENS)
 
 
