@@ -27,6 +27,7 @@ from tuner.cli.output import (
     show_certificate,
     show_deviation,
     show_interval,
+    show_violations,
 )
 from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.yaml_file import describe_problem
@@ -108,7 +109,9 @@ def edit(
     if json_:
         print_json({"record": result.record, "bundle": None if written is None else str(written)})
         return
-    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation")
+    columns_ = ["ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation"]
+    if bench.constraints:
+        columns_.append("constraints")
     table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
     for answer in result.record.answers:
         table.add_row(
@@ -120,10 +123,12 @@ def edit(
             _share(answer.scores.exact),
             show_interval(answer.gain, answer.gain_interval),
             f"{show_deviation(answer.deviation)} {answer.verdict.value}",
+            *([show_violations(answer.violations)] if bench.constraints else []),
         )
     console().print(table)
     if written is None:
-        console().print(f"No epoch keeps ε={epsilon:g}: the base model is the answer; no bundle.")
+        limits = f"ε={epsilon:g}" + (" and the constraints" if bench.constraints else "")
+        console().print(f"No epoch keeps {limits}: the base model is the answer; no bundle.")
     else:
         console().print(f"Bundle for ε={epsilon:g}: {written}", soft_wrap=True)
 
@@ -170,6 +175,7 @@ def evaluate(
         after = bench.success_meter(name).scores()
     gain = bench.success_meter(name).gain_interval(after, before)
     deviation = bench.meter.measure(found.delta, budget.epsilons)
+    violations = bench.violations(name, after)
     if json_:
         print_json(
             {
@@ -180,6 +186,7 @@ def evaluate(
                 "deviation": deviation,
                 "epsilon": manifest.epsilon,
                 "verdict": deviation.verdict(manifest.epsilon),
+                "violations": violations,
             }
         )
         return
@@ -202,6 +209,9 @@ def evaluate(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
         f"{deviation.verdict(manifest.epsilon).value} for ε={manifest.epsilon:g}"
     )
+    for constraint in bench.constraints:
+        state = show_violations({constraint.name: violations[constraint.name]})
+        console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
 
 
 def certify(

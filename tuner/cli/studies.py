@@ -32,6 +32,7 @@ from tuner.cli.output import (
     show_interval,
     show_seconds,
     show_values,
+    show_violations,
 )
 from tuner.errors import ConfigError, StudyFailed, unknown_name
 from tuner.records import (
@@ -331,11 +332,13 @@ def _facts(winner: Winner) -> dict[str, str | Text]:
     """Return what is said about a winner, in the order of a reader's questions."""
     answer, kept = winner.validation, winner.seeds_within_budget
     exact = "" if answer.scores.exact is None else f", exact {answer.scores.exact:.3f}"
+    constrained = winner.seeds_within_constraints
+    further = "" if constrained is None else f", {constrained}/{len(winner.test)} the constraints"
     return {
         "edit": f"#{winner.trial} {winner.editor}",
         "gain, validation": show_interval(answer.gain, answer.gain_interval),
         "gain, test": show_interval(winner.test_gain, winner.test_gain_interval),
-        "seeds": "–" if kept is None else f"{kept}/{len(winner.test)} kept ε",
+        "seeds": "–" if kept is None else f"{kept}/{len(winner.test)} kept ε{further}",
         "deviation": show_deviation(winner.certificate.deviation),
         "certificate": show_certificate(winner.certificate),
         "success": f"{answer.success:.3f} on validation{exact}",
@@ -452,13 +455,15 @@ def compare(
                     "exact": answer.scores.exact,
                     "deviation": answer.deviation.model_dump(),
                     "verdict": answer.verdict.value,
+                    "violations": answer.violations,
+                    "keeps_constraints": answer.keeps_constraints,
                     "alpha": answer.alpha,
                     "epoch": answer.epoch,
                     "seconds": sum(entry.record.seconds.values()),
                     "parameters": entry.parameters,
                 }
             )
-    rows.sort(key=lambda row: -row["gain"])
+    rows.sort(key=lambda row: (not row["keeps_constraints"], -row["gain"]))
     if json_:
         print_json(rows)
         return
@@ -474,6 +479,7 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
             "exact": "–" if row["exact"] is None else f"{row['exact']:.3f}",
             "deviation": f"{row['deviation']['estimate']:+.1e}",
             "verdict": row["verdict"],
+            "constraints": show_violations(row["violations"]) if row["violations"] else "–",
             "α": f"{row['alpha']:.2f}",
             "time": show_seconds(row["seconds"]),
             "hyperparameters": show_values(row["parameters"]),
@@ -482,6 +488,8 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
     ]
     wide = out.width >= _WIDE
     columns: tuple[str, ...] = ("trial", "gain", "exact", "deviation")
+    if any(row["violations"] for row in rows):
+        columns += ("constraints",)
     if wide:
         columns += ("verdict", "α", "time", "hyperparameters")
     table = make_table(title, columns, right=("gain", "exact", "deviation", "α", "time"))

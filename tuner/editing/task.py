@@ -11,6 +11,7 @@ from typing import Self, TypeVar, final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tuner.editing.constraint import Constraints
 from tuner.errors import TaskError, unknown_name
 from tuner.shipped import shipped_folder
 from tuner.yaml_file import describe_problem, load_yaml
@@ -99,13 +100,18 @@ class Task(BaseModel):
     threshold: float = Field(description="A row succeeds at or below this loss, in nats.")
     source: str
     licence: str
+    constraints: Constraints = Field(
+        default=(), description="What an edit must keep beside the deviation budget."
+    )
     val: Split
     test: Split
 
     @cached_property
     def hash(self) -> str:
         """A hash of everything that the task holds."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        # Tasks without constraints keep the hash that they had before there were any.
+        absent = None if self.constraints else {"constraints"}
+        return hashlib.sha256(self.model_dump_json(exclude=absent).encode()).hexdigest()
 
 
 class _Card(BaseModel):
@@ -119,6 +125,7 @@ class _Card(BaseModel):
     threshold: float = Field(allow_inf_nan=False)
     source: str
     licence: str
+    constraints: Constraints = ()
 
 
 def task_names() -> tuple[str, ...]:
@@ -243,6 +250,8 @@ def save_task(task: Task, folder: Path) -> None:
                 "".join(f"{line}\n" for line in lines), encoding="utf-8"
             )
     card = task.model_dump(mode="json", exclude={"val", "test"})
+    if not task.constraints:
+        del card["constraints"]
     (folder / "task.yaml").write_text(
         yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )

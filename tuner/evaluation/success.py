@@ -1,13 +1,14 @@
 """What an edit does on the rows of a task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tuner.editing.constraint import Metric
 from tuner.editing.likelihood import (
     EncodedExample,
     continuation_losses,
@@ -57,20 +58,19 @@ class SuccessMeter:
         met = tuple(bool(value) for value in losses <= self._threshold)
         return Scores(success=sum(met) / len(met), row_success=met)
 
-    def scores(self) -> Scores:
-        """Return success with everything that is reported beside it.
+    def scores(self, metrics: Collection[Metric] = tuple(Metric)) -> Scores:
+        """Return success with everything that is reported beside it, or with some of that only.
 
         Raises:
             EditError: a loss is NaN.
         """
+        measure: dict[Metric, Callable[[], float | None]] = {
+            Metric.EXACT: self._exact,
+            Metric.HARD_NEGATIVE_LOSS: lambda: self._mean_loss(per_token=False),
+            Metric.RELATED_LOSS: lambda: self._mean_loss(per_token=True),
+        }
         found = self.success()
-        return found.model_copy(
-            update={
-                "exact": self._exact(),
-                "hard_negative_loss": self._mean_loss(per_token=False),
-                "related_loss": self._mean_loss(per_token=True),
-            }
-        )
+        return found.model_copy(update={metric.value: measure[metric]() for metric in metrics})
 
     def gain_interval(self, edited: Scores, base: Scores) -> Interval:
         """Return the interval of the gain in success, resampling subjects."""

@@ -22,6 +22,7 @@ from tuner.report.words import (
     editor_of,
     epsilon_words,
     gain,
+    limits,
     seconds_of,
     setting,
     settings,
@@ -123,7 +124,7 @@ def best_so_far(result: StudyResultRecord, *, over_time: bool) -> go.Figure:
         for count, entry in enumerate(done, start=1):
             spent += seconds_of(entry)
             answer = _answer(entry.record, epsilon, result.summary)
-            best = max(best, answer.gain if answer else 0.0)
+            best = max(best, answer.gain if answer and answer.keeps_constraints else 0.0)
             x.append(spent / divisor if over_time else float(count))
             y.append(best)
         figure.add_scatter(
@@ -426,8 +427,13 @@ def _answer_text(entry: TrialEntry, answer: Answer) -> str:
     return (
         f"trial {entry.number} at ε = {epsilon_words(answer.epsilon)}<br>{where}<br>"
         f"success {share(answer.success)}, gain {gain(answer.gain)}<br>"
-        f"deviation {deviation(answer.deviation.estimate)}<br>{_settings_text(entry)}"
+        f"deviation {deviation(answer.deviation.estimate)}<br>"
+        f"{_broken_text(answer)}{_settings_text(entry)}"
     )
+
+
+def _broken_text(answer: Answer) -> str:
+    return "" if answer.keeps_constraints else f"breaks {limits(answer.violations)}<br>"
 
 
 def _settings_text(entry: TrialEntry) -> str:
