@@ -9,7 +9,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_up_study import START, made_up_entry, made_up_study
+from made_up_study import START, made_up_entry, made_up_study, under_constraint
 
 from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialState
@@ -238,3 +238,27 @@ def test_without_plotly_the_extra_is_named(study, tmp_path, monkeypatch):
     monkeypatch.setattr("tuner.report.page.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=re.escape("tuner[report]")):
         write_report(study, tmp_path / "report.html")
+
+
+def test_constraints_are_told_and_who_breaks_them_leads_nowhere(study, tmp_path):
+    best = max(
+        (entry for entry in study.entries if entry.record and entry.record.answers),
+        key=lambda entry: entry.record.answer(1e-3).gain,
+    )
+    held = under_constraint(study, {best.number})
+    page = _Page(write_report(held, tmp_path / "report.html").read_text())
+    assert "hard_negative_loss at most 0.05 above the base model's" in page.words
+    assert "constraints: 2 of 3" in page.words
+    assert "breaks hard_negative_loss.rise by 40%" in page.words
+    assert "hard_negative_loss.rise by 25%" in page.words
+    free, kept = (
+        figures.best_so_far(result, over_time=False).data[0].y[-1] for result in (study, held)
+    )
+    assert kept < free == best.record.answer(1e-3).gain
+    unfinished = StudyResultRecord(summary=held.summary, entries=held.entries)
+    page = _Page(write_report(unfinished, tmp_path / "unfinished.html").read_text())
+    assert "confirmed yet" in page.words
+
+
+def test_without_constraints_none_are_mentioned(page):
+    assert "constraint" not in page.words
