@@ -109,9 +109,7 @@ def edit(
     if json_:
         print_json({"record": result.record, "bundle": None if written is None else str(written)})
         return
-    columns_ = ["ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation"]
-    if bench.constraints:
-        columns_.append("constraints")
+    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation")
     table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
     for answer in result.record.answers:
         table.add_row(
@@ -123,9 +121,16 @@ def edit(
             _share(answer.scores.exact),
             show_interval(answer.gain, answer.gain_interval),
             f"{show_deviation(answer.deviation)} {answer.verdict.value}",
-            *([show_violations(answer.violations)] if bench.constraints else []),
         )
     console().print(table)
+    for constraint in bench.constraints:
+        broken = [
+            f"{answer.rule.value} at ε={answer.epsilon:g}"
+            for answer in result.record.answers
+            if answer.violations[constraint.name] > 0
+        ]
+        state = f"broken by {', '.join(broken)}" if broken else "kept by all"
+        console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
     if written is None:
         limits = f"ε={epsilon:g}" + (" and the constraints" if bench.constraints else "")
         console().print(f"No epoch keeps {limits}: the base model is the answer; no bundle.")
