@@ -24,6 +24,7 @@ class _Judged(_Record):
 
     violations: dict[str, float] = Field(
         default_factory=dict,
+        exclude_if=lambda violations: not violations,
         description="Per constraint beside the budget, by name, how far the edit is beyond it in "
         "units of the number that the constraint gives; at most 0 where it is kept.",
     )

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -17,7 +17,7 @@ from tuner.editing.corpus import GeneralText, Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Split, Task
+from tuner.editing.task import ExampleSet, LossKind, Split, Task
 from tuner.errors import EditError
 from tuner.evaluation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.constraints import check_measured, violations
@@ -91,6 +91,7 @@ class _Candidate:
     delta: Delta
     success: float
     strengths: StrengthSearch
+    keeps_constraints: bool = True
 
 
 @final
@@ -140,7 +141,8 @@ class Bench:
         self.noise_floor = self._meter.check_budget(budget)
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
-        self._auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        """What editors may read beyond the examples, whatever the split."""
         if self.constraints:
             for split in SplitName:
                 base = self.constrained_scores(split)
@@ -200,7 +202,9 @@ class Bench:
     def success_meter(self, split: SplitName) -> SuccessMeter:
         """Return the judge of a split."""
         if split not in self._success:
-            self._success[split] = SuccessMeter(self.model, self.split(split), self.task.threshold)
+            self._success[split] = SuccessMeter(
+                self.model, self.split(split), self.task.threshold, self.task.success
+            )
         return self._success[split]
 
     def constrained_scores(self, split: SplitName) -> Scores:
@@ -223,10 +227,12 @@ class Bench:
         """The deviation on the search corpus."""
         return self._meter
 
-    @property
-    def auxiliary(self) -> Auxiliary:
-        """What editors may read beyond the examples."""
-        return self._auxiliary
+    def auxiliary_for(self, split: SplitName) -> Auxiliary:
+        """Return what editors may read beyond the examples, the split's true facts among it."""
+        facts = self.split(split).facts
+        if not facts:
+            return self.auxiliary
+        return replace(self.auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
 
     def check_unchanged(self) -> None:
         """Verify that no trial has changed the base model.
@@ -276,27 +282,33 @@ class _Trial:
         # Scaling makes neighbouring epochs alike: fitting two of them loses little.
         last = self.editor.step_count
         fitted_at = {math.ceil(last / 2), last}
+        found: _Candidate | None = None
         for epoch, delta, loss in self._steps():
             deviation = self._measure(delta, 1.0, self.epsilons)
             noted = self._note(epoch, loss, self._look(delta), deviation)
-            found = _Candidate(epoch, delta, noted.success, self._strengths(delta, deviation))
+            strengths = self._strengths(delta, deviation)
+            found = _Candidate(epoch, delta, noted.success, strengths, noted.keeps_constraints)
             for epsilon in self.epsilons if noted.keeps_constraints else ():
                 if Rule.PUBLISHED in self.rules and deviation.estimate < epsilon:
                     candidates.offer(Rule.PUBLISHED, epsilon, found)
                 if Rule.BEST in self.rules and deviation.probably_within(epsilon):
                     candidates.offer(Rule.BEST, epsilon, found)
             if Rule.FITTED in self.rules and (epoch in fitted_at or epoch > last):
-                self._offer_fitted(candidates, found, whole=noted.keeps_constraints)
+                self._offer_fitted(candidates, found)
             if self._hopeless(found):
                 self.stopped_early = epoch < last
-                break
+                return candidates
+        # A method may end before its last epoch: what it ended with is fitted all the same.
+        unfitted = set(range(1, last)) - fitted_at
+        if Rule.FITTED in self.rules and found is not None and found.epoch in unfitted:
+            self._offer_fitted(candidates, found)
         return candidates
 
-    def _offer_fitted(self, candidates: _Candidates, found: _Candidate, *, whole: bool) -> None:
+    def _offer_fitted(self, candidates: _Candidates, found: _Candidate) -> None:
         """Offer an epoch at the strength that suits each budget.
 
-        `whole` says that the unscaled edit keeps all constraints beside the budget. Where it does
-        not, the strength at which it does is looked for once: it is the same for every budget.
+        Where the unscaled edit breaks a constraint beside the budget, the strength at which it
+        keeps all is looked for once: it is the same for every budget.
         """
         strengths = found.strengths
         # A second point, near the loosest budget, tells linear growth from quadratic.
@@ -305,7 +317,7 @@ class _Trial:
             alpha = strengths.predict(widest)
             if alpha >= LEAST_ALPHA:
                 strengths.seen[alpha] = strengths.measure(alpha, widest)
-        if not whole:
+        if not found.keeps_constraints:
             strengths.most = strongest(
                 lambda alpha: alpha < 1 and self._keeps_constraints(found.delta.scaled(alpha)),
                 strengths.predict(widest),
@@ -330,20 +342,26 @@ class _Trial:
         as the published protocol does on its test split.
         """
         candidates = _Candidates()
-        for epoch, delta, loss in self._steps():
-            last = self.pinned is not None and epoch >= self.pinned
-            if self.rules != (Rule.FITTED,) or last:
-                deviation = self._measure(delta, 1.0, self.epsilons)
-                found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
-                for rule in self.rules:
-                    for epsilon in self.epsilons:
-                        fits = rule is Rule.FITTED or deviation.probably_within(epsilon)
-                        if fits and (last or rule is not Rule.FITTED):
-                            candidates.chosen[rule, epsilon] = found
-                self._note(epoch, loss, self._look(delta), deviation)
-            if last:
+        reached: tuple[int, Delta, float | None] | None = None
+        for reached in self._steps():
+            if self.rules != (Rule.FITTED,):
+                self._keep(candidates, *reached)
+            if self.pinned is not None and reached[0] >= self.pinned:
                 break
+        # Fitted is the pinned epoch, or the one with which the method ended before it.
+        if self.rules == (Rule.FITTED,) and reached is not None:
+            self._keep(candidates, *reached)
         return candidates
+
+    def _keep(self, candidates: _Candidates, epoch: int, delta: Delta, loss: float | None) -> None:
+        """Put an epoch in the place of the ones before it, where the general text allows it."""
+        deviation = self._measure(delta, 1.0, self.epsilons)
+        found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
+        for rule in self.rules:
+            for epsilon in self.epsilons:
+                if rule is Rule.FITTED or deviation.probably_within(epsilon):
+                    candidates.chosen[rule, epsilon] = found
+        self._note(epoch, loss, self._look(delta), deviation)
 
     def _hopeless(self, found: _Candidate) -> bool:
         """Return whether this edit is surely over every budget at every strength.
@@ -434,7 +452,7 @@ class _Trial:
         steps = self.editor.edit(
             self.bench.model,
             self.bench.split(self.split).canonical,
-            self.bench.auxiliary,
+            self.bench.auxiliary_for(self.split),
             seed=self.seed,
         )
         epoch = 0

@@ -17,7 +17,7 @@ from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.budget import Budget
 from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
-from tuner.trial import Bench
+from tuner.trial import Bench, TrialResult
 
 WORDS = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()
 
@@ -47,7 +47,11 @@ class Scripted(Editor):
     epochs: int = 3
     breaks_at: int | None = None
 
-    def edit(
+    @property
+    def steps_per_batch(self) -> int:
+        return self.epochs
+
+    def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[Step]:
         name = f"{model.architecture.mlp_modules(1)[0]}.weight"
@@ -132,6 +136,20 @@ def test_the_test_split_chooses_nothing(bench: Bench) -> None:
     assert [epoch.epoch for epoch in result.record.epochs] == [2]
 
 
+@pytest.mark.parametrize("ended_at", [1, 3])
+def test_a_method_that_ends_early_is_fitted_where_it_ended(bench: Bench, ended_at: int) -> None:
+    editor = Scripted(strengths=(1e-3,) * ended_at, epochs=8)
+    assert editor.step_count == 8
+    searched = bench.run(editor, seed=0).record
+    assert not searched.stopped_early
+    assert searched.answer(1e-1).epoch is not None
+    retrained = bench.run(
+        editor, seed=0, split=SplitName.TEST, epoch=6, rule=Rule.FITTED, epsilon=1e-1
+    )
+    assert retrained.record.answer(1e-1).epoch == ended_at
+    assert [epoch.epoch for epoch in retrained.record.epochs] == [ended_at]
+
+
 def test_trials_do_not_depend_on_what_ran_before(bench: Bench) -> None:
     lora = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 2, "rank": 2})
     full = find_editor("full_finetuning").model_validate({"learning_rate": 1e-3, "epochs": 2})
@@ -168,3 +186,47 @@ def test_too_little_general_text_is_refused(neox: LanguageModel, tmp_path: Path)
     path.write_text('{"text": "fine"}\n{"txt": "not"}\n')
     with pytest.raises(TaskError, match=r"bad.jsonl:2"):
         list(FileDocuments(path).documents(Part.SEARCH))
+
+
+def _answers(result: TrialResult) -> dict[tuple[Rule, float], dict[str, torch.Tensor]]:
+    return {key: delta.tensors() for key, delta in result.deltas.items()}
+
+
+def test_a_trial_gives_the_same_bits_whatever_ran_before(
+    neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path
+) -> None:
+    shared: dict[str, object] = {"target_steps": 4, "prefixes": 2}
+    editors = [
+        find_editor(name).model_validate({**shared, **own})
+        for name, own in (
+            ("memit", {"covariance_weight": 1.0}),
+            # Another weight shares the target vectors, another clamp must not.
+            ("memit", {"covariance_weight": 50.0}),
+            ("memit", {"covariance_weight": 1.0, "clamp": 0.1}),
+            ("memit", {"covariance_weight": 1.0, "batches": 2}),
+            ("emmet", {}),
+            ("alphaedit", {"null_share": 0.5}),
+            ("rome", {}),
+            ("rome", {"clamp": 0.5, "keep_share": 0.3}),
+        )
+    ]
+    budget = Budget(epsilons=(1e-1,))
+    found: list[dict[int, dict[tuple[Rule, float], dict[str, torch.Tensor]]]] = []
+    orders = [range(len(editors)), reversed(range(len(editors)))]
+    for number, order in enumerate(orders):
+        cache = Cache(tmp_path / f"cache {number}")
+        bench = Bench(neox, task, budget, general, cache=cache)
+        found.append({index: _answers(bench.run(editors[index], seed=0)) for index in order})
+    # And each alone, where nothing was kept from any other.
+    found.append({})
+    for index, editor in enumerate(editors):
+        bench = Bench(neox, task, budget, general, cache=Cache(tmp_path / f"alone {index}"))
+        found[-1][index] = _answers(bench.run(editor, seed=0))
+    for index, editor in enumerate(editors):
+        assert found[0][index], f"{editor} gave no edit within the budget"
+        for other in found[1:]:
+            assert other[index].keys() == found[0][index].keys()
+            for key, tensors in found[0][index].items():
+                assert all(
+                    torch.equal(tensors[name], other[index][key][name]) for name in tensors
+                ), f"{editor} differs"

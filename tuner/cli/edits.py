@@ -19,6 +19,7 @@ from tuner.cli.options import (
     parse_settings,
 )
 from tuner.cli.output import (
+    FACTS_HEADING,
     JsonFlag,
     console,
     make_table,
@@ -26,7 +27,9 @@ from tuner.cli.output import (
     print_json,
     show_certificate,
     show_deviation,
+    show_facts,
     show_interval,
+    show_share,
     show_violations,
 )
 from tuner.errors import ConfigError, EditError, unknown_name
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from tuner.editing.editor import Editor
     from tuner.editing.model import LanguageModel
     from tuner.evaluation.budget import Budget, Certificate
+    from tuner.evaluation.scores import Scores
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +57,23 @@ def register(app: typer.Typer) -> None:
     ):
         app.command(epilog=epilog)(verb)
 
+
+# The figures that `evaluate` shows under success, in their order. What a row set is judged by
+# the true tokens before it and what the model says by itself stand apart.
+_FIGURES = {
+    "exact": "exact (greedy generation)",
+    "hard_negative_loss": "hard negatives, nats",
+    "related_loss": "related text, nats per token",
+    "efficacy": "efficacy",
+    "efficacy_exact": "efficacy, exact (greedy generation)",
+    "generalisation": "generalisation",
+    "specificity": "specificity",
+    "edit_score": "edit score",
+    "locality_gold": "locality, against the true answers",
+    "locality_base": "locality, against the base model",
+    "fluency": "fluency (sampled text)",
+    "consistency": "consistency (sampled text)",
+}
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
@@ -109,7 +130,9 @@ def edit(
     if json_:
         print_json({"record": result.record, "bundle": None if written is None else str(written)})
         return
-    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation")
+    facts = any(answer.scores.efficacy is not None for answer in result.record.answers)
+    judged = (FACTS_HEADING, "edit score") if facts else ("success",)
+    columns_ = ("ε", "rule", "epoch", "α", *judged, "exact", "gain", "deviation")
     table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
     for answer in result.record.answers:
         table.add_row(
@@ -117,8 +140,8 @@ def edit(
             answer.rule.value,
             str(answer.epoch or "base"),
             f"{answer.alpha:.2f}",
-            f"{answer.scores.success:.3f}",
-            _share(answer.scores.exact),
+            *_judged(answer.scores, facts),
+            show_share(answer.scores.exact),
             show_interval(answer.gain, answer.gain_interval),
             f"{show_deviation(answer.deviation)} {answer.verdict.value}",
         )
@@ -198,17 +221,15 @@ def evaluate(
     table = make_table(f"{judged.name}, {name.value} split", ("", "base", "edited", "change"))
     table.add_row(
         "success",
-        _share(before.success),
-        _share(after.success),
+        show_share(before.success),
+        show_share(after.success),
         show_interval(after.success - before.success, gain),
     )
-    for label, one, other in (
-        ("exact (greedy generation)", before.exact, after.exact),
-        ("hard negatives, nats", before.hard_negative_loss, after.hard_negative_loss),
-        ("related text, nats per token", before.related_loss, after.related_loss),
-    ):
-        if one is not None and other is not None:
-            table.add_row(label, f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
+    figures = after.figures()
+    for name, one in before.figures().items():
+        if name in _FIGURES and name in figures:
+            other = figures[name]
+            table.add_row(_FIGURES[name], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
@@ -395,5 +416,7 @@ def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
     return winners[epsilon]
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _judged(scores: "Scores", facts: bool) -> tuple[str, ...]:
+    if not facts:
+        return (show_share(scores.success),)
+    return show_facts(scores.figures()), show_share(scores.edit_score)

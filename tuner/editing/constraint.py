@@ -2,17 +2,9 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Self, TypeAlias, final
+from typing import Annotated, Self, TypeAlias, final
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Metric(StrEnum):
@@ -21,11 +13,30 @@ class Metric(StrEnum):
     EXACT = "exact"
     HARD_NEGATIVE_LOSS = "hard_negative_loss"
     RELATED_LOSS = "related_loss"
+    EFFICACY = "efficacy"
+    EFFICACY_EXACT = "efficacy_exact"
+    GENERALISATION = "generalisation"
+    SPECIFICITY = "specificity"
+    EDIT_SCORE = "edit_score"
+    LOCALITY_GOLD = "locality_gold"
+    LOCALITY_BASE = "locality_base"
+    FLUENCY = "fluency"
+    CONSISTENCY = "consistency"
 
     @property
     def is_loss(self) -> bool:
         """Whether more of it is worse."""
-        return self.value.endswith("_loss")
+        return self in (Metric.HARD_NEGATIVE_LOSS, Metric.RELATED_LOSS)
+
+    @property
+    def is_of_free_text(self) -> bool:
+        """Whether it is read off what the model says after generation prompts."""
+        return self in (Metric.FLUENCY, Metric.CONSISTENCY)
+
+    @property
+    def is_of_facts(self) -> bool:
+        """Whether it is one of the published figures of fact editing."""
+        return not (self.is_loss or self.is_of_free_text or self is Metric.EXACT)
 
 
 class _Limit(StrEnum):
@@ -41,6 +52,12 @@ class _Limit(StrEnum):
         return self in (_Limit.RISE, _Limit.CEILING)
 
 
+_Bound: TypeAlias = Annotated[
+    float | None,
+    Field(gt=0, allow_inf_nan=False, exclude_if=lambda bound: bound is None),
+]
+
+
 @final
 class Constraint(BaseModel):
     """A limit on one score of the edited model.
@@ -54,18 +71,10 @@ class Constraint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: Metric
-    rise: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Most above the base model's loss."
-    )
-    ceiling: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Highest loss."
-    )
-    drop: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Most below the base model's score."
-    )
-    floor: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Lowest score."
-    )
+    rise: _Bound = Field(default=None, description="Most above the base model's loss.")
+    ceiling: _Bound = Field(default=None, description="Highest loss.")
+    drop: _Bound = Field(default=None, description="Most below the base model's score.")
+    floor: _Bound = Field(default=None, description="Lowest score.")
 
     @model_validator(mode="after")
     def _one_limit_that_suits_the_metric(self) -> Self:
@@ -77,11 +86,6 @@ class Constraint(BaseModel):
                 f"but got {' and '.join(given) or 'none'}."
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_the_other_limits(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        return {key: value for key, value in written.items() if value is not None}
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from tuner.yaml_file import describe_problem, load_yaml
 
 
 class LossKind(StrEnum):
-    """What an edit should do to the target's loss, and when a row counts as a success.
+    """What an edit should do to the target's loss.
 
     Source: Hewitt et al. 2024 (arXiv:2402.06155); their names in brackets.
     """
@@ -34,6 +34,19 @@ class LossKind(StrEnum):
         return self in (LossKind.BALANCE, LossKind.PREFER)
 
 
+class SuccessRule(StrEnum):
+    """When a row counts as a success."""
+
+    THRESHOLD = "threshold"  # its loss meets the task's threshold, in nats
+    LIKELIER = "likelier"  # the target is likelier per token than the contrast (CounterFact)
+    TOKENS = "tokens"  # its share of target tokens that are the most likely ones (zsRE)
+
+
+def _is_empty(value: object) -> bool:
+    """Whether an optional field holds nothing; such fields leave files and hashes as they were."""
+    return value is None or value == ()
+
+
 @final
 class Example(BaseModel):
     """A prompt and the continuation that an edit is about."""
@@ -45,6 +58,12 @@ class Example(BaseModel):
     contrast: str | None = Field(default=None, min_length=1)
     subject: str | None = Field(default=None, description="What the fact is about.")
     paraphrases: tuple[str, ...] = ()
+    record: str | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=_is_empty,
+        description="The published record that the row belongs to; rows are averaged within it.",
+    )
 
 
 @final
@@ -54,6 +73,17 @@ class Passage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str = Field(min_length=1)
+
+
+@final
+class GenerationPrompt(BaseModel):
+    """A prompt that the model goes on from by itself, and texts that show what it should say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    record: str = Field(min_length=1)
+    references: tuple[str, ...] = ()
 
 
 @final
@@ -86,32 +116,21 @@ class Split(BaseModel):
     ood: ExampleSet
     hard_negatives: ExampleSet
     related: tuple[Passage, ...] = ()
-
-
-@final
-class Task(BaseModel):
-    """What an edit should do, and what it is judged by."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    description: str
-    loss: LossKind
-    threshold: float = Field(description="A row succeeds at or below this loss, in nats.")
-    source: str
-    licence: str
-    constraints: Constraints = Field(
-        default=(), description="What an edit must keep beside the deviation budget."
+    neighbours: tuple[Example, ...] = Field(
+        default=(),
+        exclude_if=_is_empty,
+        description="Facts near the edited ones; the target is the true object, which must stay.",
     )
-    val: Split
-    test: Split
-
-    @cached_property
-    def hash(self) -> str:
-        """A hash of everything that the task holds."""
-        # Tasks without constraints keep the hash that they had before there were any.
-        absent = None if self.constraints else {"constraints"}
-        return hashlib.sha256(self.model_dump_json(exclude=absent).encode()).hexdigest()
+    generations: tuple[GenerationPrompt, ...] = Field(
+        default=(),
+        exclude_if=_is_empty,
+        description="Prompts whose free continuations are judged for fluency and consistency.",
+    )
+    facts: tuple[Example, ...] = Field(
+        default=(),
+        exclude_if=_is_empty,
+        description="True facts that editors may train on; they are never judged.",
+    )
 
 
 class _Card(BaseModel):
@@ -122,10 +141,50 @@ class _Card(BaseModel):
     name: str
     description: str
     loss: LossKind
-    threshold: float = Field(allow_inf_nan=False)
+    success: SuccessRule = Field(
+        default=SuccessRule.THRESHOLD,
+        exclude_if=lambda rule: rule is SuccessRule.THRESHOLD,
+        description="When a row succeeds.",
+    )
+    threshold: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        exclude_if=_is_empty,
+        description="A row succeeds at or below this loss, in nats; for the rule threshold alone.",
+    )
     source: str
     licence: str
-    constraints: Constraints = ()
+    constraints: Constraints = Field(
+        default=(),
+        exclude_if=_is_empty,
+        description="What an edit must keep beside the deviation budget.",
+    )
+
+    @model_validator(mode="after")
+    def _rule_has_what_it_needs(self) -> Self:
+        if (self.success is SuccessRule.THRESHOLD) != (self.threshold is not None):
+            raise ValueError(
+                "The rule `success: threshold` needs a `threshold`, and no other rule has one; "
+                f"got success: {self.success} and threshold: {self.threshold}."
+            )
+        if self.success is not SuccessRule.THRESHOLD and self.loss is not LossKind.LIKELIHOOD:
+            raise ValueError(
+                f"`success: {self.success}` goes with `loss: likelihood`, but got {self.loss}."
+            )
+        return self
+
+
+@final
+class Task(_Card):
+    """What an edit should do, and what it is judged by."""
+
+    val: Split
+    test: Split
+
+    @cached_property
+    def hash(self) -> str:
+        """A hash of everything that the task holds."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def task_names() -> tuple[str, ...]:
@@ -145,8 +204,8 @@ def load_task(name_or_path: str | Path) -> Task:
     card = load_yaml(folder / "task.yaml", _Card)
     task = Task(
         **card.model_dump(),
-        val=_load_split(folder / "val", card.loss),
-        test=_load_split(folder / "test", card.loss),
+        val=_load_split(folder / "val", card),
+        test=_load_split(folder / "test", card),
     )
     _refuse_leaks(folder, task)
     return task
@@ -164,38 +223,80 @@ def find_task(name_or_path: str | Path) -> Path:
     raise unknown_name("task (nor a folder with a task.yaml)", str(name_or_path), task_names())
 
 
-def _load_split(folder: Path, loss: LossKind) -> Split:
-    canonical = _read_examples(folder / "canonical.jsonl", loss)
-    ood = _read_examples(folder / "ood.jsonl", loss)
-    hard = folder / "hard_negatives.jsonl"
-    related = folder / "related.jsonl"
+def _load_split(folder: Path, card: _Card) -> Split:
+    judged = "the rule likelier" if card.success is SuccessRule.LIKELIER else None
+    if card.loss.needs_contrast:
+        judged = f"the loss {card.loss}"
+    neighbours = folder / "neighbours.jsonl"
+    if neighbours.is_file() and card.success is SuccessRule.THRESHOLD:
+        raise TaskError(
+            f"{neighbours}: neighbours are judged by the rules likelier and tokens; this task's "
+            "rule is threshold. Set `success` in task.yaml, or take the file away."
+        )
+    canonical = _example_set(folder / "canonical.jsonl", card.loss, judged)
+    ood = _example_set(folder / "ood.jsonl", card.loss, judged)
+    hard_negatives = _examples(folder / "hard_negatives.jsonl", None)
+    near = _examples(neighbours, judged)
     return Split(
         canonical=canonical,
         ood=ood,
         # The published hard negatives are judged by the loss of their target alone.
-        hard_negatives=_read_examples(hard, LossKind.LIKELIHOOD)
-        if hard.is_file()
-        else ExampleSet(loss=LossKind.LIKELIHOOD, rows=()),
-        related=tuple(row for _, row in _read_rows(related, Passage)) if related.is_file() else (),
+        hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=hard_negatives),
+        related=_optional_rows(folder / "related.jsonl", Passage),
+        neighbours=near,
+        generations=_optional_rows(folder / "generations.jsonl", GenerationPrompt),
+        facts=_unjudged(
+            folder / "facts.jsonl",
+            {row.prompt for row in (*canonical.rows, *ood.rows, *hard_negatives, *near)},
+        ),
     )
 
 
-def _read_examples(path: Path, loss: LossKind) -> ExampleSet:
-    rows = []
+def _example_set(path: Path, loss: LossKind, contrast_for: str | None) -> ExampleSet:
+    rows = tuple(row for _, row in _read_examples(path, contrast_for))
+    if not rows:
+        raise TaskError(f"{path}: at least one row is needed.")
+    return ExampleSet(loss=loss, rows=rows)
+
+
+def _examples(path: Path, contrast_for: str | None) -> tuple[Example, ...]:
+    if not path.is_file():
+        return ()
+    return tuple(row for _, row in _read_examples(path, contrast_for))
+
+
+def _unjudged(path: Path, judged: Set[str]) -> tuple[Example, ...]:
+    """Return the facts of a file. They are trained on, so none may ask what a judged row asks."""
+    if not path.is_file():
+        return ()
+    facts = []
+    for number, row in _read_examples(path, None):
+        if row.prompt in judged:
+            raise TaskError(
+                f"{path}:{number}: editors may train on facts, but a judged row of this split has "
+                f"the same prompt: {row.prompt!r}."
+            )
+        facts.append(row)
+    return tuple(facts)
+
+
+def _read_examples(path: Path, contrast_for: str | None) -> Iterator[tuple[int, Example]]:
+    """Yield line and row; `contrast_for` names what needs each row to have a contrast."""
     for number, row in _read_rows(path, Example):
-        if loss.needs_contrast and row.contrast is None:
-            raise TaskError(f"{path}:{number}: the loss {loss} needs a `contrast`.")
+        if contrast_for is not None and row.contrast is None:
+            raise TaskError(f"{path}:{number}: {contrast_for} needs a `contrast`.")
         if row.subject is not None and row.subject not in row.prompt:
             raise TaskError(
                 f"{path}:{number}: the subject {row.subject!r} must stand in the prompt."
             )
-        rows.append(row)
-    if not rows:
-        raise TaskError(f"{path}: at least one row is needed.")
-    return ExampleSet(loss=loss, rows=tuple(rows))
+        yield number, row
 
 
 _Row = TypeVar("_Row", bound=BaseModel)
+
+
+def _optional_rows(path: Path, into: type[_Row]) -> tuple[_Row, ...]:
+    return tuple(row for _, row in _read_rows(path, into)) if path.is_file() else ()
 
 
 def _read_rows(path: Path, into: type[_Row]) -> Iterator[tuple[int, _Row]]:
@@ -228,6 +329,9 @@ def _refuse_leaks(folder: Path, task: Task) -> None:
                 )
 
 
+_NEEDED = ("canonical", "ood")
+
+
 def save_task(task: Task, folder: Path) -> None:
     """Write a task as a folder that `load_task` reads.
 
@@ -243,15 +347,18 @@ def save_task(task: Task, folder: Path) -> None:
             "ood": split.ood.rows,
             "hard_negatives": split.hard_negatives.rows,
             "related": split.related,
+            "neighbours": split.neighbours,
+            "generations": split.generations,
+            "facts": split.facts,
         }
         for part, rows in parts.items():
+            path = folder / name / f"{part}.jsonl"
+            if not rows and part not in _NEEDED:
+                path.unlink(missing_ok=True)
+                continue
             lines = (row.model_dump_json(exclude_defaults=True) for row in rows)
-            (folder / name / f"{part}.jsonl").write_text(
-                "".join(f"{line}\n" for line in lines), encoding="utf-8"
-            )
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     card = task.model_dump(mode="json", exclude={"val", "test"})
-    if not task.constraints:
-        del card["constraints"]
     (folder / "task.yaml").write_text(
         yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )

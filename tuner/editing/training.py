@@ -1,8 +1,9 @@
 """Gradient descent on canonical examples with a KL term: what the trained editors share."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuner.editing.editor import Auxiliary, Editor
-from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
+from tuner.editing.delta import Dense, WeightDelta
+from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.likelihood import training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind
+from tuner.editing.training_rows import RowsEditor, TrainingRow
 from tuner.errors import EditError
 
 
-class TrainedEditor(Editor):
+class TrainedEditor(RowsEditor):
     """An editor that descends the task's loss plus a KL term towards the base model.
 
     Source: Hewitt et al. 2024 (arXiv:2402.06155), §4 and their code: Adam without weight decay,
@@ -26,6 +29,9 @@ class TrainedEditor(Editor):
     """
 
     learning_rate: float = Field(gt=0, lt=1, description="Adam's learning rate in epoch one.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="How the learning rate goes on from epoch to epoch."
+    )
     epochs: int = Field(default=10, ge=1, le=1000, description="Passes over the examples.")
     batch_size: int = Field(default=5, ge=1, description="Examples per optimiser step.")
     micro_batch_size: int | None = Field(
@@ -36,6 +42,16 @@ class TrainedEditor(Editor):
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.995), description="Adam's decay rates.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay of the change.")
+    mean_over: Literal["examples", "tokens"] = Field(
+        default="examples",
+        description="Whether the examples of a batch count alike or by their targets' tokens.",
+    )
+    stop_below: float | None = Field(
+        default=None,
+        gt=0,
+        description="End after an epoch whose mean loss is below this, for losses that end at 0 "
+        "(likelihood, balance); default never.",
+    )
     paper_exact: bool = Field(
         default=False,
         description="Repeat the published code's accumulation, which uses only the last example "
@@ -70,34 +86,73 @@ class TrainedEditor(Editor):
         """
         # A generator of our own: the order of examples depends on the seed and on nothing else.
         random = torch.Generator().manual_seed(seed)
-        encoded = [encode_example(model, example) for example in examples.rows]
         optimiser = torch.optim.AdamW(
             weights, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=self.epochs)
-        for _ in range(self.epochs):
+        rows_by_epoch = self.rows_by_epoch(model, examples, aux, seed=seed)
+        for rows in itertools.islice(rows_by_epoch, self.epochs):
             losses: list[float] = []
-            for batch in self._batches(encoded, random):
+            for batch in self._batches(rows, random):
                 try:
                     optimiser.zero_grad(set_to_none=True)
-                    losses += self._accumulate(
-                        network, weights, model, examples.loss, batch, aux, random
-                    )
+                    losses += self._accumulate(network, weights, model, batch, aux, random)
                     optimiser.step()
                 except torch.OutOfMemoryError:
                     raise EditError(
                         "Memory ran out during training; lower micro_batch_size or use a larger "
                         "device."
                     ) from None
-            schedule.step()
-            yield math.fsum(losses) / len(losses)
+            if self.schedule == "cosine":
+                schedule.step()
+            mean = math.fsum(losses) / len(losses)
+            yield mean
+            if self._low_enough(mean, examples.loss):
+                return
+
+    def train_in_full(
+        self,
+        names: Collection[str],
+        model: LanguageModel,
+        examples: ExampleSet,
+        aux: Auxiliary,
+        *,
+        seed: int,
+    ) -> Iterator[Step]:
+        """Train every number of the weights in `names`; yield their change after each epoch.
+
+        Raises:
+            EditError: the training diverged or ran out of memory.
+        """
+        network = trainable_twin(model, names)
+        base = {name: model.network.get_parameter(name) for name in names}
+        trained = {name: network.get_parameter(name) for name in names}
+        for loss in self.descend(network, list(trained.values()), model, examples, aux, seed=seed):
+            with torch.no_grad():
+                changes = {
+                    name: Dense(weight.float() - base[name].float())
+                    for name, weight in trained.items()
+                }
+            yield Step(WeightDelta(changes).check_finite(), loss)
+
+    def _shares(self, batch: Sequence[TrainingRow]) -> Float[Tensor, " batch"]:
+        """Return how much each row counts in its batch's mean, 1 on average."""
+        if self.mean_over == "examples":
+            return torch.ones(len(batch))
+        lengths = torch.tensor([float(row.encoded.target.target_length) for row in batch])
+        return lengths / lengths.mean()
+
+    def _low_enough(self, mean: float, loss: LossKind) -> bool:
+        # The other losses fall below zero and go on: there is no point at which they are learnt.
+        ends_at_zero = loss in (LossKind.LIKELIHOOD, LossKind.BALANCE)
+        return self.stop_below is not None and ends_at_zero and mean < self.stop_below
 
     def _batches(
-        self, encoded: Sequence[EncodedExample], random: torch.Generator
-    ) -> Iterator[list[EncodedExample]]:
-        order = torch.randperm(len(encoded), generator=random).tolist()
+        self, rows: Sequence[TrainingRow], random: torch.Generator
+    ) -> Iterator[list[TrainingRow]]:
+        order = torch.randperm(len(rows), generator=random).tolist()
         for start in range(0, len(order), self.batch_size):
-            batch = [encoded[row] for row in order[start : start + self.batch_size]]
+            batch = [rows[row] for row in order[start : start + self.batch_size]]
             if not self.paper_exact:
                 yield batch
             elif len(batch) == self.batch_size:
@@ -109,18 +164,18 @@ class TrainedEditor(Editor):
         network: PreTrainedModel,
         weights: Sequence[nn.Parameter],
         model: LanguageModel,
-        loss: LossKind,
-        batch: Sequence[EncodedExample],
+        batch: Sequence[TrainingRow],
         aux: Auxiliary,
         random: torch.Generator,
     ) -> list[float]:
-        """Add the gradient of the batch's mean loss and mean KL; return the task losses."""
+        """Add the gradient of the batch's mean loss and mean KL; return the rows' losses."""
         size = self.micro_batch_size or len(batch)
+        shares = self._shares(batch).to(model.device)
         values: list[float] = []
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
-            losses = training_losses(network, loss, part, model.end_id)
-            total = losses.sum() / len(batch)
+            losses = row_losses(network, part, model.end_id)
+            total = (losses * shares[start : start + size]).sum() / len(batch)
             if self.kl_weight:
                 row = int(torch.randint(len(aux.general.blocks), (1,), generator=random))
                 divergence = kl_from_base(network, model, aux.general.blocks[row : row + 1])
@@ -133,6 +188,36 @@ class TrainedEditor(Editor):
             torch.autograd.backward(total, inputs=list(weights))
             values += losses.detach().tolist()
         return values
+
+
+def row_losses(
+    network: PreTrainedModel, rows: Sequence[TrainingRow], pad_id: int
+) -> Float[Tensor, " rows"]:
+    """Return the training loss of each row, by the loss kind of its own."""
+    kinds = sorted({row.loss for row in rows})
+    places = [index for kind in kinds for index, row in enumerate(rows) if row.loss is kind]
+    losses = torch.cat(
+        [
+            training_losses(
+                network, kind, [row.encoded for row in rows if row.loss is kind], pad_id
+            )
+            for kind in kinds
+        ]
+    )
+    return losses[torch.tensor(places, device=losses.device).argsort()]
+
+
+def trainable_twin(model: LanguageModel, names: Collection[str]) -> PreTrainedModel:
+    """Return a twin of the model in single precision, of which the weights in `names` are free."""
+    precise = all(weight.dtype is torch.float32 for weight in model.network.parameters())
+    # In half precision Adam's small numbers vanish: copy all weights and raise their precision.
+    own = names if precise else dict(model.network.named_parameters())
+    network = model.twin(own=own)
+    if not precise:
+        network = network.float()
+    for name in names:
+        network.get_parameter(name).requires_grad_(True)
+    return network
 
 
 def kl_from_base(

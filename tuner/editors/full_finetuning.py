@@ -1,11 +1,11 @@
-"""Full fine-tuning: every weight is free."""
+"""Full fine-tuning: every weight is free, or every weight of a band of layers."""
 
 from collections.abc import Iterator
 from typing import final
 
-import torch
+from pydantic import Field
 
-from tuner.editing.delta import Dense, WeightDelta
+from tuner.editing.architectures import layer_band
 from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
@@ -16,25 +16,36 @@ from tuner.editing.training import TrainedEditor
 class FullFinetuning(TrainedEditor):
     """Trains all weights on the canonical examples.
 
-    Source: Hewitt et al. 2024 (arXiv:2402.06155), §4, "full finetuning".
+    Sources: Hewitt et al. 2024 (arXiv:2402.06155), §4, "full finetuning"; Gangadhar and Stratos
+    2024 (arXiv:2402.11078) for a band, of three early layers in their best edits.
     """
+
+    center: float = Field(
+        default=0.5, ge=0, le=1, description="Middle of the band, as a fraction of all layers."
+    )
+    width: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Width of the band, as a fraction of all layers; default all weights, those "
+        "outside the layers too.",
+    )
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[Step]:
-        """Yield the change of all weights after each epoch.
+        """Yield the change of the trained weights after each epoch.
 
         Raises:
             EditError: the training diverged or ran out of memory.
         """
-        base = dict(model.network.named_parameters())
-        # In half precision Adam's small numbers vanish: train in single precision at least.
-        network = model.twin(own=base).float().requires_grad_(True)
-        trained = dict(network.named_parameters())
-        for loss in self.descend(network, list(trained.values()), model, examples, aux, seed=seed):
-            with torch.no_grad():
-                changes = {
-                    name: Dense(weight.float() - base[name].float())
-                    for name, weight in trained.items()
-                }
-            yield Step(WeightDelta(changes).check_finite(), loss)
+        names = self._trained(model)
+        yield from self.train_in_full(names, model, examples, aux, seed=seed)
+
+    def _trained(self, model: LanguageModel) -> list[str]:
+        names = [name for name, _ in model.network.named_parameters()]
+        if self.width is None:
+            return names
+        layers = layer_band(model.layer_count, self.center, self.width)
+        band = tuple(f"{model.architecture.layer_module(layer)}." for layer in layers)
+        return [name for name in names if name.startswith(band)]

@@ -1,12 +1,14 @@
-"""LoRA: a low-rank change of the MLP maps of a band of layers."""
+"""LoRA: a low-rank change of the linear maps of a band of layers."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import Literal, final
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tuner.editing.architectures import layer_band
 from tuner.editing.delta import LowRank, WeightDelta
@@ -18,10 +20,11 @@ from tuner.editing.training import TrainedEditor
 
 @final
 class Lora(TrainedEditor):
-    """Trains low-rank factors of the MLP maps (Hu et al. 2021, arXiv:2106.09685).
+    """Trains low-rank factors of linear maps (Hu et al. 2021, arXiv:2106.09685).
 
-    Source: Hewitt et al. 2024 (arXiv:2402.06155), §4: MLP maps only, alpha 8, no dropout, a band
-    of layers around the middle.
+    Sources: Hewitt et al. 2024 (arXiv:2402.06155), §4: MLP maps only, alpha 8, no dropout, a band
+    of layers around the middle. Gangadhar and Stratos 2024 (arXiv:2402.11078) take the maps of
+    attention too, in all layers (and the embeddings, which stay as they are here).
     """
 
     rank: int = Field(default=8, ge=1, le=4096, description="Rank of each change.")
@@ -31,6 +34,9 @@ class Lora(TrainedEditor):
     )
     width: float = Field(
         default=0.5, gt=0, le=1, description="Width of the band, as a fraction of all layers."
+    )
+    maps: Literal["mlp", "all"] = Field(
+        default="mlp", description="Linear maps of each layer: the MLP's, or attention's too."
     )
 
     def steps(
@@ -42,7 +48,7 @@ class Lora(TrainedEditor):
             EditError: the training diverged or ran out of memory.
         """
         layers = layer_band(model.layer_count, self.center, self.width)
-        targets = [name for layer in layers for name in model.architecture.mlp_modules(layer)]
+        targets = [name for layer in layers for name in self._targets(model, layer)]
         network = model.twin(own=())
         # peft draws its factors from torch's global generator; fork it, so that the draw depends
         # on the seed alone and nobody else's numbers change.
@@ -70,8 +76,18 @@ class Lora(TrainedEditor):
             }
             yield Step(WeightDelta(changes).check_finite(), loss)
 
+    def _targets(self, model: LanguageModel, layer: int) -> list[str]:
+        if self.maps == "mlp":
+            return list(model.architecture.mlp_modules(layer))
+        path = model.architecture.layer_module(layer)
+        return [
+            f"{path}.{name}"
+            for name, module in model.network.get_submodule(path).named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        ]
+
     @torch.no_grad()
-    def _change(self, module: torch.nn.Module, model: LanguageModel) -> LowRank:
+    def _change(self, module: nn.Module, model: LanguageModel) -> LowRank:
         if not isinstance(module, LoraLayer):
             raise TypeError(f"peft left {type(module).__name__} without factors")
         up = module.lora_B["default"].weight.float() * module.scaling["default"]

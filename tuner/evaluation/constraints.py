@@ -31,13 +31,14 @@ def check_measured(constraints: Sequence[Constraint], base: Scores, where: str) 
     """Refuse constraints on scores that cannot be measured.
 
     Raises:
-        ConfigError: `where` has no rows for a score that a constraint is about.
+        ConfigError: a score that a constraint is about is not measured on `where`.
     """
     for constraint in constraints:
         if getattr(base, constraint.metric) is None:
             raise ConfigError(
-                f"The constraint {constraint.name} cannot be judged: {where} has no rows on which "
-                f"{constraint.metric} is measured. Give it some, or drop the constraint."
+                f"The constraint {constraint.name} cannot be judged: {where} has not the rows, or "
+                f"the task not the success rule, by which {constraint.metric} is measured. "
+                "Provide them, or drop the constraint."
             )
 
 

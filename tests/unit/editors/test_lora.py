@@ -1,5 +1,7 @@
 """LoRA: the delta is what peft trained, and the band is the published one."""
 
+from typing import Literal
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -26,12 +28,20 @@ def test_band_is_centred_and_stays_inside() -> None:
                 assert band.stop <= count
 
 
+@pytest.mark.parametrize("maps", ["mlp", "all"])
 def test_delta_equals_the_adapted_network(
-    model: LanguageModel, examples: ExampleSet, corpus: Corpus
+    maps: Literal["mlp", "all"], model: LanguageModel, examples: ExampleSet, corpus: Corpus
 ) -> None:
-    editor = Lora(learning_rate=1e-2, epochs=2, rank=3, width=0.3)
+    editor = Lora(learning_rate=1e-2, epochs=2, rank=3, width=0.3, maps=maps)
     *_, step = editor.edit(model, examples, Auxiliary(corpus), seed=0)
     assert isinstance(step.delta, WeightDelta)
+    # Every matrix of a layer is a linear map in these families; norms and biases are vectors.
+    layer = f"{model.architecture.layer_module(1)}."
+    matrices = {
+        n for n, w in model.network.named_parameters() if n.startswith(layer) and w.ndim == 2
+    }
+    changed = {name for name in step.delta.changes if name.startswith(layer)}
+    assert changed == matrices if maps == "all" else changed < matrices
     ids = torch.arange(20).reshape(2, 10)
     network = model.twin(own=())
     targets = [name.removesuffix(".weight") for name in step.delta.changes]

@@ -1,0 +1,147 @@
+"""The task format: what it reads, what it writes back, and what it refuses, with file and line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tuner.editing.task import (
+    Example,
+    GenerationPrompt,
+    LossKind,
+    SuccessRule,
+    load_task,
+    save_task,
+    task_names,
+)
+from tuner.errors import ConfigError, TaskError
+
+CARD: dict[str, Any] = {
+    "name": "towns",
+    "description": "Towns of countries.",
+    "loss": "likelihood",
+    "success": "likelier",
+    "source": "made up",
+    "licence": "Apache-2.0",
+}
+
+
+def row(prompt: str, target: str, contrast: str | None = None, **more: str) -> dict[str, str]:
+    return (
+        {"prompt": prompt, "target": target} | ({"contrast": contrast} if contrast else {}) | more
+    )
+
+
+def write(folder: Path, card: dict[str, Any], **changed: list[dict[str, Any]] | None) -> Path:
+    """Write a task of one fact per split; `changed` replaces or removes files of `val`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "task.yaml").write_text(yaml.safe_dump(card))
+    for split, country in (("val", "Togo"), ("test", "Chile")):
+        files: dict[str, list[dict[str, Any]] | None] = {
+            "canonical": [row(f"{country} has", " Lome", " Port", record="1", subject=country)],
+            "ood": [row(f"In {country} is", " Lome", " Port", record="1")],
+            "neighbours": [row(f"By {country} is", " Port", " Lome", record="1")],
+            "generations": [
+                {"prompt": f"{country} is", "record": "1", "references": ["Lome is big."]}
+            ],
+            "facts": [row(f"{country} and Mauritius", " is")],
+        }
+        if split == "val":
+            files |= changed
+        (folder / split).mkdir(exist_ok=True)
+        for name, rows in files.items():
+            if rows is not None:
+                lines = "".join(json.dumps(one) + "\n" for one in rows)
+                (folder / split / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+def test_a_fact_task_is_read_whole(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, CARD))
+    assert task.success is SuccessRule.LIKELIER
+    assert task.threshold is None
+    assert task.val.neighbours == (
+        Example(prompt="By Togo is", target=" Port", contrast=" Lome", record="1"),
+    )
+    assert task.val.generations == (
+        GenerationPrompt(prompt="Togo is", record="1", references=("Lome is big.",)),
+    )
+    assert task.val.facts == (Example(prompt="Togo and Mauritius", target=" is"),)
+    assert task.val.canonical.rows[0].record == "1"
+
+
+def test_every_task_comes_back_from_its_folder(tmp_path: Path) -> None:
+    facts = load_task(write(tmp_path / "facts", CARD, generations=None))
+    for task in (facts, *(load_task(name) for name in task_names())):
+        save_task(task, tmp_path / task.name)
+        again = load_task(tmp_path / task.name)
+        assert again == task
+        assert again.hash == task.hash
+
+
+def test_saving_over_a_task_leaves_no_file_of_the_old_one(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path / "task", CARD))
+    save_task(task, tmp_path / "copy")
+    bare = task.val.model_copy(update={"neighbours": (), "facts": (), "generations": ()})
+    save_task(task.model_copy(update={"val": bare}), tmp_path / "copy")
+    assert load_task(tmp_path / "copy").val == bare
+
+
+def test_what_old_tasks_hold_and_hash_is_as_it_was() -> None:
+    """Studies on disk remember the hash of their task, and refuse another."""
+    task = load_task("country_capital")
+    assert task.success is SuccessRule.THRESHOLD
+    assert task.hash == "5afa6e56a3c9a51ded057e443c56db4b63ca3861ce9fafaa1f373ccf5a46f7b8"
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ({**CARD, "threshold": 1.5}, "no other rule has one"),
+        ({**CARD, "success": "threshold"}, "needs a `threshold`"),
+        ({key: CARD[key] for key in CARD if key != "success"}, "needs a `threshold`"),
+        ({**CARD, "loss": "prefer"}, "goes with `loss: likelihood`"),
+        ({**CARD, "success": "likeliest"}, "task.yaml:6: success"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(
+    card: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_task(write(tmp_path, card))
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "said"),
+    [
+        ("canonical", [row("Togo has", " Lome")], r"canonical.jsonl:1: the rule likelier needs"),
+        ("ood", [row("In it is", " Lome", " Port"), row("x", " y")], r"ood.jsonl:2: the rule"),
+        ("neighbours", [row("By it is", " Port")], r"neighbours.jsonl:1: the rule likelier needs"),
+        ("neighbours", [row("By", " a", " b", record="")], r"neighbours.jsonl:1: record"),
+        ("generations", [{"prompt": "Togo"}], r"generations.jsonl:1: record"),
+        ("generations", [{"prompt": "T", "record": "1", "references": "a"}], r"jsonl:1: reference"),
+        ("facts", [row("a", " b"), row("In Togo is", " Lome")], r"facts.jsonl:2: editors may"),
+        ("facts", [row("a", " b", subject="c")], r"facts.jsonl:1: the subject"),
+    ],
+)
+def test_a_malformed_row_is_named_by_file_and_line(
+    part: str, rows: list[dict[str, Any]], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TaskError, match=said):
+        load_task(write(tmp_path, CARD, **{part: rows}))
+
+
+def test_neighbours_need_a_rule_that_judges_them(tmp_path: Path) -> None:
+    card = {**CARD, "success": "threshold", "threshold": 1.0}
+    with pytest.raises(TaskError, match=r"neighbours.jsonl: neighbours are judged by"):
+        load_task(write(tmp_path, card))
+
+
+def test_token_accuracy_needs_no_contrast(tmp_path: Path) -> None:
+    task = load_task(
+        write(tmp_path, {**CARD, "success": "tokens"}, neighbours=[row("By Togo is", " Port")])
+    )
+    assert task.loss is LossKind.LIKELIHOOD
+    assert task.val.neighbours[0].contrast is None
