@@ -30,7 +30,7 @@ import tuner
 from tuner.editing.corpus import load_general_text
 from tuner.records import Rule, TrialRecord
 from tuner.search import SamplerName, Space, load_space
-from tuner.search.objective import CONSTRAINT, Objective, log_ratio, objective_of
+from tuner.search.objective import BUDGET, Objective, log_ratio, objective_of
 from tuner.search.sampler import Proposer
 
 EPSILON = 1e-3
@@ -88,7 +88,7 @@ class Surrogate:
         place = np.array([features(point)])
         value = float(np.clip(self.value.predict(place)[0], 0, 1))
         over = -1.0 if self.constraint is None else float(self.constraint.predict(place)[0])
-        return Objective(value=value, constraint=max(-5.0, min(5.0, over)))
+        return Objective(value=value, constraints={BUDGET: max(-5.0, min(5.0, over))})
 
 
 def features(point: Point) -> list[float]:
@@ -127,13 +127,13 @@ def surrogates(data: Path) -> list[Surrogate]:
 
 def told(space: Space, point: Point, seen: Objective, *, blind: bool, base: float) -> FrozenTrial:
     """Return the trial as the arm's sampler is told of it."""
-    value = base if blind and seen.constraint > 0 else seen.value
+    value = base if blind and not seen.feasible else seen.value
     return create_trial(
         state=TrialState.COMPLETE,
         value=value,
         params=point,
         distributions=space.active(point),
-        constraints=None if blind else {CONSTRAINT: seen.constraint},
+        constraints=None if blind else seen.constraints,
     )
 
 
@@ -154,7 +154,7 @@ def surrogate(args: argparse.Namespace) -> dict[str, Any]:
                 for _ in range(args.trials):
                     point = propose(arm, space, history, seed)
                     seen = problem.look(point)
-                    if seen.constraint <= 0:
+                    if seen.feasible:
                         best = max(best, seen.value)
                     curve.append(best)
                     blind = arm == "blind TPE"
@@ -217,7 +217,7 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
                 found = TrialRecord.model_validate(row["record"])
                 base = found.base.success if found.base else base
                 seen = objective_of(found, Rule.FITTED, EPSILON)
-                best = max(best, seen.value if seen.constraint <= 0 else base)
+                best = max(best, seen.value if seen.feasible else base)
                 curve.append(best)
                 blind = arm == "blind TPE"
                 history.append(told(space, point, seen, blind=blind, base=base))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tuner.editing.constraint import Constraint, Metric
 from tuner.evaluation.budget import Certificate, Deviation
 from tuner.evaluation.scores import Interval, Scores
 from tuner.records import (
@@ -277,3 +278,45 @@ def _bundle(folder: Path, number: int, epsilon: float) -> Path:
     (bundle / "delta.json").write_text('{"schema": 1}')
     (bundle / "delta.safetensors").write_bytes(bytes(64))
     return bundle
+
+
+def under_constraint(result: StudyResultRecord, broken: set[int]) -> StudyResultRecord:
+    """Return the study as if its task limited the hard negatives, which `broken` trials break."""
+    limit = Constraint(metric=Metric.HARD_NEGATIVE_LOSS, rise=0.05)
+
+    def judged(entry: TrialEntry) -> TrialEntry:
+        violations = {limit.name: 0.4 if entry.number in broken else -0.6}
+        record = entry.record
+        if record is None:
+            return entry
+        parts = {
+            "answers": tuple(
+                answer.model_copy(update={"violations": violations}) for answer in record.answers
+            ),
+            "epochs": tuple(
+                epoch.model_copy(update={"violations": violations}) for epoch in record.epochs
+            ),
+        }
+        return entry.model_copy(update={"record": record.model_copy(update=parts)})
+
+    def tested(seed: SeedResult, violation: float) -> SeedResult:
+        answer = seed.answer.model_copy(update={"violations": {limit.name: violation}})
+        return seed.model_copy(update={"answer": answer})
+
+    winners = tuple(
+        winner.model_copy(
+            update={
+                "test": tuple(
+                    tested(seed, 0.25 if index == 0 else -0.5)
+                    for index, seed in enumerate(winner.test)
+                ),
+                "seeds_within_constraints": len(winner.test) - 1,
+            }
+        )
+        for winner in result.winners
+    )
+    return StudyResultRecord(
+        summary=result.summary.model_copy(update={"constraints": (limit,)}),
+        winners=winners,
+        entries=tuple(judged(entry) for entry in result.entries),
+    )

@@ -10,6 +10,7 @@ from typing import Any, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuner.editing.constraint import Constraint
 from tuner.evaluation.budget import Certificate, Deviation, Verdict
 from tuner.evaluation.scores import Interval, Scores
 
@@ -18,9 +19,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Judged(_Record):
+    """A record of an edit that constraints may be about."""
+
+    violations: dict[str, float] = Field(
+        default_factory=dict,
+        exclude_if=lambda violations: not violations,
+        description="Per constraint beside the budget, by name, how far the edit is beyond it in "
+        "units of the number that the constraint gives; at most 0 where it is kept.",
+    )
+
+    @property
+    def keeps_constraints(self) -> bool:
+        """Whether every constraint beside the budget is kept."""
+        return all(violation <= 0 for violation in self.violations.values())
+
+
 class Rule(StrEnum):
     """How the answer for a budget is chosen among the epochs of one trial."""
 
+    # An epoch within the budget that breaks a further constraint does not count as within.
     PUBLISHED = "published"  # the last epoch within the budget, else the base model
     BEST = "best"  # the best epoch within the budget, else the base model
     FITTED = "fitted"  # the best epoch after scaling its delta to just keep the budget
@@ -43,7 +61,7 @@ class SplitName(StrEnum):
 
 
 @final
-class Answer(_Record):
+class Answer(_Judged):
     """What one trial offers for one budget under one rule.
 
     `epoch` is None where no epoch keeps the budget: the answer is then the base model itself.
@@ -64,9 +82,15 @@ class Answer(_Record):
         """The share of OOD rows that the edited model gets right."""
         return self.scores.success
 
+    @property
+    def feasible(self) -> bool:
+        """Whether an edit, not the base model, keeps the budget and every further constraint."""
+        within = self.epoch is not None and self.verdict is not Verdict.OVER
+        return within and self.keeps_constraints
+
 
 @final
-class EpochRecord(_Record):
+class EpochRecord(_Judged):
     """The unscaled edit as it stood after one epoch."""
 
     epoch: int
@@ -149,6 +173,9 @@ class Winner(_Record):
     test_gain: float | None = Field(default=None, description="Mean over the seeds.")
     test_gain_interval: Interval | None = None
     seeds_within_budget: int | None = None
+    seeds_within_constraints: int | None = Field(
+        default=None, description="None where there are no constraints beside the budget."
+    )
 
 
 class TrialState(StrEnum):
@@ -196,6 +223,9 @@ class StudySummary(_Record):
     rule: Rule
     target_epsilon: float
     epsilons: tuple[float, ...]
+    constraints: tuple[Constraint, ...] = Field(
+        default=(), description="What an edit must keep beside the budget."
+    )
     seed: int
     trials: int = Field(gt=0, description="Completed trials that were asked for.")
     versions: dict[str, str] = Field(default_factory=dict)

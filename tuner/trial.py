@@ -4,7 +4,7 @@ import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import final
@@ -12,6 +12,7 @@ from typing import final
 import torch
 
 from tuner.cache import Cache, cache_folder
+from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.corpus import GeneralText, Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
@@ -19,8 +20,9 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind, Split, Task
 from tuner.errors import EditError
 from tuner.evaluation.budget import Budget, Certificate, Deviation
+from tuner.evaluation.constraints import check_measured, violations
 from tuner.evaluation.deviation import DeviationMeter
-from tuner.evaluation.fitting import LEAST_ALPHA, StrengthSearch, surely_over
+from tuner.evaluation.fitting import LEAST_ALPHA, StrengthSearch, strongest, surely_over
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.success import SuccessMeter
 from tuner.records import (
@@ -89,6 +91,7 @@ class _Candidate:
     delta: Delta
     success: float
     strengths: StrengthSearch
+    keeps_constraints: bool = True
 
 
 @final
@@ -109,10 +112,12 @@ class _Candidates:
 class Bench:
     """A base model, a task and general text, with all that does not depend on the trial.
 
-    Long-lived: base losses and base scores are computed once and serve every trial.
+    Long-lived: base losses and base scores are computed once and serve every trial. Edits must
+    keep the task's constraints and the `constraints` given here.
 
     Raises:
-        ConfigError: a budget is below the noise floor of this model, precision and device.
+        ConfigError: a budget is below the noise floor of this model, precision and device, or a
+            constraint is about something that the task cannot measure.
         TaskError: a row exceeds the model's context, or there is too little general text.
     """
 
@@ -123,11 +128,13 @@ class Bench:
         budget: Budget,
         general: GeneralText,
         *,
+        constraints: Sequence[Constraint] = (),
         cache: Cache | None = None,
     ) -> None:
         self.model = model
         self.task = task
         self.budget = budget
+        self.constraints = strictest((*task.constraints, *constraints))
         self.general = general
         self._cache = cache or Cache(cache_folder())
         self._meter = self._deviation_meter(Part.SEARCH, budget.confidence)
@@ -136,6 +143,10 @@ class Bench:
         self._base: dict[SplitName, Scores] = {}
         self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
         """What editors may read beyond the examples, whatever the split."""
+        if self.constraints:
+            for split in SplitName:
+                base = self.constrained_scores(split)
+                check_measured(self.constraints, base, f"the {split} split of {task.name}")
 
     def run(
         self,
@@ -146,12 +157,14 @@ class Bench:
         epoch: int | None = None,
         rule: Rule | None = None,
         epsilon: float | None = None,
+        most: float = 1.0,
         on_epoch: EpochListener | None = None,
     ) -> TrialResult:
         """Return what the editor gives; a diverged or too large edit is a failed record.
 
-        With `epoch` the epoch is not chosen here: no success on this split steers anything. That
-        is how a winner is retrained on the test split. `rule` and `epsilon` narrow the answers.
+        With `epoch` the epoch is not chosen here: no score on this split steers anything. That
+        is how a winner is retrained on the test split. `rule` and `epsilon` narrow the answers;
+        fitted ones are scaled to `most` at most.
         """
         trial = _Trial(
             bench=self,
@@ -161,6 +174,7 @@ class Bench:
             pinned=epoch,
             rules=tuple(Rule) if rule is None else (rule,),
             epsilons=self.budget.epsilons if epsilon is None else (epsilon,),
+            most=most,
             on_epoch=on_epoch,
         )
         try:
@@ -192,6 +206,17 @@ class Bench:
                 self.model, self.split(split), self.task.threshold, self.task.success
             )
         return self._success[split]
+
+    def constrained_scores(self, split: SplitName) -> Scores:
+        """Return success on a split with what the constraints are about, and nothing else."""
+        metrics = dict.fromkeys(constraint.metric for constraint in self.constraints)
+        return self.success_meter(split).scores(metrics)
+
+    def violations(self, split: SplitName, edited: Scores) -> dict[str, float]:
+        """Return by how much an edit breaks each constraint beside the budget."""
+        if not self.constraints:
+            return {}
+        return violations(self.constraints, edited, self.base_scores(split))
 
     def split(self, name: SplitName) -> Split:
         """Return a split of the task."""
@@ -235,6 +260,7 @@ class _Trial:
     pinned: int | None
     rules: tuple[Rule, ...]
     epsilons: tuple[float, ...]
+    most: float
     on_epoch: EpochListener | None
     epochs: list[EpochRecord] = field(default_factory=list)
     seconds: dict[Phase, float] = field(default_factory=dict)
@@ -259,10 +285,10 @@ class _Trial:
         found: _Candidate | None = None
         for epoch, delta, loss in self._steps():
             deviation = self._measure(delta, 1.0, self.epsilons)
-            success = self._success(delta)
-            self._note(epoch, loss, success, deviation)
-            found = _Candidate(epoch, delta, success, self._strengths(delta, deviation))
-            for epsilon in self.epsilons:
+            noted = self._note(epoch, loss, self._look(delta), deviation)
+            strengths = self._strengths(delta, deviation)
+            found = _Candidate(epoch, delta, noted.success, strengths, noted.keeps_constraints)
+            for epsilon in self.epsilons if noted.keeps_constraints else ():
                 if Rule.PUBLISHED in self.rules and deviation.estimate < epsilon:
                     candidates.offer(Rule.PUBLISHED, epsilon, found)
                 if Rule.BEST in self.rules and deviation.probably_within(epsilon):
@@ -279,6 +305,11 @@ class _Trial:
         return candidates
 
     def _offer_fitted(self, candidates: _Candidates, found: _Candidate) -> None:
+        """Offer an epoch at the strength that suits each budget.
+
+        Where the unscaled edit breaks a constraint beside the budget, the strength at which it
+        keeps all is looked for once: it is the same for every budget.
+        """
         strengths = found.strengths
         # A second point, near the loosest budget, tells linear growth from quadratic.
         widest = self.epsilons[0]
@@ -286,17 +317,26 @@ class _Trial:
             alpha = strengths.predict(widest)
             if alpha >= LEAST_ALPHA:
                 strengths.seen[alpha] = strengths.measure(alpha, widest)
+        if not found.keeps_constraints:
+            strengths.most = strongest(
+                lambda alpha: alpha < 1 and self._keeps_constraints(found.delta.scaled(alpha)),
+                strengths.predict(widest),
+            )
         for epsilon in self.epsilons:
             alpha = strengths.predict(epsilon)
             if alpha < LEAST_ALPHA:
                 continue
-            success = found.success if alpha >= 1 else self._success(found.delta.scaled(alpha))
+            success = found.success
+            if alpha < 1:
+                success = self._success(found.delta.scaled(alpha))
             candidates.offer(
                 Rule.FITTED, epsilon, _Candidate(found.epoch, found.delta, success, strengths)
             )
 
     def _retrained(self) -> _Candidates:
         """Train to the pinned epoch; only the general text decides what is kept.
+
+        Constraints on scores decide nothing: what they say on this split is reported.
 
         Fitted: the pinned epoch, scaled. Otherwise the last epoch within the budget up to it,
         as the published protocol does on its test split.
@@ -321,7 +361,7 @@ class _Trial:
             for epsilon in self.epsilons:
                 if rule is Rule.FITTED or deviation.probably_within(epsilon):
                     candidates.chosen[rule, epsilon] = found
-        self._note(epoch, loss, self._success(delta), deviation)
+        self._note(epoch, loss, self._look(delta), deviation)
 
     def _hopeless(self, found: _Candidate) -> bool:
         """Return whether this edit is surely over every budget at every strength.
@@ -361,6 +401,7 @@ class _Trial:
                 deltas[rule, epsilon] = delta
                 answers.append(
                     Answer(
+                        violations=self.bench.violations(self.split, scores),
                         rule=rule,
                         epsilon=epsilon,
                         epoch=candidate.epoch,
@@ -377,10 +418,11 @@ class _Trial:
         return tuple(answers), deltas
 
     def _judge(self, rule: Rule) -> Scores:
-        """Return all scores, or success alone for the rules that stand beside the default."""
-        meter = self.bench.success_meter(self.split)
+        """Return all scores, or the needed ones for the rules that stand beside the default."""
         beside = len(self.rules) > 1 and rule is not Rule.FITTED
-        return meter.success() if beside else meter.scores()
+        if beside:
+            return self.bench.constrained_scores(self.split)
+        return self.bench.success_meter(self.split).scores()
 
     def _strength(
         self, rule: Rule, epsilon: float, candidate: _Candidate | None
@@ -394,6 +436,7 @@ class _Trial:
     def _base_answer(self, rule: Rule, epsilon: float, base: Scores) -> Answer:
         deviation = Deviation.none(self.bench.budget.confidence)
         return Answer(
+            violations=self.bench.violations(self.split, base),
             rule=rule,
             epsilon=epsilon,
             epoch=None,
@@ -425,6 +468,7 @@ class _Trial:
         return StrengthSearch(
             measure=lambda alpha, epsilon: self._measure(delta, alpha, (epsilon,)),
             seen={1.0: deviation},
+            most=self.most,
         )
 
     def _measure(self, delta: Delta, alpha: float, epsilons: tuple[float, ...]) -> Deviation:
@@ -436,11 +480,29 @@ class _Trial:
         with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):
             return self.bench.success_meter(self.split).success().success
 
-    def _note(self, epoch: int, loss: float | None, success: float, deviation: Deviation) -> None:
-        record = EpochRecord(epoch=epoch, training_loss=loss, success=success, deviation=deviation)
+    def _look(self, delta: Delta) -> Scores:
+        """Return success, with what the constraints are about."""
+        with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):
+            return self.bench.constrained_scores(self.split)
+
+    def _keeps_constraints(self, delta: Delta) -> bool:
+        found = self.bench.violations(self.split, self._look(delta))
+        return all(violation <= 0 for violation in found.values())
+
+    def _note(
+        self, epoch: int, loss: float | None, scores: Scores, deviation: Deviation
+    ) -> EpochRecord:
+        record = EpochRecord(
+            violations=self.bench.violations(self.split, scores),
+            epoch=epoch,
+            training_loss=loss,
+            success=scores.success,
+            deviation=deviation,
+        )
         self.epochs.append(record)
         if self.on_epoch is not None:
             self.on_epoch(record)
+        return record
 
     @contextmanager
     def _timed(self, phase: Phase) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from search_world import make_world
 from transformers import AutoModelForCausalLM
 
 from tuner.builtin.text import general_documents
@@ -158,6 +159,26 @@ def test_a_single_edit_is_made_judged_and_certified(
     assert code == (0 if json.loads(out)["verdict"] == "within" else 1)
     manifest = json.loads((tmp_path / "edit" / "delta.json").read_text())
     assert manifest["certificate"]["verdict"] == json.loads(out)["verdict"]
+
+
+def test_edits_say_whether_the_task_s_constraints_are_kept(run: Run, tmp_path: Path) -> None:
+    world, bundle = make_world(tmp_path / "world"), str(tmp_path / "edit")
+    with (world / "task" / "task.yaml").open("a") as card:
+        card.write("constraints: [{metric: related_loss, rise: 0.01}]\n")
+    given = ["--task", str(world / "task"), "--general", str(world / "general.txt")]
+    settings = ["--set", "learning_rate=3e-2", "--set", "epochs=4", "--set", "batch_size=2"]
+    code, out, err = run(
+        "edit", *given, "--model", str(world / "model"), "--editor", "lora", *settings,
+        "--epsilon", "1e-2", "--out", bundle,
+    )  # fmt: skip
+    assert code == 0, err
+    words = "Constraint related_loss at most 0.01 above the base model's: "
+    assert f"{words}kept by all" in out
+    code, out, _ = run("evaluate", bundle, *given, "--split", "val")
+    assert code == 0
+    assert f"{words}kept" in out
+    code, out, _ = run("evaluate", bundle, *given, "--split", "val", "--json")
+    assert json.loads(out)["violations"]["related_loss.rise"] <= 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_up_study import START, about_facts, made_up_entry, made_up_study
+from made_up_study import START, about_facts, made_up_entry, made_up_study, under_constraint
 
 from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialState
@@ -247,3 +247,27 @@ def test_facts_are_shown_with_their_figures_and_other_tasks_as_before(study, pag
     assert "edit score 0.812" in told
     assert "harmonic mean" in told
     assert "efficacy" not in page.words
+
+
+def test_constraints_are_told_and_who_breaks_them_leads_nowhere(study, tmp_path):
+    best = max(
+        (entry for entry in study.entries if entry.record and entry.record.answers),
+        key=lambda entry: entry.record.answer(1e-3).gain,
+    )
+    held = under_constraint(study, {best.number})
+    page = page_of(held, tmp_path)
+    assert "hard_negative_loss at most 0.05 above the base model's" in page.words
+    assert "constraints: 2 of 3" in page.words
+    assert "breaks hard_negative_loss.rise by 40%" in page.words
+    assert "hard_negative_loss.rise by 25%" in page.words
+    free, kept = (
+        figures.best_so_far(result, over_time=False).data[0].y[-1] for result in (study, held)
+    )
+    assert kept < free == best.record.answer(1e-3).gain
+    unfinished = StudyResultRecord(summary=held.summary, entries=held.entries)
+    page = _Page(write_report(unfinished, tmp_path / "unfinished.html").read_text())
+    assert "confirmed yet" in page.words
+
+
+def test_without_constraints_none_are_mentioned(page):
+    assert "constraint" not in page.words

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from made_up_study import about_facts, made_up_study
+from made_up_study import about_facts, made_up_study, under_constraint
 
 from tuner.errors import ConfigError, MissingExtra
 from tuner.records import Rule, TrialState
@@ -210,3 +210,20 @@ def test_without_mlflow_the_extra_is_named(tmp_path, monkeypatch):
 def test_legal_names():
     assert legal_name("a=b(c)") == "a_b_c_"
     assert metric_name("success", Rule.FITTED, 1e-4) == "fitted.eps_1e-04/success"
+
+
+def test_constraints_are_shown_and_decide_who_is_feasible(tmp_path):
+    result = made_up_study(tmp_path)
+    best = min(view_of(result).ranks()[1e-3].items(), key=lambda item: item[1])[0]
+    view = view_of(under_constraint(result, {best}))
+    assert best not in view.ranks()[1e-3]
+    content = trial_content(view, best, view.ranks())
+    assert content.tags["feasible.eps_1e-03"] == "no"
+    shown = {(point.key, point.step): point.value for point in content.points}
+    assert shown["fitted.eps_1e-03/violation.hard_negative_loss.rise", 0] == 0.4
+    assert shown["violation.hard_negative_loss.rise", 1] == 0.4
+    study = study_content(view)
+    assert study.params["constraints"].startswith("hard_negative_loss at most 0.05 above")
+    keys = {point.key for point in study.points}
+    assert "winner.eps_1e-03/seeds_within_constraints" in keys
+    assert "constraints" not in study_content(view_of(result)).params

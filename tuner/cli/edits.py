@@ -29,6 +29,7 @@ from tuner.cli.output import (
     show_deviation,
     show_interval,
     show_share,
+    show_violations,
 )
 from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.yaml_file import describe_problem
@@ -143,8 +144,17 @@ def edit(
         )
     console().print(table)
     _print_facts(result.record.answers)
+    for constraint in bench.constraints:
+        broken = [
+            f"{answer.rule.value} at ε={answer.epsilon:g}"
+            for answer in result.record.answers
+            if answer.violations[constraint.name] > 0
+        ]
+        state = f"broken by {', '.join(broken)}" if broken else "kept by all"
+        console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
     if written is None:
-        console().print(f"No epoch keeps ε={epsilon:g}: the base model is the answer; no bundle.")
+        limits = f"ε={epsilon:g}" + (" and the constraints" if bench.constraints else "")
+        console().print(f"No epoch keeps {limits}: the base model is the answer; no bundle.")
     else:
         console().print(f"Bundle for ε={epsilon:g}: {written}", soft_wrap=True)
 
@@ -191,6 +201,7 @@ def evaluate(
         after = bench.success_meter(name).scores()
     gain = bench.success_meter(name).gain_interval(after, before)
     deviation = bench.meter.measure(found.delta, budget.epsilons)
+    violations = bench.violations(name, after)
     if json_:
         print_json(
             {
@@ -201,6 +212,7 @@ def evaluate(
                 "deviation": deviation,
                 "epsilon": manifest.epsilon,
                 "verdict": deviation.verdict(manifest.epsilon),
+                "violations": violations,
             }
         )
         return
@@ -221,6 +233,9 @@ def evaluate(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
         f"{deviation.verdict(manifest.epsilon).value} for ε={manifest.epsilon:g}"
     )
+    for constraint in bench.constraints:
+        state = show_violations({constraint.name: violations[constraint.name]})
+        console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
 
 
 def certify(

@@ -92,6 +92,12 @@ def show_deviation(deviation: Deviation) -> str:
     return f"{deviation.estimate:+.1e} ± {deviation.standard_error:.0e}"
 
 
+def show_violations(violations: Mapping[str, float]) -> str:
+    """Return whether the constraints are kept, or which are broken, by how much of their limit."""
+    broken = [f"{name} +{value:.0%}" for name, value in violations.items() if value > 0]
+    return ("broken: " + ", ".join(broken)) if broken else "kept"
+
+
 def show_certificate(certificate: Certificate | None) -> Text:
     """Return what fresh text says."""
     if certificate is None:

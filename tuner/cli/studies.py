@@ -35,6 +35,7 @@ from tuner.cli.output import (
     show_seconds,
     show_share,
     show_values,
+    show_violations,
 )
 from tuner.errors import ConfigError, StudyFailed, unknown_name
 from tuner.records import (
@@ -335,13 +336,15 @@ def _facts(winner: Winner) -> dict[str, str | Text]:
     """Return what is said about a winner, in the order of a reader's questions."""
     answer, kept = winner.validation, winner.seeds_within_budget
     exact = "" if answer.scores.exact is None else f", exact {answer.scores.exact:.3f}"
+    constrained = winner.seeds_within_constraints
+    further = "" if constrained is None else f", {constrained}/{len(winner.test)} the constraints"
     figures = answer.scores.fact_figures().items()
     told = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in figures)
     return {
         "edit": f"#{winner.trial} {winner.editor}",
         "gain, validation": show_interval(answer.gain, answer.gain_interval),
         "gain, test": show_interval(winner.test_gain, winner.test_gain_interval),
-        "seeds": "–" if kept is None else f"{kept}/{len(winner.test)} kept ε",
+        "seeds": "–" if kept is None else f"{kept}/{len(winner.test)} kept ε{further}",
         "deviation": show_deviation(winner.certificate.deviation),
         "certificate": show_certificate(winner.certificate),
         "success": f"{answer.success:.3f} on validation{exact}",
@@ -460,13 +463,15 @@ def compare(
                     "scores": answer.scores.figures(),
                     "deviation": answer.deviation.model_dump(),
                     "verdict": answer.verdict.value,
+                    "violations": answer.violations,
+                    "keeps_constraints": answer.keeps_constraints,
                     "alpha": answer.alpha,
                     "epoch": answer.epoch,
                     "seconds": sum(entry.record.seconds.values()),
                     "parameters": entry.parameters,
                 }
             )
-    rows.sort(key=lambda row: -row["gain"])
+    rows.sort(key=lambda row: (not row["keeps_constraints"], -row["gain"]))
     if json_:
         print_json(rows)
         return
@@ -484,6 +489,7 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
             "edit score": show_share(row["scores"].get("edit_score")),
             "deviation": f"{row['deviation']['estimate']:+.1e}",
             "verdict": row["verdict"],
+            "constraints": show_violations(row["violations"]) if row["violations"] else "–",
             "α": f"{row['alpha']:.2f}",
             "time": show_seconds(row["seconds"]),
             "hyperparameters": show_values(row["parameters"]),
@@ -494,6 +500,8 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
     facts = any("efficacy" in row["scores"] for row in rows)
     judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
     columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation")
+    if any(row["violations"] for row in rows):
+        columns += ("constraints",)
     if wide:
         columns += ("verdict", "α", "time", "hyperparameters")
     table = make_table(title, columns, right=("gain", *judged, "deviation", "α", "time"))

@@ -11,6 +11,7 @@ from typing import Self, TypeVar, final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tuner.editing.constraint import Constraints
 from tuner.errors import TaskError, unknown_name
 from tuner.shipped import shipped_folder
 from tuner.yaml_file import describe_problem, load_yaml
@@ -153,6 +154,11 @@ class _Card(BaseModel):
     )
     source: str
     licence: str
+    constraints: Constraints = Field(
+        default=(),
+        exclude_if=_is_empty,
+        description="What an edit must keep beside the deviation budget.",
+    )
 
     @model_validator(mode="after")
     def _rule_has_what_it_needs(self) -> Self:

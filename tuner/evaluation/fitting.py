@@ -28,6 +28,8 @@ class StrengthSearch:
     measure: Callable[[float, float], Deviation]
     """(alpha, epsilon) ↦ deviation, read until epsilon is decided."""
     seen: dict[float, Deviation] = field(default_factory=dict)
+    most: float = 1.0
+    """No greater α may be used, however far it is within the budget."""
 
     def largest(self, epsilon: float) -> tuple[float, Deviation] | None:
         """Return the largest α found with its deviation, or None where even a trace is too much.
@@ -37,13 +39,13 @@ class StrengthSearch:
         """
         low, high = 0.0, math.inf
         for alpha, deviation in self.seen.items():
-            if deviation.probably_within(epsilon):
+            if alpha <= self.most and deviation.probably_within(epsilon):
                 low = max(low, alpha)
         for alpha, deviation in self.seen.items():
             if alpha > low and not deviation.probably_within(epsilon):
                 high = min(high, alpha)
         for _ in range(_ATTEMPTS):
-            if low >= 1 or low >= _TOLERANCE * high:
+            if low >= self.most or low >= _TOLERANCE * high:
                 break
             alpha = self._guess(epsilon, low, high)
             if alpha < LEAST_ALPHA:
@@ -63,17 +65,31 @@ class StrengthSearch:
             (a for a, d in self.seen.items() if a > low and not d.probably_within(epsilon)),
             default=math.inf,
         )
-        return low if low >= 1 else self._guess(epsilon, low, high)
+        return self.most if low >= self.most else self._guess(epsilon, low, high)
 
     def _guess(self, epsilon: float, low: float, high: float) -> float:
-        """Return the next α to try, strictly between `low` and `high`."""
-        if not self.seen:
-            return 1.0
+        """Return the next α to try, between `low` and `high`."""
         if math.isinf(high):
-            return 1.0
+            return self.most
         guess = _solve(self.seen, _AIM * epsilon, high)
         bottom = low if low > 0 else high / 20
-        return min(max(guess, bottom + 0.1 * (high - bottom)), bottom + 0.9 * (high - bottom))
+        guess = min(max(guess, bottom + 0.1 * (high - bottom)), bottom + 0.9 * (high - bottom))
+        return min(guess, self.most)
+
+
+def strongest(kept: Callable[[float], bool], limit: float) -> float:
+    """Return the largest α up to `limit` that was found at which `kept` holds, or 0.
+
+    By bisection, which assumes no more than that what a strength keeps, lesser strengths keep.
+    """
+    low, high, alpha = 0.0, limit, limit
+    while alpha >= LEAST_ALPHA and low < _TOLERANCE * high:
+        if kept(alpha):
+            low = alpha
+        else:
+            high = alpha
+        alpha = (low + high) / 2
+    return low
 
 
 def surely_over(deviation: Deviation, epsilon: float) -> bool:

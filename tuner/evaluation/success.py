@@ -1,7 +1,7 @@
 """What an edit does on the rows of a task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tuner.editing.constraint import Metric
 from tuner.editing.likelihood import (
     Continuation,
     EncodedExample,
@@ -106,38 +107,43 @@ class SuccessMeter:
         found = self._row_successes(self._ood)
         return Scores(success=self._ood.groups.mean(found), row_success=tuple(found))
 
-    def scores(self) -> Scores:
-        """Return success with everything that is reported beside it.
+    def scores(self, metrics: Collection[Metric] = tuple(Metric)) -> Scores:
+        """Return success with everything that is reported beside it, or with some of that only.
 
         Raises:
             EditError: a loss is NaN.
         """
         found = self.success()
-        return found.model_copy(
-            update={
-                "exact": self._exact(self._ood),
-                "hard_negative_loss": self._mean_loss(self._hard, per_token=False),
-                "related_loss": self._mean_loss(self._related, per_token=True),
-                **self._fact_scores(found.success),
-                **self._free_text_scores(),
-            }
-        )
+        measured: dict[str, float | None] = {}
+        if Metric.EXACT in metrics:
+            measured["exact"] = self._exact(self._ood)
+        if Metric.HARD_NEGATIVE_LOSS in metrics:
+            measured["hard_negative_loss"] = self._mean_loss(self._hard, per_token=False)
+        if Metric.RELATED_LOSS in metrics:
+            measured["related_loss"] = self._mean_loss(self._related, per_token=True)
+        if any(metric.is_of_facts for metric in metrics):
+            exact = Metric.EFFICACY_EXACT in metrics
+            measured |= self._fact_scores(found.success, exact=exact)
+        if any(metric.is_of_free_text for metric in metrics):
+            measured |= self._free_text_scores()
+        return found.model_copy(update=measured)
 
     def gain_interval(self, edited: Scores, base: Scores) -> Interval:
         """Return the interval of the gain in success, resampling records or subjects."""
         differences = np.array(edited.row_success, float) - np.array(base.row_success, float)
         return self._ood.groups.interval(differences)
 
-    def _fact_scores(self, generalisation: float) -> dict[str, float]:
-        """Return the published figures of fact editing; none for the rule threshold."""
+    def _fact_scores(self, generalisation: float, *, exact: bool) -> dict[str, float]:
+        """Return the published figures of fact editing; none for the rule threshold.
+
+        The free-running one, which takes longest, only if `exact`.
+        """
         if self._canonical is None:
             return {}
         efficacy = self._canonical.groups.mean(self._row_successes(self._canonical))
-        found = {
-            "efficacy": efficacy,
-            "efficacy_exact": self._exact(self._canonical),
-            "generalisation": generalisation,
-        }
+        found = {"efficacy": efficacy, "generalisation": generalisation}
+        if exact:
+            found["efficacy_exact"] = self._exact(self._canonical)
         if self._near is None:
             return found
         if self._rule is SuccessRule.TOKENS:

@@ -22,6 +22,7 @@ from tuner.report.words import (
     editor_of,
     epsilon_words,
     gain,
+    limits,
     seconds_of,
     setting,
     settings,
@@ -48,6 +49,8 @@ class _Point:
     deviation: float
     success: float
     text: str
+    kept: bool
+    """Whether every constraint beside the budget is kept."""
 
 
 def frontier(result: StudyResultRecord) -> go.Figure:
@@ -123,7 +126,7 @@ def best_so_far(result: StudyResultRecord, *, over_time: bool) -> go.Figure:
         for count, entry in enumerate(done, start=1):
             spent += seconds_of(entry)
             answer = _answer(entry.record, epsilon, result.summary)
-            best = max(best, answer.gain if answer else 0.0)
+            best = max(best, answer.gain if answer and answer.keeps_constraints else 0.0)
             x.append(spent / divisor if over_time else float(count))
             y.append(best)
         figure.add_scatter(
@@ -390,7 +393,7 @@ def _draw_winners(figure: go.Figure, winners: tuple[Winner, ...], axis: _Deviati
 def _envelope(points: list[_Point], axis: _DeviationAxis) -> list[tuple[float, float]]:
     """Return the best success reached within every deviation, as steps from left to right."""
     steps: list[tuple[float, float]] = []
-    placed = [(axis.place(point.deviation), point.success) for point in points]
+    placed = [(axis.place(point.deviation), point.success) for point in points if point.kept]
     for x, y in sorted((x, -y) for x, y in placed if x is not None):
         if not steps or -y > steps[-1][1]:
             steps.append((x, -y))
@@ -407,7 +410,15 @@ def _epoch_points(result: StudyResultRecord) -> Iterator[_Point]:
                 f"trial {entry.number}, epoch {epoch.epoch}<br>success {share(epoch.success)}"
                 f"<br>deviation {deviation(estimate)}<br>{_settings_text(entry)}"
             )
-            yield _Point(entry.number, editor_of(entry), estimate, epoch.success, text)
+            text += "<br>breaks a constraint" * (not epoch.keeps_constraints)
+            yield _Point(
+                entry.number,
+                editor_of(entry),
+                estimate,
+                epoch.success,
+                text,
+                kept=epoch.keeps_constraints,
+            )
 
 
 def _answer_points(result: StudyResultRecord) -> Iterator[_Point]:
@@ -418,7 +429,14 @@ def _answer_points(result: StudyResultRecord) -> Iterator[_Point]:
             if answer is not None and answer.epoch is not None:
                 estimate = answer.deviation.estimate
                 text = _answer_text(entry, answer)
-                yield _Point(entry.number, editor_of(entry), estimate, answer.success, text)
+                yield _Point(
+                    entry.number,
+                    editor_of(entry),
+                    estimate,
+                    answer.success,
+                    text,
+                    kept=answer.keeps_constraints,
+                )
 
 
 def _answer_text(entry: TrialEntry, answer: Answer) -> str:
@@ -426,8 +444,13 @@ def _answer_text(entry: TrialEntry, answer: Answer) -> str:
     return (
         f"trial {entry.number} at ε = {epsilon_words(answer.epsilon)}<br>{where}<br>"
         f"success {share(answer.success)}, gain {gain(answer.gain)}<br>"
-        f"deviation {deviation(answer.deviation.estimate)}<br>{_settings_text(entry)}"
+        f"deviation {deviation(answer.deviation.estimate)}<br>"
+        f"{_broken_text(answer)}{_settings_text(entry)}"
     )
+
+
+def _broken_text(answer: Answer) -> str:
+    return "" if answer.keeps_constraints else f"breaks {limits(answer.violations)}<br>"
 
 
 def _settings_text(entry: TrialEntry) -> str:

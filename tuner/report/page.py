@@ -165,7 +165,9 @@ def _leaders(result: StudyResultRecord) -> list[tuple[float, TrialEntry | None]]
         found = [
             (answer.gain, -entry.number, entry)
             for entry in result.entries
-            if (answer := answer_of(entry, epsilon)) is not None and answer.epoch is not None
+            if (answer := answer_of(entry, epsilon)) is not None
+            and answer.epoch is not None
+            and answer.keeps_constraints
         ]
         leaders.append((epsilon, max(found, key=lambda item: item[:2])[2] if found else None))
     return leaders

@@ -1,5 +1,6 @@
 """Numbers and names as the report writes them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tuner.evaluation.budget import Deviation, Verdict
@@ -52,6 +53,12 @@ def deviation_range(measured: Deviation) -> str:
         f"{deviation(measured.lower)} to {deviation(measured.upper)} "
         f"({measured.confidence:.0%}, {tokens(measured.tokens)} tokens)"
     )
+
+
+def limits(violations: Mapping[str, float]) -> str:
+    """Return the constraints that are broken, each with by how much of its limit; or "kept"."""
+    broken = [f"{name} by {value:.0%}" for name, value in violations.items() if value > 0]
+    return ", ".join(broken) or "kept"
 
 
 def tokens(count: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from tuner.editing.constraint import Constraints
 from tuner.editing.model import Dtype
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import Budget
@@ -65,6 +66,9 @@ class StudyConfig(BaseModel):
         default=None, description="A Ray cluster to run on; by default this machine."
     )
     budget: Budget = Budget()
+    constraints: Constraints = Field(
+        default=(), description="What an edit must keep beside the budget and the task's own."
+    )
     rule: Rule = Rule.FITTED
     epsilon: float | None = Field(
         default=None, description="The budget that steers the search; by default the loosest."
@@ -143,6 +147,8 @@ class StudyConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must not change while a study goes on, as plain JSON values without secrets."""
         asked = self.model_dump(mode="json", exclude=set(_MAY_CHANGE))
+        if not self.constraints:
+            del asked["constraints"]  # studies from before there were any have none
         # Spelt out, so that a study survives a change of our default.
         return {**asked, "epsilon": self.target_epsilon}
 

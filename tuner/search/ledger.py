@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from tuner.errors import ClusterError, ConfigError
 from tuner.records import TrialEntry, TrialState
 from tuner.search.folder import StudyFolder, TrialFile
-from tuner.search.objective import CONSTRAINT, Objective
+from tuner.search.objective import Objective
 from tuner.search.sampler import quiet_optuna
 from tuner.search.space import Space
 
@@ -152,8 +152,9 @@ class Ledger:
         if trial is None:
             return
         # A crash between these writes leaves the trial running, and they are repeated.
-        if CONSTRAINT not in trial.constraints:
-            trial.set_constraint(CONSTRAINT, objective.constraint)
+        for name, violation in objective.constraints.items():
+            if name not in trial.constraints:
+                trial.set_constraint(name, violation)
         if failure is not None:
             trial.set_user_attr(_FAILURE, failure)
         with quiet_optuna():

@@ -1,54 +1,71 @@
-"""What the sampler is told about a trial: a value to raise and a constraint to keep."""
+"""What the sampler is told about a trial: a value to raise and constraints to keep."""
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 from pydantic import BaseModel, ConfigDict
 
 from tuner.evaluation.budget import Deviation
+from tuner.evaluation.constraints import WORST
 from tuner.records import Outcome, Rule, TrialRecord
 
-CONSTRAINT = "budget"
-"""The constraint's name in the ledger."""
+BUDGET = "budget"
+"""The budget's name among the constraints in the ledger."""
 
 # A logarithm, because samplers standardise linearly: one exploded trial would flatten everything
 # near the budget. Clipped, because no part of the space is worth more than e⁵ budgets of detail.
 _LIMIT = 5.0
+# What is over a limit by less than this is told as over all the same.
+_LEAST_VIOLATION = 1e-3
 
 
 @final
 class Objective(BaseModel):
-    """One trial in the sampler's eyes. The budget is kept where `constraint` is at most 0."""
+    """One trial in the sampler's eyes: each constraint is kept where it is at most 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
-    constraint: float
+    constraints: dict[str, float]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint is kept."""
+        return all(constraint <= 0 for constraint in self.constraints.values())
 
 
-def objective_of(record: TrialRecord, rule: Rule, epsilon: float) -> Objective:
+def objective_of(
+    record: TrialRecord, rule: Rule, epsilon: float, further: Sequence[str] = ()
+) -> Objective:
     """Return what the trial was worth for the budget `epsilon` under `rule`.
 
-    - The rule found an answer: its success, and how far below the budget it is.
+    `further` names the constraints beside the budget; all trials of a study have the same.
+
+    - The rule found an answer: its success, and how far below the budget and the other limits
+      it is.
     - It found none and fell back to the base model: saying "base success, budget kept" would
       teach that the region is harmless. The sampler is told of the edit that came nearest to the
-      budget, and by how much it broke it.
-    - The trial failed: base success and the worst constraint, so that the region is avoided.
+      budget, and by how much it broke it and the others.
+    - The trial failed: base success and the worst constraints, so that the region is avoided.
     """
+    worst = {BUDGET: _LIMIT, **dict.fromkeys(further, WORST)}
     if record.outcome is Outcome.FAILED:
-        return Objective(value=record.base.success if record.base else 0.0, constraint=_LIMIT)
+        return Objective(value=record.base.success if record.base else 0.0, constraints=worst)
     answer = record.answer(epsilon, rule)
     if answer.epoch is not None:
         # The rule accepted it, so it is feasible, whatever the last digit of the estimate says.
-        constraint = min(0.0, log_ratio(answer.deviation, epsilon))
-        return Objective(value=answer.success, constraint=constraint)
+        budget = min(0.0, log_ratio(answer.deviation, epsilon))
+        return Objective(value=answer.success, constraints={BUDGET: budget, **answer.violations})
     if not record.epochs:
-        return Objective(value=answer.success, constraint=_LIMIT)
+        return Objective(value=answer.success, constraints=worst)
     nearest = min(record.epochs, key=lambda epoch: epoch.deviation.estimate)
-    # Nothing was accepted: at least the upper bound is over the budget, so this is above 0.
-    violation = max(log_ratio(nearest.deviation, epsilon), 1e-3)
+    budget = log_ratio(nearest.deviation, epsilon)
+    if nearest.keeps_constraints:
+        # Nothing was accepted: at least the upper bound is over the budget, so this is above 0.
+        budget = max(budget, _LEAST_VIOLATION)
     value = answer.success if rule is Rule.FITTED else nearest.success
-    return Objective(value=value, constraint=violation)
+    return Objective(value=value, constraints={BUDGET: budget, **nearest.violations})
 
 
 def log_ratio(deviation: Deviation, epsilon: float) -> float:

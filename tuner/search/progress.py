@@ -46,7 +46,9 @@ class Progress(_Snapshot):
     done: int = Field(description="Trials that have ended, failed ones included.")
     running: int
     failed: int
-    over_budget: int = Field(description="Trials without an edit within the steering budget.")
+    over_budget: int = Field(
+        description="Trials without an edit that keeps the steering budget and all constraints."
+    )
     incumbents: tuple[Incumbent, ...]
     jobs_done: int = Field(default=0, description="In the phases after the search.")
     jobs_total: int = 0

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
 
 from tuner.bundle import Bundle
+from tuner.editing.constraint import Constraints, strictest
 from tuner.errors import ConfigError, StudyFailed
 from tuner.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
 from tuner.search.config import SamplerName, StudyConfig
 from tuner.search.folder import StudyFolder, read_json
 from tuner.search.ledger import Ledger
+
+TASK_CONSTRAINTS = "task constraints"
+"""Under this key the ledger remembers the constraints that the task carried."""
 
 
 @final
@@ -99,6 +103,7 @@ def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
     known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
     config = StudyConfig.model_validate(known)
     space = asked["space definition"]
+    of_task = TypeAdapter[Constraints](Constraints).validate_python(asked.get(TASK_CONSTRAINTS, ()))
     flat = config.per_editor or len(space) == 1
     sampler = config.sampler
     if sampler is SamplerName.AUTO:
@@ -116,6 +121,7 @@ def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
         rule=config.rule,
         target_epsilon=config.target_epsilon,
         epsilons=config.budget.epsilons,
+        constraints=strictest((*of_task, *config.constraints)),
         seed=config.seed,
         trials=config.trials,
         versions={package: importlib.metadata.version(package) for package in packages},

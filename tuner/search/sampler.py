@@ -18,7 +18,6 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner.search.config import SamplerName
-from tuner.search.objective import CONSTRAINT
 from tuner.search.space import EDITOR, Space
 
 # How often a proposal that repeats an earlier trial is drawn again: first by the sampler itself,
@@ -48,6 +47,7 @@ class Proposer:
 
         No earlier trial is repeated as long as the space has anything else to offer.
         """
+        history = [_in_order(one) for one in history]
         editor: str | None = None
         if self._per_editor:
             editor = self._space.branches[number % len(self._space.branches)].name
@@ -108,6 +108,22 @@ def _key(parameters: Mapping[str, Any]) -> str:
     return json.dumps(parameters, sort_keys=True)
 
 
+def _in_order(trial: FrozenTrial) -> FrozenTrial:
+    """Return the trial with its constraints in the order of their names.
+
+    The sampler tells them apart by place, and a database gives them back in any order.
+    """
+    if len(trial.constraints) < 2:
+        return trial
+    return create_trial(
+        state=trial.state,
+        value=trial.value if trial.state is TrialState.COMPLETE else None,
+        params=trial.params,
+        distributions=trial.distributions,
+        constraints=dict(sorted(trial.constraints.items())),
+    )
+
+
 def _without_editor(trial: FrozenTrial) -> FrozenTrial:
     """Return the trial as a study of one editor would hold it."""
     finished = trial.state is TrialState.COMPLETE
@@ -116,5 +132,5 @@ def _without_editor(trial: FrozenTrial) -> FrozenTrial:
         value=trial.value if finished else None,
         params={key: value for key, value in trial.params.items() if key != EDITOR},
         distributions={key: value for key, value in trial.distributions.items() if key != EDITOR},
-        constraints={CONSTRAINT: trial.constraints[CONSTRAINT]} if finished else None,
+        constraints=trial.constraints if finished else None,
     )

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -32,7 +32,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     """Hands out trials until the ledger holds as many as asked for. Ray's own state is not used.
 
     Trials that a killed driver left running come first: what their workers had finished is
-    adopted, the others are run again with the same number and hyperparameters.
+    adopted, the others are run again with the same number and hyperparameters. `constraints` are
+    the names of those that the trials are judged by beside the budget.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         config: StudyConfig,
         proposer: Proposer,
         *,
+        constraints: Sequence[str] = (),
         on_change: Listener,
     ) -> None:
         super().__init__(metric=None, mode=None)
+        self._constraints = constraints
         self._ledger = ledger
         self._space = space
         self._config = config
@@ -143,7 +146,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         if record is None:
             self._ledger.fail(number, file.crash or "Unknown.")
             return
-        objective = objective_of(record, self._config.rule, self._config.target_epsilon)
+        objective = objective_of(
+            record, self._config.rule, self._config.target_epsilon, self._constraints
+        )
         failure = record.failure or "Unknown." if record.outcome is Outcome.FAILED else None
         self._ledger.complete(number, objective, failure)
 

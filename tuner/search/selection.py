@@ -8,22 +8,25 @@ import numpy as np
 from scipy import stats
 
 from tuner.editing.task import ExampleSet
-from tuner.evaluation.budget import Certificate, Verdict
+from tuner.evaluation.budget import Certificate
 from tuner.evaluation.grouping import Grouping
 from tuner.evaluation.scores import Interval, Scores
 from tuner.records import Answer, Outcome, Rule, SeedResult, TrialEntry
 
 
 def answer_of(entry: TrialEntry, rule: Rule, epsilon: float) -> Answer | None:
-    """Return the edit that a trial offers for a budget; None where that is the base model."""
+    """Return the edit that a trial offers for a budget; None where that is the base model.
+
+    An edit that breaks another constraint is not on offer either.
+    """
     if entry.record is None or entry.record.outcome is Outcome.FAILED:
         return None
     answer = entry.record.answer(epsilon, rule)
-    return None if answer.epoch is None or answer.verdict is Verdict.OVER else answer
+    return answer if answer.feasible else None
 
 
 def rank(entries: Sequence[TrialEntry], rule: Rule, epsilon: float) -> list[TrialEntry]:
-    """Return the trials whose edit keeps a budget and gains something, the best first.
+    """Return the trials whose edit keeps all constraints and gains something, the best first.
 
     Ordered by success, then by the smaller deviation, then by age. Of trials with the same
     hyperparameters only the best is listed.
@@ -74,6 +77,11 @@ def select(
 def seeds_within_budget(results: Sequence[SeedResult]) -> int:
     """Return with how many seeds the budget was surely kept on fresh text."""
     return sum(result.certificate.holds for result in results)
+
+
+def seeds_within_constraints(results: Sequence[SeedResult]) -> int:
+    """Return with how many seeds the constraints beside the budget were kept on the test split."""
+    return sum(result.answer.keeps_constraints for result in results)
 
 
 def retest_gain(

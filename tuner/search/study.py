@@ -12,6 +12,7 @@ from typing import Protocol, final
 from uuid import uuid4
 
 from tuner.bundle import Bundle
+from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.task import Task, load_task
 from tuner.errors import StudyFailed
 from tuner.evaluation.budget import Budget, Certificate
@@ -31,7 +32,7 @@ from tuner.search.executor import Executor, executor
 from tuner.search.folder import StudyFolder, read_json, write_atomically
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
-from tuner.search.result import StudyResult, summary_of
+from tuner.search.result import TASK_CONSTRAINTS, StudyResult, summary_of
 from tuner.search.sampler import Proposer
 from tuner.search.searcher import LedgerSearcher
 from tuner.search.selection import (
@@ -41,6 +42,7 @@ from tuner.search.selection import (
     rank,
     retest_gain,
     seeds_within_budget,
+    seeds_within_constraints,
     select,
 )
 from tuner.search.space import Space, load_space
@@ -93,6 +95,7 @@ class Study:
         seed: int = 0,
         name: str = "",
         epsilons: tuple[float, ...] = (1e-3, 1e-4, 1e-5),
+        constraints: tuple[Constraint, ...] = (),
         rule: Rule = Rule.FITTED,
         sampler: SamplerName = SamplerName.AUTO,
         general: str | None = None,
@@ -112,6 +115,7 @@ class Study:
             seed=seed,
             name=name,
             budget=Budget(epsilons=epsilons),
+            constraints=constraints,
             rule=rule,
             sampler=sampler,
             general=general,
@@ -183,6 +187,8 @@ class Study:
             "space definition": json.loads(json.dumps(self.space.definition)),
             "task content": self.task.hash,
         }
+        if self.task.constraints:
+            now[TASK_CONSTRAINTS] = [one.model_dump(mode="json") for one in self.task.constraints]
         before = ledger.asked
         if before:
             uid = before.pop("uid")
@@ -208,6 +214,7 @@ class _Run:
         self._config = study.config
         self._space = study.space
         self._task = study.task
+        self._constraints = strictest((*study.task.constraints, *study.config.constraints))
         self._folder = study.folder
         self._ledger = ledger
         self._on_progress = on_progress
@@ -275,6 +282,7 @@ class _Run:
             self._space,
             self._config,
             self._proposer,
+            constraints=[constraint.name for constraint in self._constraints],
             on_change=self._changed,
         )
         self._prune()
@@ -351,8 +359,17 @@ class _Run:
     def _retest(self, chosen: dict[float, tuple[TrialEntry, Certificate]]) -> tuple[Winner, ...]:
         """Return the winners, each retrained on the test split with every seed."""
         seeds = retest_seeds(self._config)
+        answers = {epsilon: self._answer(entry, epsilon) for epsilon, (entry, _) in chosen.items()}
         jobs: list[Job] = [
-            Retest(epsilon, entry.number, self._answer(entry, epsilon).epoch or 1, seed)
+            # How strong an edit may be for the further constraints was found on validation rows;
+            # those of the test split must not decide it.
+            Retest(
+                epsilon,
+                entry.number,
+                answers[epsilon].epoch or 1,
+                seed,
+                most=answers[epsilon].alpha if self._constraints else 1.0,
+            )
             for epsilon, (entry, _) in chosen.items()
             for seed in seeds
         ]
@@ -395,6 +412,9 @@ class _Run:
             test_gain=gain[0] if gain else None,
             test_gain_interval=gain[1] if gain else None,
             seeds_within_budget=seeds_within_budget(tested) if tested else None,
+            seeds_within_constraints=(
+                seeds_within_constraints(tested) if tested and self._constraints else None
+            ),
         )
 
     def _test_base(self) -> Scores | None:

@@ -19,6 +19,7 @@ from tuner.editing.model import load_model
 from tuner.editing.task import load_task
 from tuner.errors import EditError
 from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.evaluation.constraints import WORST
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
 from tuner.search.config import StudyConfig
 from tuner.search.folder import RECORD, StudyFolder, TrialFile, read_json, write_atomically
@@ -32,14 +33,16 @@ def make_bench(config: StudyConfig) -> Bench:
     """Return the bench that a study's trials run on.
 
     Raises:
-        ConfigError: the model cannot be had, or a budget is below its noise floor.
+        ConfigError: the model cannot be had, a budget is below its noise floor, or the task
+            cannot measure what a constraint is about.
         TaskError: the task is malformed, or there is too little general text.
     """
     model = load_model(
         config.model, revision=config.revision, dtype=config.dtype, device=config.device
     )
     general = load_general_text(config.general, model)
-    return Bench(model, load_task(config.task), config.budget, general)
+    task = load_task(config.task)
+    return Bench(model, task, config.budget, general, constraints=config.constraints)
 
 
 @final
@@ -67,12 +70,13 @@ class Confirm:
 @final
 @dataclass(frozen=True)
 class Retest:
-    """Retrain a winner on the test split with another seed."""
+    """Retrain a winner on the test split with another seed, scaled to `most` at most."""
 
     epsilon: float
     number: int
     epoch: int
     seed: int
+    most: float = 1.0
 
 
 Job: TypeAlias = Confirm | Retest
@@ -190,11 +194,12 @@ class Worker:
             epoch=job.epoch,
             rule=rule,
             epsilon=job.epsilon,
+            most=job.most,
         )
         confidence = self._config.budget.confidence
         delta = result.deltas.get((rule, job.epsilon))
         if result.record.outcome is Outcome.FAILED:
-            # Nothing came of this seed: what its user has is the base model, and no budget kept.
+            # Nothing came of this seed: what its user has is the base model, and no limit kept.
             answer = self._base_answer(job.epsilon)
             certificate = _certificate(job.epsilon, Verdict.UNRESOLVED, confidence)
         elif delta is None:
@@ -208,6 +213,7 @@ class Worker:
 
     def _base_answer(self, epsilon: float) -> Answer:
         return Answer(
+            violations={constraint.name: WORST for constraint in self._bench.constraints},
             rule=self._config.rule,
             epsilon=epsilon,
             epoch=None,

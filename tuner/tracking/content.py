@@ -22,7 +22,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tuner.evaluation.budget import Verdict
 from tuner.records import (
     Answer,
     Rule,
@@ -105,7 +104,7 @@ class StudyView:
             (-answer.success, answer.deviation.estimate, number)
             for number, entry in self.entries.items()
             if (answer := answer_of(entry.record, epsilon, self.summary.rule)) is not None
-            and is_feasible(answer)
+            and answer.feasible
         ]
         return {number: rank for rank, (_, _, number) in enumerate(sorted(feasible), start=1)}
 
@@ -118,11 +117,6 @@ def answer_of(record: TrialRecord | None, epsilon: float, rule: Rule) -> Answer 
         return record.answer(epsilon, rule)
     except KeyError:
         return None
-
-
-def is_feasible(answer: Answer) -> bool:
-    """Return whether an edit, not just the untouched base model, keeps the budget."""
-    return answer.epoch is not None and answer.verdict is not Verdict.OVER
 
 
 def epsilon_label(epsilon: float) -> str:
@@ -226,11 +220,17 @@ def study_content(view: StudyView) -> RunContent:
                 "target_epsilon": summary.target_epsilon,
                 "epsilons": list(summary.epsilons),
                 "study_seed": summary.seed,
+                **_constraints(summary),
             }.items()
         },
         points=tuple(points),
         artifacts=report + tuple((figure, "figures") for figure in view.figures),
     )
+
+
+def _constraints(summary: StudySummary) -> dict[str, str]:
+    words = "; ".join(constraint.words for constraint in summary.constraints)
+    return {"constraints": words} if words else {}
 
 
 def legal_name(name: str) -> str:
@@ -267,7 +267,7 @@ def _trial_tags(
         label = epsilon_label(epsilon)
         answer = answer_of(record, epsilon, summary.rule)
         if answer is not None:
-            tags[f"feasible.{label}"] = "yes" if is_feasible(answer) else "no"
+            tags[f"feasible.{label}"] = "yes" if answer.feasible else "no"
         # Ranks move with every trial; while the search runs they would be stale at once.
         if view.finished and entry.number in ranks.get(epsilon, {}):
             tags[f"rank.{label}"] = f"{ranks[epsilon][entry.number]:03d}"
@@ -291,6 +291,8 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
             yield "deviation_log10", math.log10(epoch.deviation.estimate), epoch.epoch
         if epoch.training_loss is not None:
             yield "training_loss", epoch.training_loss, epoch.epoch
+        for name, violation in epoch.violations.items():
+            yield f"violation.{name}", violation, epoch.epoch
     for answer in record.answers:
         for quantity, value in _answer_values(answer):
             yield metric_name(quantity, answer.rule, answer.epsilon), value, 0
@@ -306,6 +308,8 @@ def _answer_values(answer: Answer) -> Iterator[tuple[str, float]]:
     yield "alpha", answer.alpha
     if answer.epoch is not None:
         yield "epoch", float(answer.epoch)
+    for name, violation in answer.violations.items():
+        yield f"violation.{name}", violation
 
 
 def _winner_values(won: list[Winner], *, shared: bool) -> Iterator[tuple[str, float, int]]:
@@ -317,6 +321,8 @@ def _winner_values(won: list[Winner], *, shared: bool) -> Iterator[tuple[str, fl
             yield f"{section}/test_gain", winner.test_gain, 0
         if winner.seeds_within_budget is not None:
             yield f"{section}/seeds_within_budget", float(winner.seeds_within_budget), 0
+        if winner.seeds_within_constraints is not None:
+            yield f"{section}/seeds_within_constraints", float(winner.seeds_within_constraints), 0
         if shared:
             yield f"{section}/trial", float(winner.trial), 0
             yield f"{section}/validation_gain", winner.validation.gain, 0
@@ -332,7 +338,8 @@ def _best_so_far(view: StudyView) -> Iterator[tuple[str, float, int, int]]:
             answer = answer_of(entry.record, epsilon, view.summary.rule)
             if answer is None:
                 continue
-            best[epsilon] = max(best.get(epsilon, 0.0), answer.gain)
+            gain = answer.gain if answer.keeps_constraints else 0.0
+            best[epsilon] = max(best.get(epsilon, 0.0), gain)
             key = f"best_so_far/gain.{epsilon_label(epsilon)}"
             yield key, best[epsilon], step, _ms(entry.finished) or 0
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tuner.editing.constraint import Metric
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.likelihood import encode_continuation, predicted_tokens
 from tuner.editing.model import LanguageModel
@@ -215,3 +216,18 @@ def test_generation_prompts_bring_fluency_and_consistency(neox: LanguageModel) -
     assert found.fluency is not None
     assert found.consistency is not None
     assert found.efficacy is None
+
+
+@pytest.mark.parametrize("rule", [SuccessRule.LIKELIER, SuccessRule.TOKENS])
+def test_some_metrics_alone_are_as_among_all(neox: LanguageModel, rule: SuccessRule) -> None:
+    rows = tuple(Example(prompt=p, target=" big", contrast=" Lome") for p in PROMPTS)
+    told = (GenerationPrompt(prompt="Togo is", record="1", references=("a big town",)),)
+    meter = SuccessMeter(neox, split_of(rows, neighbours=rows, generations=told), rule=rule)
+    every = meter.scores()
+    for metric in Metric:
+        assert getattr(meter.scores([metric]), metric) == getattr(every, metric), metric
+    assert meter.scores([]) == meter.success()
+    # What the model says by itself takes longest, and is asked for only where it is wanted.
+    some = meter.scores([Metric.SPECIFICITY])
+    assert some.specificity is not None
+    assert {some.exact, some.efficacy_exact, some.fluency, some.consistency} == {None}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tuner.evaluation.budget import Deviation
-from tuner.evaluation.fitting import StrengthSearch
+from tuner.evaluation.fitting import StrengthSearch, strongest
 
 
 def _exact(value: float) -> Deviation:
@@ -66,3 +66,36 @@ def test_budgets_share_their_measurements() -> None:
     before = len(asked)
     search.largest(1e-4)
     assert len(asked) == before
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_no_strength_above_the_most_is_used(name: str) -> None:
+    for most in (0.0, 0.1, 0.5):
+        search, asked = _search(CURVES[name])
+        search.most = most
+        found = search.largest(1e-3)
+        assert all(alpha <= most for alpha in asked)
+        assert search.predict(1e-3) <= most
+        assert found is None or found[0] <= most
+    roomy, _ = _search(lambda a: 1e-6 * a)
+    roomy.most = 0.5
+    assert roomy.largest(1e-3) == (0.5, _exact(5e-7))
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.3])
+@pytest.mark.parametrize("edge", [0.9, 0.5, 0.11, 0.04])
+def test_the_strongest_that_is_kept_is_found_in_a_few_looks(limit: float, edge: float) -> None:
+    asked: list[float] = []
+
+    def kept(alpha: float) -> bool:
+        asked.append(alpha)
+        return alpha <= edge
+
+    found = strongest(kept, limit)
+    assert 0.7 * min(edge, limit) <= found <= min(edge, limit)
+    assert len(asked) <= 8
+
+
+def test_what_is_kept_at_no_strength_gives_none() -> None:
+    assert strongest(lambda alpha: False, 1.0) == 0.0
+    assert strongest(lambda alpha: True, 0.01) == 0.0  # too weak to be an edit

@@ -31,9 +31,11 @@ def answer(
     epsilon: float = 1e-3,
     rule: Rule = Rule.FITTED,
     epoch: int | None = 1,
+    violations: dict[str, float] | None = None,
 ) -> Answer:
     found = deviation(at) if epoch is not None else Deviation.none(0.95)
     return Answer(
+        violations=violations or {},
         rule=rule,
         epsilon=epsilon,
         epoch=epoch,
@@ -45,8 +47,12 @@ def answer(
     )
 
 
-def record(*answers: Answer, epochs: tuple[tuple[float, float], ...] = ()) -> TrialRecord:
-    """A completed trial; `epochs` are pairs of success and deviation."""
+def record(
+    *answers: Answer,
+    epochs: tuple[tuple[float, float], ...] = (),
+    violations: dict[str, float] | None = None,
+) -> TrialRecord:
+    """A completed trial; `epochs` are pairs of success and deviation, `violations` theirs."""
     return TrialRecord(
         outcome=Outcome.COMPLETED,
         editor="lora",
@@ -55,7 +61,13 @@ def record(*answers: Answer, epochs: tuple[tuple[float, float], ...] = ()) -> Tr
         seed=0,
         base=scores(BASE),
         epochs=tuple(
-            EpochRecord(epoch=number, training_loss=1.0, success=success, deviation=deviation(at))
+            EpochRecord(
+                violations=violations or {},
+                epoch=number,
+                training_loss=1.0,
+                success=success,
+                deviation=deviation(at),
+            )
             for number, (success, at) in enumerate(epochs, start=1)
         ),
         answers=answers,

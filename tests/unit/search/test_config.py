@@ -64,3 +64,36 @@ def test_check_reports_everything_at_once(tmp_path: Path) -> None:
     assert any(f"{study}:3: " in problem and "nowhere.txt" in problem for problem in problems)
     study.write_text("task: country_capital\nspace: lora\n")
     assert check_study(study) == []
+
+
+def test_a_study_may_add_constraints(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "task: country_capital\nconstraints:\n"
+        "  - {metric: hard_negative_loss, rise: 0.05}\n"
+        "  - {metric: exact, drop: 0.05}\n"
+    )
+    config = load_study(study)
+    assert [one.name for one in config.constraints] == ["hard_negative_loss.rise", "exact.drop"]
+    assert StudyConfig.model_validate(config.model_dump(exclude_unset=True)) == config
+    study.write_text(
+        "task: country_capital\nconstraints:\n"
+        "  - {metric: hard_negative_loss, drop: 0.05}\n"
+        "  - {metric: sucess, floor: 0.05}\n"
+    )
+    first, second = check_study(study)
+    assert first.startswith(f"{study}:3: constraints.0: hard_negative_loss needs exactly one of")
+    assert second.startswith(f"{study}:4: constraints.1.metric: ")
+
+
+def test_constraints_are_part_of_what_a_study_is() -> None:
+    rise = {"metric": "hard_negative_loss", "rise": 0.05}
+    before = StudyConfig.model_validate({"task": "t", "constraints": [rise]})
+    check_unchanged(before.identity, before.identity, before.name)
+    other = StudyConfig.model_validate({"task": "t", "constraints": [{**rise, "rise": 0.1}]})
+    with pytest.raises(ConfigError, match=r"constraints: was \[.*'rise': 0.05.*, is .*'rise': 0.1"):
+        check_unchanged(before.identity, other.identity, before.name)
+    none = StudyConfig(task="t")
+    with pytest.raises(ConfigError, match="constraints: was None, is"):
+        check_unchanged(none.identity, other.identity, none.name)
+    assert "constraints" not in none.identity  # as in studies from before there were any

@@ -1,6 +1,6 @@
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,11 @@ def ledger(folder: StudyFolder) -> Iterator[Ledger]:
         yield opened
 
 
-def searcher(ledger: Ledger) -> LedgerSearcher:
+def searcher(ledger: Ledger, constraints: Sequence[str] = ()) -> LedgerSearcher:
     proposer = Proposer(SPACE, CONFIG.sampler, seed=0)
-    return LedgerSearcher(ledger, SPACE, CONFIG, proposer, on_change=lambda number: None)
+    return LedgerSearcher(
+        ledger, SPACE, CONFIG, proposer, constraints=constraints, on_change=lambda number: None
+    )
 
 
 def work(ledger: Ledger, job: object, found: TrialRecord | None, crash: str | None = None) -> int:
@@ -82,6 +84,20 @@ def test_the_sampler_is_told_value_and_constraint_of_every_trial(ledger: Ledger)
     assert good.value == 0.5
     assert list(good.constraints) == ["budget"] == list(bad.constraints)
     assert good.constraints["budget"] < 0 < bad.constraints["budget"] == 5
+
+
+def test_every_constraint_of_a_study_is_told_under_its_name(ledger: Ledger) -> None:
+    names = ["hard_negative_loss.rise", "exact.floor"]
+    kept = {"hard_negative_loss.rise": -0.5, "exact.floor": 0.25}
+    good = record(answer(0.5, at=1e-4, violations=kept))
+    bridge = searcher(ledger, names)
+    for index, found in enumerate((good, failed())):
+        work(ledger, bridge.suggest(str(index)), found)
+        bridge.on_trial_complete(str(index), {"done": True})
+    done, bad = ledger.history()
+    assert list(done.constraints) == ["budget", *names] == list(bad.constraints)
+    assert {name: done.constraints[name] for name in names} == kept
+    assert set(bad.constraints.values()) == {5.0}
 
 
 def test_bugs_fail_without_teaching_the_sampler(ledger: Ledger) -> None:
@@ -196,7 +212,7 @@ def test_a_torn_line_at_the_end_of_the_journal_is_cut_off(folder: StudyFolder) -
         file.write(b'{"op_code": 4, "study')
     assert len(Ledger.read(folder, "study").trials()) == 1
     with Ledger.drive(folder, "study") as ledger:
-        ledger.complete(0, Objective(value=1.0, constraint=-1.0))
+        ledger.complete(0, Objective(value=1.0, constraints={"budget": -1.0}))
     assert Ledger.read(folder, "study").history()[0].value == 1.0
 
 

@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner.search.config import SamplerName
-from tuner.search.objective import CONSTRAINT
+from tuner.search.objective import BUDGET
 from tuner.search.sampler import Proposer
 from tuner.search.space import EDITOR, Space, load_space
 
@@ -38,6 +38,7 @@ def trial(
     parameters: dict[str, object],
     value: float | None = None,
     constraint: float = 0.0,
+    **further: float,
 ) -> FrozenTrial:
     done = value is not None
     return create_trial(
@@ -45,7 +46,7 @@ def trial(
         value=value,
         params=parameters,
         distributions=space.active(parameters),
-        constraints={CONSTRAINT: constraint} if done else None,
+        constraints={BUDGET: constraint, **further} if done else None,
     )
 
 
@@ -127,3 +128,44 @@ def test_a_sampler_that_sees_the_budget_beats_one_that_does_not(flat: Space) -> 
     blind = [_best_feasible(flat, seed, blind=True) for seed in seeds]
     assert statistics.median(seeing) > statistics.median(blind) + 0.05
     assert statistics.median(seeing) > 0.6  # the optimum is 0.7
+
+
+def _kept_of_the_last(space: Space, sampler: SamplerName, *, blind: bool) -> int:
+    """Search a hill whose top two constraints cut off, one along each hyperparameter.
+
+    Return how many of the last nine trials keep both; `blind` withholds the second one.
+    """
+    proposer = Proposer(space, sampler, seed=0)
+    history: list[FrozenTrial] = []
+    kept = []
+    for number in range(20):
+        proposal = proposer.propose(history, number)
+        rate = (math.log10(proposal["learning_rate"]) + 5) / 3
+        weight = (proposal["kl_weight"] - 0.1) / 0.9
+        value = 1 - (rate - 0.8) ** 2 - (weight - 0.8) ** 2
+        budget, rise = 5 * (weight - 0.5), 5 * (rate - 0.5)
+        kept.append(budget <= 0 and rise <= 0)
+        further = {} if blind else {"hard_negative_loss.rise": rise}
+        history.append(trial(space, proposal, value, budget, **further))
+    return sum(kept[-9:])
+
+
+@pytest.mark.parametrize("sampler", [SamplerName.GP, SamplerName.TPE])
+def test_the_sampler_sees_every_constraint(flat: Space, sampler: SamplerName) -> None:
+    seeing = _kept_of_the_last(flat, sampler, blind=False)
+    blind = _kept_of_the_last(flat, sampler, blind=True)
+    assert seeing >= blind + 2
+
+
+def test_a_database_may_give_constraints_back_in_any_order(flat: Space) -> None:
+    history: list[FrozenTrial] = []
+    shuffled: list[FrozenTrial] = []
+    for number in range(11):
+        proposal = Proposer(flat, SamplerName.RANDOM, seed=0).propose(history, number)
+        rate = math.log10(proposal["learning_rate"])
+        told = {"hard_negative_loss.rise": rate + 4, "exact.floor": -rate - 5}
+        history.append(trial(flat, proposal, rate, -1.0, **told))
+        backwards = dict(reversed(list(told.items()))) if number % 2 else told
+        shuffled.append(trial(flat, proposal, rate, -1.0, **backwards))
+    proposer = Proposer(flat, SamplerName.GP, seed=0)
+    assert proposer.propose(shuffled, 11) == proposer.propose(history, 11)

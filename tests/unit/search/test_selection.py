@@ -8,6 +8,8 @@ from tuner.search.selection import (
     next_candidate,
     rank,
     retest_gain,
+    seeds_within_budget,
+    seeds_within_constraints,
     select,
 )
 
@@ -38,6 +40,21 @@ def test_trials_are_ranked_by_success_within_the_budget() -> None:
         entry(6, record(answer(BASE, at=1e-6))),  # gains nothing
     ]
     assert [one.number for one in rank(entries, Rule.FITTED, 1e-3)] == [3, 2, 0]
+
+
+def test_an_edit_that_breaks_another_constraint_is_not_on_offer() -> None:
+    kept, broken = {"hard_negative_loss.rise": -0.1}, {"hard_negative_loss.rise": 0.1}
+    entries = [
+        entry(0, record(answer(0.9, at=1e-4, violations=broken))),
+        entry(1, record(answer(0.5, at=1e-4, violations=kept))),
+    ]
+    assert [one.number for one in rank(entries, Rule.FITTED, 1e-3)] == [1]
+    results = [_result(seed, one) for seed, one in enumerate(_offers(entries))]
+    assert (seeds_within_budget(results), seeds_within_constraints(results)) == (2, 1)
+
+
+def _offers(entries: list[TrialEntry]) -> list[Answer]:
+    return [one.record.answer(1e-3) for one in entries if one.record is not None]
 
 
 def test_the_same_hyperparameters_stand_for_one_candidate() -> None:
