@@ -42,6 +42,7 @@ class Row:
     contrast: str | None = None
     subject: str | None = None
     paraphrases: tuple[str, ...] = ()
+    record: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields that are set."""
