@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -149,14 +150,29 @@ class LanguageModel:
     def complete(self, prompt: str, max_new_tokens: int = 8) -> str:
         """Return the greedy continuation of `prompt`, up to the end of text or of a line."""
         ids = torch.tensor([self.encode_prompt(prompt)], device=self.device)
-        output = self.network.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
+        said = self.continue_greedily(ids, torch.ones_like(ids), max_new_tokens)
+        return str(self.tokenizer.decode(said[0], skip_special_tokens=True))
+
+    @torch.no_grad()
+    def continue_greedily(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
+        """Return (rows × new) the likeliest tokens after each row of `ids`, padded on the left."""
+        plain = GenerationConfig(
+            max_new_tokens=new_tokens,
             do_sample=False,
+            eos_token_id=self.end_id,
             pad_token_id=self.end_id,
         )
-        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        # `generate` takes whatever it was not told from the settings that came with the model,
+        # such as penalties.
+        own = self.network.generation_config
+        self.network.generation_config = GenerationConfig()
+        try:
+            output: Tensor = self.network.generate(
+                input_ids=ids, attention_mask=mask, generation_config=plain
+            )
+        finally:
+            self.network.generation_config = own
+        return output[:, ids.shape[1] :]
 
     def _settings(self) -> str:
         """Return what the configuration says about the computation, apart from names and versions.

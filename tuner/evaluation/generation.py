@@ -1,12 +1,10 @@
 """What a model says when nobody holds its hand: generation in batches, greedy or sampled."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
 
 from tuner.editing.model import LanguageModel
 
@@ -17,29 +15,8 @@ def generate_greedily(
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt, at most `new_tokens` of each."""
     ids, mask = _padded_on_the_left(model, prompts)
-    plain = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=model.end_id,
-        pad_token_id=model.end_id,
-    )
-    with _no_settings_of_its_own(model.network):
-        output = model.network.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
-    return [[int(token) for token in row] for row in output[:, ids.shape[1] :]]
-
-
-@contextmanager
-def _no_settings_of_its_own(network: PreTrainedModel) -> Iterator[None]:
-    """Lay aside the settings that came with a model, such as penalties.
-
-    `generate` takes from them whatever it was not told.
-    """
-    kept = network.generation_config
-    network.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        network.generation_config = kept
+    said = model.continue_greedily(ids, mask, new_tokens)
+    return [[int(token) for token in row] for row in said]
 
 
 @torch.no_grad()
