@@ -7,6 +7,7 @@
     ├── EditError               this trial fails, the study goes on (NaN, out of memory)
     ├── StudyFailed             a study ended without one completed trial
     ├── ClusterError            Ray, a worker or the ledger is out of reach
+    ├── FetchError              a published file cannot be had, or is not the one it should be
     └── MissingExtra            an optional dependency is absent; prints the pip command
 
 Being over budget is a result, not an error.
@@ -48,6 +49,10 @@ class StudyFailed(TunerError):
 
 class ClusterError(TunerError):
     """Ray, a worker or the ledger cannot be reached."""
+
+
+class FetchError(TunerError):
+    """A published file cannot be downloaded, or its checksum is not the one it should have."""
 
 
 class MissingExtra(TunerError):
