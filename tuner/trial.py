@@ -139,6 +139,7 @@ class Bench:
         self._cache = cache or Cache(cache_folder())
         self._meter = self._deviation_meter(Part.SEARCH, budget.confidence)
         self.noise_floor = self._meter.check_budget(budget)
+        self._certifiers: dict[float, DeviationMeter] = {}
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
         self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
@@ -191,7 +192,9 @@ class Bench:
         Raises:
             EditError: the edited model's loss is NaN or infinite.
         """
-        return self._deviation_meter(Part.CONFIRMATION, confidence).certify(delta, epsilon)
+        if confidence not in self._certifiers:
+            self._certifiers[confidence] = self._deviation_meter(Part.CONFIRMATION, confidence)
+        return self._certifiers[confidence].certify(delta, epsilon)
 
     def base_scores(self, split: SplitName) -> Scores:
         """Return what the unedited model does on a split."""
