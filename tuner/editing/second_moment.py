@@ -2,9 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
@@ -29,8 +29,19 @@ _JITTER = 1e-10
 
 @final
 @dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of C, ascending, and their directions as columns."""
+
+    values: Float[Tensor, " d_in"]
+    directions: Float[Tensor, "d_in d_in"]
+
+
+@final
+@dataclass(frozen=True)
 class SecondMoment:
-    """C = E[k kᵀ] over the tokens of a corpus, in float64, with one factor for all uses.
+    """C = E[k kᵀ] over the tokens of a corpus, in float64, and what is solved with it.
+
+    The factor and the spectrum are made once and, where there is a cache, serve every trial.
 
     Source: Meng et al. 2022 (arXiv:2202.05262), §3.1; the keys k are the inputs of the second
     matrix of an MLP.
@@ -38,6 +49,17 @@ class SecondMoment:
 
     matrix: Float[Tensor, "d_in d_in"]
     tokens: int
+    cache: Cache | None = None
+    key: Key = field(default_factory=dict)
+    """All that C depends on; looked at with a cache alone."""
+
+    def solve(self, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
+        """Return C⁻¹ · keys.
+
+        Raises:
+            EditError: there were fewer tokens than input dimensions.
+        """
+        return torch.cholesky_solve(keys, self.factor)
 
     @cached_property
     def factor(self) -> Float[Tensor, "d_in d_in"]:
@@ -46,37 +68,49 @@ class SecondMoment:
         Raises:
             EditError: there were fewer tokens than input dimensions.
         """
+        ridge = self._ridge()
+        return self._kept("factor", lambda: {"factor": self._factor(ridge)})["factor"]
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The eigendecomposition of C."""
+        found = self._kept("spectrum", self._eigen)
+        return Spectrum(found["values"], found["directions"])
+
+    def _factor(self, ridge: float) -> Tensor:
+        eye = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
+        scale = float(self.matrix.diagonal().mean())
+        found: Tensor = torch.linalg.cholesky(self.matrix + ridge * scale * eye)
+        return found
+
+    def _eigen(self) -> dict[str, Tensor]:
+        values, directions = torch.linalg.eigh(self.matrix)
+        return {"values": values, "directions": directions}
+
+    def _ridge(self) -> float:
         width = len(self.matrix)
         if self.tokens < width:
             raise EditError(
                 f"The statistics of the keys need at least {width:,} tokens of general text, one "
                 f"per input dimension, but got {self.tokens:,}. Give more general text."
             )
-        scale = float(self.matrix.diagonal().mean())
-        ridge = _JITTER
-        if self.tokens < _PLENTY * width:
-            ridge = _RIDGE
-            warnings.warn(
-                f"{self.tokens:,} tokens are few for {width:,} input dimensions ({_PLENTY} per "
-                f"dimension are advised): {ridge:g} of the mean variance was added to each.",
-                stacklevel=2,
-            )
-        eye = torch.eye(width, dtype=self.matrix.dtype, device=self.matrix.device)
-        factor: Tensor = torch.linalg.cholesky(self.matrix + ridge * scale * eye)
-        return factor
+        if self.tokens >= _PLENTY * width:
+            return _JITTER
+        warnings.warn(
+            f"{self.tokens:,} tokens are few for {width:,} input dimensions ({_PLENTY} per "
+            f"dimension are advised): {_RIDGE:g} of the mean variance was added to each.",
+            stacklevel=4,
+        )
+        return _RIDGE
 
-    def solve(self, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
-        """Return C⁻¹ · keys."""
-        return torch.cholesky_solve(keys, self.factor)
-
-
-@final
-@dataclass(frozen=True)
-class Spectrum:
-    """The eigenvalues of C, ascending, and their directions as columns."""
-
-    values: Float[Tensor, " d_in"]
-    directions: Float[Tensor, "d_in d_in"]
+    def _kept(self, kind: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        saved = self.cache.load(kind, self.key) if self.cache else None
+        if saved is None:
+            saved = make()
+            if self.cache:
+                kept = {name: value.cpu().contiguous() for name, value in saved.items()}
+                self.cache.save(kind, self.key, kept)
+        return {name: value.to(self.matrix.device) for name, value in saved.items()}
 
 
 def second_moments(
@@ -87,34 +121,22 @@ def second_moments(
     Raises:
         EditError: an activation is NaN or infinite.
     """
-    found: dict[int, SecondMoment] = {}
+    keys = {layer: _key(model, corpus, layer) for layer in layers}
+    matrices: dict[int, Tensor] = {}
     for layer in layers:
-        saved = cache.load("second_moment", _key(model, corpus, layer)) if cache else None
+        saved = cache.load("second_moment", keys[layer]) if cache else None
         if saved is not None:
-            matrix = saved["matrix"].to(model.device)
-            found[layer] = SecondMoment(matrix, corpus.blocks.numel())
-    missing = [layer for layer in layers if layer not in found]
+            matrices[layer] = saved["matrix"].to(model.device)
+    missing = [layer for layer in layers if layer not in matrices]
     if missing:
         for layer, matrix in _collected(model, corpus, missing).items():
-            found[layer] = SecondMoment(matrix, corpus.blocks.numel())
+            matrices[layer] = matrix
             if cache:
-                cache.save("second_moment", _key(model, corpus, layer), {"matrix": matrix.cpu()})
-    return found
-
-
-def spectrum(
-    model: LanguageModel, corpus: Corpus, layer: int, moment: SecondMoment, cache: Cache | None
-) -> Spectrum:
-    """Return the eigendecomposition of a layer's C."""
-    key = _key(model, corpus, layer)
-    saved = cache.load("spectrum", key) if cache else None
-    if saved is None:
-        values, directions = torch.linalg.eigh(moment.matrix)
-        saved = {"values": values.cpu(), "directions": directions.cpu().contiguous()}
-        if cache:
-            cache.save("spectrum", key, saved)
-    device = moment.matrix.device
-    return Spectrum(saved["values"].to(device), saved["directions"].to(device))
+                cache.save("second_moment", keys[layer], {"matrix": matrix.cpu()})
+    return {
+        layer: SecondMoment(matrices[layer], corpus.blocks.numel(), cache, keys[layer])
+        for layer in layers
+    }
 
 
 @torch.no_grad()

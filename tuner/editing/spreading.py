@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from tuner.cache import Cache
 from tuner.editing.activations import subject_activations
-from tuner.editing.corpus import Corpus
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.model import LanguageModel
@@ -27,18 +26,6 @@ from tuner.errors import EditError
 _STARTS = ("The", "Therefore", "Because", "I", "You")
 _PREFIX_TOKENS = 9  # ten with the word that each starts with
 _TOP_K = 5
-
-
-@final
-@dataclass(frozen=True)
-class Statistics:
-    """What is known of one layer before any edit, and where more of it may be kept."""
-
-    model: LanguageModel
-    corpus: Corpus
-    layer: int
-    moment: SecondMoment
-    cache: Cache | None
 
 
 class SpreadingEditor(Editor):
@@ -108,13 +95,12 @@ class SpreadingEditor(Editor):
         network = model.twin(own=[f"{name}.weight" for name in names.values()])
         changes: dict[str, LowRank] = {}
         for index, layer in enumerate(layers):
-            known = Statistics(origin, aux.general, layer, moments[layer], aux.cache)
             module = network.get_submodule(names[layer])
             keys = _keys(network, module, model, examples, contexts)
             earlier = _earlier_keys(network, module, model, aux.earlier, contexts)
             now = _outputs(network, model, examples, layers[-1])
             residuals = ((targets - now) / (len(layers) - index)).T
-            change = self.solve(keys, residuals, earlier, known)
+            change = self.solve(keys, residuals, earlier, moments[layer])
             stored = factored(change, transposed=model.architecture.transposed)
             changes[f"{names[layer]}.weight"] = stored
             WeightDelta({f"{names[layer]}.weight": stored}).write(network)
@@ -126,7 +112,7 @@ class SpreadingEditor(Editor):
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
         earlier: Float[Tensor, "d_in earlier"],
-        known: Statistics,
+        moment: SecondMoment,
     ) -> "Factors":
         """Return the change of one layer that adds `residuals` at `keys`; all in float64.
 

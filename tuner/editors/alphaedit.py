@@ -7,8 +7,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tuner.editing.second_moment import Spectrum, spectrum
-from tuner.editing.spreading import Factors, SpreadingEditor, Statistics, symmetric_solve
+from tuner.editing.second_moment import SecondMoment, Spectrum
+from tuner.editing.spreading import Factors, SpreadingEditor, symmetric_solve
 from tuner.errors import EditError
 
 
@@ -43,7 +43,7 @@ class AlphaEdit(SpreadingEditor):
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
         earlier: Float[Tensor, "d_in earlier"],
-        known: Statistics,
+        moment: SecondMoment,
     ) -> Factors:
         """Return R [B (L₂I + BᵀB)⁻¹]ᵀ Uᵀ, with B = Uᵀ(K₀ K) and the columns of K alone.
 
@@ -53,9 +53,7 @@ class AlphaEdit(SpreadingEditor):
         Raises:
             EditError: no direction counts as free.
         """
-        free = self._free(
-            spectrum(known.model, known.corpus, known.layer, known.moment, known.cache)
-        )
+        free = self._free(moment.spectrum)
         protected = earlier if self.accumulate else earlier[:, :0]
         seen = free.T @ torch.cat([protected, keys], dim=1)
         eye = torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tuner.editing.spreading import Factors, SpreadingEditor, Statistics, symmetric_solve
+from tuner.editing.second_moment import SecondMoment
+from tuner.editing.spreading import Factors, SpreadingEditor, symmetric_solve
 
 
 @final
@@ -32,10 +33,10 @@ class Emmet(SpreadingEditor):
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
         earlier: Float[Tensor, "d_in earlier"],
-        known: Statistics,
+        moment: SecondMoment,
     ) -> Factors:
         """Return R (KᵀS + λₑI)⁻¹Sᵀ with S = C⁻¹K/λ; `earlier` has no part in it."""
-        spread = known.moment.solve(keys) / self.covariance_weight
+        spread = moment.solve(keys) / self.covariance_weight
         facts = keys.shape[1]
         slack = self.regulariser if facts > 1 else 0.0
         eye = torch.eye(facts, dtype=keys.dtype, device=keys.device)

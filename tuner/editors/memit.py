@@ -7,7 +7,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tuner.editing.spreading import Factors, SpreadingEditor, Statistics, symmetric_solve
+from tuner.editing.second_moment import SecondMoment
+from tuner.editing.spreading import Factors, SpreadingEditor, symmetric_solve
 
 
 @final
@@ -29,7 +30,7 @@ class Memit(SpreadingEditor):
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
         earlier: Float[Tensor, "d_in earlier"],
-        known: Statistics,
+        moment: SecondMoment,
     ) -> Factors:
         """Return R [(λC + K₀K₀ᵀ + KKᵀ)⁻¹K]ᵀ.
 
@@ -38,7 +39,7 @@ class Memit(SpreadingEditor):
         """
         protected = earlier if self.accumulate else earlier[:, :0]
         both = torch.cat([protected, keys], dim=1)
-        spread = known.moment.solve(both) / self.covariance_weight
+        spread = moment.solve(both) / self.covariance_weight
         eye = torch.eye(both.shape[1], dtype=both.dtype, device=both.device)
         # (I + QᵀS) is symmetric, so the inverse can be taken on the other side of S.
         right = symmetric_solve(eye + both.T @ spread, spread.T)

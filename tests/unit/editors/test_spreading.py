@@ -1,13 +1,16 @@
 """The mathematics of the methods that write into a band of layers, in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
 from tuner.editing.model import LanguageModel
 from tuner.editing.second_moment import SecondMoment, second_moments
-from tuner.editing.spreading import Factors, Statistics, factored
+from tuner.editing.spreading import Factors, factored
 from tuner.editors.alphaedit import AlphaEdit
 from tuner.editors.emmet import Emmet
 from tuner.editors.memit import Memit
@@ -21,10 +24,9 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def known(neox: LanguageModel, corpus: Corpus) -> Statistics:
+def moment() -> SecondMoment:
     samples = _random(D_IN, 400, seed=1) * torch.logspace(-2, 1, D_IN, dtype=torch.float64)[:, None]
-    moment = SecondMoment(samples @ samples.T / 400, tokens=400)
-    return Statistics(neox, corpus, 0, moment, None)
+    return SecondMoment(samples @ samples.T / 400, tokens=400)
 
 
 KEYS, RESIDUALS = _random(D_IN, FACTS, seed=2), _random(D_OUT, FACTS, seed=3)
@@ -38,58 +40,58 @@ def _dense(change: Factors) -> Tensor:
 @pytest.mark.parametrize("earlier", [NONE, EARLIER])
 @pytest.mark.parametrize("weight", [1e-2, 1.0, 1e4])
 def test_memit_meets_the_normal_equations(
-    known: Statistics, weight: float, earlier: Tensor
+    moment: SecondMoment, weight: float, earlier: Tensor
 ) -> None:
-    change = _dense(Memit(covariance_weight=weight).solve(KEYS, RESIDUALS, earlier, known))
-    c = known.moment.matrix + 1e-10 * known.moment.matrix.diagonal().mean() * torch.eye(D_IN)
+    change = _dense(Memit(covariance_weight=weight).solve(KEYS, RESIDUALS, earlier, moment))
+    c = moment.matrix + 1e-10 * moment.matrix.diagonal().mean() * torch.eye(D_IN)
     left = change @ (weight * c + earlier @ earlier.T + KEYS @ KEYS.T)
     assert torch.allclose(left, RESIDUALS @ KEYS.T, rtol=1e-8, atol=1e-8)
 
 
-def test_memit_can_forget_what_was_edited_before(known: Statistics) -> None:
-    forgetful = Memit(accumulate=False).solve(KEYS, RESIDUALS, EARLIER, known)
-    fresh = Memit().solve(KEYS, RESIDUALS, NONE, known)
+def test_memit_can_forget_what_was_edited_before(moment: SecondMoment) -> None:
+    forgetful = Memit(accumulate=False).solve(KEYS, RESIDUALS, EARLIER, moment)
+    fresh = Memit().solve(KEYS, RESIDUALS, NONE, moment)
     assert torch.equal(_dense(forgetful), _dense(fresh))
-    careful = _dense(Memit(covariance_weight=1e-3).solve(KEYS, RESIDUALS, EARLIER, known))
-    careless = _dense(Memit(covariance_weight=1e-3).solve(KEYS, RESIDUALS, NONE, known))
+    careful = _dense(Memit(covariance_weight=1e-3).solve(KEYS, RESIDUALS, EARLIER, moment))
+    careless = _dense(Memit(covariance_weight=1e-3).solve(KEYS, RESIDUALS, NONE, moment))
     assert (careful @ EARLIER).norm() < (careless @ EARLIER).norm() / 10
 
 
-def test_memit_without_resistance_is_emmet_without_regulariser(known: Statistics) -> None:
-    memit = _dense(Memit(covariance_weight=1e-9).solve(KEYS, RESIDUALS, NONE, known))
-    emmet = _dense(Emmet(regulariser=0.0).solve(KEYS, RESIDUALS, NONE, known))
+def test_memit_without_resistance_is_emmet_without_regulariser(moment: SecondMoment) -> None:
+    memit = _dense(Memit(covariance_weight=1e-9).solve(KEYS, RESIDUALS, NONE, moment))
+    emmet = _dense(Emmet(regulariser=0.0).solve(KEYS, RESIDUALS, NONE, moment))
     assert torch.allclose(memit, emmet, rtol=1e-5, atol=1e-7)
     # Both say exactly what they should at the keys.
     assert torch.allclose(emmet @ KEYS, RESIDUALS, rtol=1e-8, atol=1e-8)
 
 
-def test_one_fact_of_memit_is_written_in_the_known_share(known: Statistics) -> None:
+def test_one_fact_of_memit_is_written_in_the_known_share(moment: SecondMoment) -> None:
     key, residual = KEYS[:, :1], RESIDUALS[:, :1]
-    change = _dense(Memit(covariance_weight=7.0).solve(key, residual, NONE, known))
-    kappa = float(key.T @ known.moment.solve(key))
+    change = _dense(Memit(covariance_weight=7.0).solve(key, residual, NONE, moment))
+    kappa = float(key.T @ moment.solve(key))
     assert torch.allclose(change @ key, residual * kappa / (7.0 + kappa), rtol=1e-8)
 
 
-def test_emmet_meets_its_definition(known: Statistics) -> None:
+def test_emmet_meets_its_definition(moment: SecondMoment) -> None:
     change = _dense(
-        Emmet(regulariser=0.3, covariance_weight=2.0).solve(KEYS, RESIDUALS, NONE, known)
+        Emmet(regulariser=0.3, covariance_weight=2.0).solve(KEYS, RESIDUALS, NONE, moment)
     )
-    inverse = torch.cholesky_inverse(known.moment.factor) / 2.0
+    inverse = torch.cholesky_inverse(moment.factor) / 2.0
     gram = KEYS.T @ inverse @ KEYS + 0.3 * torch.eye(FACTS)
     assert torch.allclose(change, RESIDUALS @ torch.linalg.solve(gram, KEYS.T @ inverse), rtol=1e-7)
 
 
-def test_emmet_refuses_two_facts_with_one_key(known: Statistics) -> None:
+def test_emmet_refuses_two_facts_with_one_key(moment: SecondMoment) -> None:
     twice = torch.cat([KEYS[:, :1], KEYS[:, :1]], dim=1)
     with pytest.raises(EditError, match="not independent"):
-        Emmet(regulariser=0.0).solve(twice, RESIDUALS[:, :2], NONE, known)
+        Emmet(regulariser=0.0).solve(twice, RESIDUALS[:, :2], NONE, moment)
 
 
 @pytest.mark.parametrize("earlier", [NONE, EARLIER])
-def test_alphaedit_leaves_the_preserved_subspace_alone(known: Statistics, earlier: Tensor) -> None:
+def test_alphaedit_leaves_the_preserved_space_alone(moment: SecondMoment, earlier: Tensor) -> None:
     editor = AlphaEdit(null_share=0.5, regulariser=0.7)
-    change = _dense(editor.solve(KEYS, RESIDUALS, earlier, known))
-    directions = torch.linalg.eigh(known.moment.matrix).eigenvectors
+    change = _dense(editor.solve(KEYS, RESIDUALS, earlier, moment))
+    directions = torch.linalg.eigh(moment.matrix).eigenvectors
     free, preserved = directions[:, : D_IN // 2], directions[:, D_IN // 2 :]
     assert (change @ preserved).abs().max() < 1e-10 * change.abs().max()
     # The published equation, with the projection written out.
@@ -101,9 +103,9 @@ def test_alphaedit_leaves_the_preserved_subspace_alone(known: Statistics, earlie
     assert torch.allclose(change, expected, rtol=1e-8, atol=1e-10)
 
 
-def test_alphaedit_says_when_nothing_is_free(known: Statistics) -> None:
+def test_alphaedit_says_when_nothing_is_free(moment: SecondMoment) -> None:
     with pytest.raises(EditError, match="raise `threshold`"):
-        AlphaEdit(threshold=1e-12).solve(KEYS, RESIDUALS, NONE, known)
+        AlphaEdit(threshold=1e-12).solve(KEYS, RESIDUALS, NONE, moment)
 
 
 @pytest.mark.parametrize("facts", [3, 40])
@@ -137,3 +139,23 @@ def test_too_little_text_is_refused_and_little_text_is_ridged() -> None:
     with pytest.warns(UserWarning, match="few for 100 input dimensions"):
         solved = SecondMoment(matrix, tokens=200).solve(torch.ones(100, 1, dtype=torch.float64))
     assert torch.allclose(solved, torch.full_like(solved, 1 / 1.001))
+
+
+def test_one_factor_and_one_spectrum_serve_every_trial(
+    neox: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+    first = second_moments(neox, corpus, [0, 1], cache)
+    for moment in first.values():
+        assert torch.allclose(moment.solve(moment.matrix), torch.eye(64).double(), atol=1e-3)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert {path.parent.name for path in files} == {"second_moment", "factor"}
+    again = second_moments(neox, corpus, [1], cache)[1]
+    assert torch.equal(again.factor, first[1].factor)
+    rebuilt = again.spectrum.directions * again.spectrum.values @ again.spectrum.directions.T
+    assert torch.allclose(rebuilt, again.matrix, atol=1e-12)
+    kept = second_moments(neox, corpus, [1], cache)[1].spectrum
+    assert torch.equal(kept.directions, again.spectrum.directions)
+    # Other text has statistics of its own.
+    other = Corpus("other", corpus.blocks[:50])
+    assert not torch.equal(second_moments(neox, other, [1], cache)[1].matrix, again.matrix)
