@@ -39,10 +39,10 @@ DATA = Path("benchmarks/results/search_trials.jsonl")
 Point = dict[str, Any]
 
 
-def make_bench() -> tuner.Bench:
+def make_bench(budget: tuner.Budget) -> tuner.Bench:
     model = tuner.load_model("builtin:neox")
     task = tuner.load_task("country_capital")
-    return tuner.Bench(model, task, tuner.Budget(), load_general_text(None, model))
+    return tuner.Bench(model, task, budget, load_general_text(None, model))
 
 
 def record(args: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def record(args: argparse.Namespace) -> None:
     done = len(args.data.read_text().splitlines()) if args.data.exists() else 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.QMCSampler(seed=0, scramble=True))
-    bench = make_bench()
+    bench = make_bench(tuner.Budget())
     with args.data.open("a") as out:
         for number in tqdm(range(args.trials), initial=done):
             trial = study.ask()
@@ -170,14 +170,16 @@ def compare(curves: dict[str, list[list[float]]], base: float) -> dict[str, Any]
     half = length // 2
     goal = statistics.median(curve[-1] for curve in curves["random"])
     middle = {
-        arm: [statistics.median(curve[i] for curve in found) for i in range(length)]
+        arm: [statistics.median(values) for values in zip(*found, strict=True)]
         for arm, found in curves.items()
     }
     reached = next((i + 1 for i, value in enumerate(middle["default"]) if value >= goal), None)
     return {
         "base": base,
         f"median_best_at_{half}": {arm: curve[half - 1] for arm, curve in middle.items()},
-        f"median_best_at_{length}": {arm: curve[-1] for arm, curve in middle.items()},
+        f"median_best_at_{length}": {
+            arm: curve[-1] for arm, curve in middle.items() if len(curve) == length
+        },
         f"trials_until_default_reaches_random_at_{length}": reached,
         "gain_ratio_default_at_half_over_random_at_end": (middle["default"][half - 1] - base)
         / max(goal - base, 1e-9),
@@ -186,7 +188,7 @@ def compare(curves: dict[str, list[list[float]]], base: float) -> dict[str, Any]
 
 
 def real(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the samplers on real trials of the rule `fitted`."""
+    """Run the samplers on real trials of the rule `fitted`; random search gets twice the trials."""
     space = load_space("lora")
     args.real_data.parent.mkdir(parents=True, exist_ok=True)
     kept = {}
@@ -194,14 +196,16 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
         for line in args.real_data.open():
             row = json.loads(line)
             kept[row["arm"], row["seed"], row["number"]] = row
-    bench = make_bench()
+    # One budget: the others would be measured and never looked at.
+    bench = make_bench(tuner.Budget(epsilons=(EPSILON,)))
     curves: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
     base = 0.0
+    seeds = [args.seed] if args.seed is not None else range(args.repeats)
     with args.real_data.open("a") as out:
-        for seed, arm in tqdm([(s, a) for s in range(args.repeats) for a in ARMS]):
+        for seed, arm in tqdm([(s, a) for s in seeds for a in ARMS]):
             history: list[FrozenTrial] = []
             best, curve = 0.0, []
-            for number in range(args.trials):
+            for number in range(args.trials if arm == "random" else args.trials // 2):
                 point = propose(arm, space, history, seed)
                 row = kept.get((arm, seed, number))
                 if row is None or row["point"] != point:
@@ -227,6 +231,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="only this repeat, to run several side by side")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--real-data", type=Path, default=DATA.with_name("search_real.jsonl"))
     parser.add_argument("--out", type=Path, default=DATA.with_name("search_efficiency.json"))

@@ -4,6 +4,7 @@ import math
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from tuner.evaluation.budget import Certificate, Deviation
 from tuner.evaluation.scores import Interval, Scores
@@ -70,6 +71,23 @@ def made_up_study(
         bundles = tuple((epsilon, _bundle(summary.folder, number, epsilon)) for epsilon in won)
         entries[number] = entries[number].model_copy(update={"bundles": bundles})
     return StudyResultRecord(summary=summary, winners=winners, entries=tuple(entries))
+
+
+def about_facts(result: StudyResultRecord) -> StudyResultRecord:
+    """Return a study with the published figures of fact editing in all its scores."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, list):
+            return [told(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "row_success" in value:
+            success = value["success"]
+            figures = {"efficacy": 0.9, "specificity": 0.75, "edit_score": 0.8125, "fluency": 612.5}
+            return value | figures | {"generalisation": success}
+        return {key: told(item) for key, item in value.items()}
+
+    return StudyResultRecord.model_validate(told(result.model_dump(mode="json")))
 
 
 def made_up_entry(draw: random.Random, number: int, started: datetime) -> TrialEntry:

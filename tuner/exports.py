@@ -17,6 +17,7 @@ from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError, unknown_name
+from tuner.evaluation.scores import Scores
 
 Format = Literal["delta", "peft", "merged"]
 FORMATS: tuple[Format, ...] = ("delta", "peft", "merged")
@@ -231,6 +232,7 @@ Made by tuner {manifest.versions.get("tuner", "")} with the editor `{manifest.ed
 
 - Success on out-of-distribution rows: {answer.success:.3f}, a gain of {answer.gain:+.3f} over the
   base; without teacher forcing {answer.scores.exact if answer.scores.exact is not None else "–"}.
+{_fact_line(answer.scores)}\
 - {statement}
 
 {use.format(base=manifest.base, folder=named, loading=loading)}
@@ -240,3 +242,11 @@ Made by tuner {manifest.versions.get("tuner", "")} with the editor `{manifest.ed
 """,
         encoding="utf-8",
     )
+
+
+def _fact_line(scores: Scores) -> str:
+    """Return a line with the published figures of a fact edit; nothing for other tasks."""
+    told = [
+        f"{name.replace('_', ' ')} {share:.3f}" for name, share in scores.fact_figures().items()
+    ]
+    return f"- Of the facts, the true tokens given: {', '.join(told)}.\n" if told else ""

@@ -17,7 +17,7 @@ from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind, Split, Task
-from tuner.errors import EditError, TaskError
+from tuner.errors import EditError
 from tuner.evaluation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.deviation import DeviationMeter
 from tuner.evaluation.fitting import LEAST_ALPHA, StrengthSearch, surely_over
@@ -134,7 +134,8 @@ class Bench:
         self.noise_floor = self._meter.check_budget(budget)
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
-        self._auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        """What editors may read beyond the examples, whatever the split."""
 
     def run(
         self,
@@ -186,10 +187,10 @@ class Bench:
 
     def success_meter(self, split: SplitName) -> SuccessMeter:
         """Return the judge of a split."""
-        if self.task.threshold is None:
-            raise TaskError(f"Success by the rule {self.task.success} is not measured yet.")
         if split not in self._success:
-            self._success[split] = SuccessMeter(self.model, self.split(split), self.task.threshold)
+            self._success[split] = SuccessMeter(
+                self.model, self.split(split), self.task.threshold, self.task.success
+            )
         return self._success[split]
 
     def split(self, name: SplitName) -> Split:
@@ -201,12 +202,12 @@ class Bench:
         """The deviation on the search corpus."""
         return self._meter
 
-    def auxiliary(self, split: SplitName) -> Auxiliary:
-        """Return what editors may read beyond the examples of a split."""
+    def auxiliary_for(self, split: SplitName) -> Auxiliary:
+        """Return what editors may read beyond the examples, the split's true facts among it."""
         facts = self.split(split).facts
         if not facts:
-            return self._auxiliary
-        return replace(self._auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
+            return self.auxiliary
+        return replace(self.auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
 
     def check_unchanged(self) -> None:
         """Verify that no trial has changed the base model.
@@ -397,7 +398,7 @@ class _Trial:
         steps = self.editor.edit(
             self.bench.model,
             self.bench.split(self.split).canonical,
-            self.bench.auxiliary(self.split),
+            self.bench.auxiliary_for(self.split),
             seed=self.seed,
         )
         epoch = 0

@@ -24,13 +24,18 @@ from tuner.records import Answer, Rule, SplitName
 IDS = torch.arange(24).reshape(2, 12)
 # float32 sums in another order; logits here are of the order of ten.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+SETTINGS: dict[str, dict[str, float]] = {
+    "lora": {"learning_rate": 1e-2, "epochs": 2},
+    "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
+    "memit": {"covariance_weight": 1.0, "target_steps": 4, "width": 0.7},
+    "rome": {"target_steps": 4, "prefixes": 2},
+}
 
 
 def _bundle(
     model: LanguageModel, examples: ExampleSet, corpus: Corpus, editor: str = "lora"
 ) -> Bundle:
-    settings = {"learning_rate": 1e-2 if editor == "lora" else 1e-3, "epochs": 2}
-    chosen = find_editor(editor).model_validate(settings)
+    chosen = find_editor(editor).model_validate(SETTINGS[editor])
     *_, step = chosen.edit(model, examples, Auxiliary(corpus), seed=0)
     answer = Answer(
         rule=Rule.FITTED,
@@ -88,10 +93,11 @@ def test_bundle_survives_the_disk(
 
 
 @torch.no_grad()
-def test_lora_exports_as_the_same_peft_adapter(
-    model: LanguageModel, examples: ExampleSet, corpus: Corpus, tmp_path: Path
+@pytest.mark.parametrize("editor", ["lora", "memit", "rome"])
+def test_low_rank_edits_export_as_the_same_peft_adapter(
+    editor: str, model: LanguageModel, examples: ExampleSet, corpus: Corpus, tmp_path: Path
 ) -> None:
-    bundle = _bundle(model, examples, corpus)
+    bundle = _bundle(model, examples, corpus, editor)
     written = export(bundle, tmp_path / "adapter", format="peft")
     assert written.note == "exact"
     expected = _edited_logits(model, bundle)
@@ -100,7 +106,7 @@ def test_lora_exports_as_the_same_peft_adapter(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("editor", ["lora", "full_finetuning"])
+@pytest.mark.parametrize("editor", ["lora", "full_finetuning", "memit"])
 def test_merged_folder_loads_anywhere(
     editor: str, model: LanguageModel, examples: ExampleSet, corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_up_study import START, made_up_entry, made_up_study
+from made_up_study import START, about_facts, made_up_entry, made_up_study
 
 from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialState
@@ -238,3 +238,12 @@ def test_without_plotly_the_extra_is_named(study, tmp_path, monkeypatch):
     monkeypatch.setattr("tuner.report.page.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=re.escape("tuner[report]")):
         write_report(study, tmp_path / "report.html")
+
+
+def test_facts_are_shown_with_their_figures_and_other_tasks_as_before(study, page, tmp_path):
+    told = page_of(about_facts(study), tmp_path).words
+    assert "efficacy 0.900" in told
+    assert "specificity 0.750" in told
+    assert "edit score 0.812" in told
+    assert "harmonic mean" in told
+    assert "efficacy" not in page.words

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from made_up_study import made_up_study
+from made_up_study import about_facts, made_up_study
 
 from tuner.errors import ConfigError, MissingExtra
 from tuner.records import Rule, TrialState
@@ -67,6 +67,24 @@ def test_a_trial_shows_its_hyperparameters_epochs_and_every_answer(tmp_path):
     assert content.tags["rank.eps_1e-03"] == "001"
     assert content.tags["winner"] == "eps_1e-03"
     assert content.artifacts == ((entry.bundles[0][1], "bundles/eps_1e-03"),)
+
+
+def test_facts_bring_their_figures_and_other_tasks_none(tmp_path):
+    plain = made_up_study(tmp_path)
+    facts = about_facts(plain)
+    number = plain.winners[0].trial
+    keys = []
+    for result in (plain, facts):
+        view = view_of(result)
+        shown = {p.key: p.value for p in trial_content(view, number, view.ranks()).points}
+        keys.append(set(shown))
+    answers = {(a.rule, a.epsilon) for a in facts.entries[number].record.answers}
+    figures = ("efficacy", "generalisation", "specificity", "edit_score")
+    assert keys[1] - keys[0] == {f"base_{name}" for name in figures} | {
+        metric_name(name, *answer) for name in (*figures, "fluency") for answer in answers
+    }
+    name = metric_name("edit_score", facts.summary.rule, facts.summary.target_epsilon)
+    assert shown[name] == 0.8125
 
 
 def test_a_failed_trial_says_why(tmp_path):

@@ -12,12 +12,20 @@ from tuner.editing.corpus import FileDocuments, GeneralText, Part
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import ExampleSet, Task
+from tuner.editing.task import (
+    Example,
+    ExampleSet,
+    GenerationPrompt,
+    Split,
+    SuccessRule,
+    Task,
+)
 from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.budget import Budget
+from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
-from tuner.trial import Bench
+from tuner.trial import Bench, TrialResult
 
 WORDS = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()
 
@@ -47,7 +55,11 @@ class Scripted(Editor):
     epochs: int = 3
     breaks_at: int | None = None
 
-    def edit(
+    @property
+    def steps_per_batch(self) -> int:
+        return self.epochs
+
+    def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[Step]:
         name = f"{model.architecture.mlp_modules(1)[0]}.weight"
@@ -168,3 +180,92 @@ def test_too_little_general_text_is_refused(neox: LanguageModel, tmp_path: Path)
     path.write_text('{"text": "fine"}\n{"txt": "not"}\n')
     with pytest.raises(TaskError, match=r"bad.jsonl:2"):
         list(FileDocuments(path).documents(Part.SEARCH))
+
+
+def _answers(result: TrialResult) -> dict[tuple[Rule, float], dict[str, torch.Tensor]]:
+    return {key: delta.tensors() for key, delta in result.deltas.items()}
+
+
+def test_a_trial_gives_the_same_bits_whatever_ran_before(
+    neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path
+) -> None:
+    shared: dict[str, object] = {"target_steps": 4, "prefixes": 2}
+    editors = [
+        find_editor(name).model_validate({**shared, **own})
+        for name, own in (
+            ("memit", {"covariance_weight": 1.0}),
+            # Another weight shares the target vectors, another clamp must not.
+            ("memit", {"covariance_weight": 50.0}),
+            ("memit", {"covariance_weight": 1.0, "clamp": 0.1}),
+            ("memit", {"covariance_weight": 1.0, "batches": 2}),
+            ("emmet", {}),
+            ("alphaedit", {"null_share": 0.5}),
+            ("rome", {}),
+            ("rome", {"clamp": 0.5, "keep_share": 0.3}),
+        )
+    ]
+    budget = Budget(epsilons=(1e-1,))
+    found: list[dict[int, dict[tuple[Rule, float], dict[str, torch.Tensor]]]] = []
+    orders = [range(len(editors)), reversed(range(len(editors)))]
+    for number, order in enumerate(orders):
+        cache = Cache(tmp_path / f"cache {number}")
+        bench = Bench(neox, task, budget, general, cache=cache)
+        found.append({index: _answers(bench.run(editors[index], seed=0)) for index in order})
+    # And each alone, where nothing was kept from any other.
+    found.append({})
+    for index, editor in enumerate(editors):
+        bench = Bench(neox, task, budget, general, cache=Cache(tmp_path / f"alone {index}"))
+        found[-1][index] = _answers(bench.run(editor, seed=0))
+    for index, editor in enumerate(editors):
+        assert found[0][index], f"{editor} gave no edit within the budget"
+        for other in found[1:]:
+            assert other[index].keys() == found[0][index].keys()
+            for key, tensors in found[0][index].items():
+                assert all(
+                    torch.equal(tensors[name], other[index][key][name]) for name in tensors
+                ), f"{editor} differs"
+
+
+class Reader(Scripted):
+    """Yields a change if the true facts reached it as they should, and nothing otherwise."""
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        told = [row.target for row in aux.facts.rows] if aux.facts is not None else []
+        yield from super().steps(model, examples, aux, seed=seed) if told == [" big"] else ()
+
+
+@pytest.mark.parametrize("rule", [SuccessRule.LIKELIER, SuccessRule.TOKENS])
+def test_a_fact_task_goes_through_a_trial(
+    neox: LanguageModel, task: Task, general: GeneralText, rule: SuccessRule, tmp_path: Path
+) -> None:
+    def facts_of(split: Split) -> Split:
+        def with_contrast(rows: ExampleSet) -> ExampleSet:
+            changed = (row.model_copy(update={"contrast": " a big town"}) for row in rows.rows)
+            return rows.model_copy(update={"rows": tuple(changed)})
+
+        return split.model_copy(
+            update={
+                "canonical": with_contrast(split.canonical),
+                "ood": with_contrast(split.ood),
+                "neighbours": with_contrast(split.ood).rows,
+                "generations": (GenerationPrompt(prompt="Togo is", record="1"),),
+                "facts": (Example(prompt="Lome is", target=" big"),),
+            }
+        )
+
+    update = {"success": rule, "threshold": None, "val": facts_of(task.val)}
+    facts = task.model_copy(update=update)
+    bench = Bench(neox, facts, Budget(epsilons=(1e-1,)), general, cache=Cache(tmp_path / "c"))
+    assert bench.auxiliary_for(SplitName.TEST).facts is None
+    record = bench.run(Reader(strengths=(0.01,), epochs=1), seed=0).record
+    assert record.failure is None
+    assert len(record.epochs) == 1
+    assert record.base is not None
+    for scores in (record.base, record.answer(1e-1).scores):
+        assert tuple(scores.fact_figures()) == FACT_FIGURES
+        assert scores.generalisation == scores.success
+        assert scores.fluency is not None
+        assert (scores.locality_base is not None) == (rule is SuccessRule.TOKENS)
+    assert TrialRecord.model_validate_json(record.model_dump_json()) == record

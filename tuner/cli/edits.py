@@ -1,5 +1,6 @@
 """Verbs about single edits: edit, evaluate, certify, export."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -27,6 +28,7 @@ from tuner.cli.output import (
     show_certificate,
     show_deviation,
     show_interval,
+    show_share,
 )
 from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.yaml_file import describe_problem
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tuner.editing.editor import Editor
     from tuner.editing.model import LanguageModel
     from tuner.evaluation.budget import Budget, Certificate
+    from tuner.records import Answer
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +55,23 @@ def register(app: typer.Typer) -> None:
     ):
         app.command(epilog=epilog)(verb)
 
+
+# The figures that `evaluate` shows under success, in their order. What a row set is judged by
+# the true tokens before it and what the model says by itself stand apart.
+_FIGURES = {
+    "exact": "exact (greedy generation)",
+    "hard_negative_loss": "hard negatives, nats",
+    "related_loss": "related text, nats per token",
+    "efficacy": "efficacy",
+    "efficacy_exact": "efficacy, exact (greedy generation)",
+    "generalisation": "generalisation",
+    "specificity": "specificity",
+    "edit_score": "edit score",
+    "locality_gold": "locality, against the true answers",
+    "locality_base": "locality, against the base model",
+    "fluency": "fluency (sampled text)",
+    "consistency": "consistency (sampled text)",
+}
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
@@ -117,11 +137,12 @@ def edit(
             str(answer.epoch or "base"),
             f"{answer.alpha:.2f}",
             f"{answer.scores.success:.3f}",
-            _share(answer.scores.exact),
+            show_share(answer.scores.exact),
             show_interval(answer.gain, answer.gain_interval),
             f"{show_deviation(answer.deviation)} {answer.verdict.value}",
         )
     console().print(table)
+    _print_facts(result.record.answers)
     if written is None:
         console().print(f"No epoch keeps ε={epsilon:g}: the base model is the answer; no bundle.")
     else:
@@ -186,17 +207,15 @@ def evaluate(
     table = make_table(f"{judged.name}, {name.value} split", ("", "base", "edited", "change"))
     table.add_row(
         "success",
-        _share(before.success),
-        _share(after.success),
+        show_share(before.success),
+        show_share(after.success),
         show_interval(after.success - before.success, gain),
     )
-    for label, one, other in (
-        ("exact (greedy generation)", before.exact, after.exact),
-        ("hard negatives, nats", before.hard_negative_loss, after.hard_negative_loss),
-        ("related text, nats per token", before.related_loss, after.related_loss),
-    ):
-        if one is not None and other is not None:
-            table.add_row(label, f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
+    figures = after.figures()
+    for name, one in before.figures().items():
+        if name in _FIGURES and name in figures:
+            other = figures[name]
+            table.add_row(_FIGURES[name], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
@@ -380,5 +399,16 @@ def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
     return winners[epsilon]
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _print_facts(answers: Sequence["Answer"]) -> None:
+    """Print the published figures of fact edits, where the task has them."""
+    known = [answer for answer in answers if answer.scores.fact_figures()]
+    if not known:
+        return
+    names = tuple(known[0].scores.fact_figures())
+    heads = ("ε", "rule", *(name.replace("_", " ") for name in names))
+    table = make_table("Facts, the true tokens given", heads, right=heads[2:])
+    for answer in known:
+        shares = answer.scores.fact_figures()
+        cells = (show_share(shares.get(name)) for name in names)
+        table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
+    console().print(table)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.evaluation.budget import Certificate, Deviation, Verdict
-from tuner.evaluation.scores import Interval
+from tuner.evaluation.scores import FACT_FIGURES, Interval
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.")
@@ -72,6 +72,19 @@ def show_interval(value: float | None, interval: Interval | None) -> str:
         return "–"
     bounds = "" if interval is None else f" [{interval.low:+.2f}, {interval.high:+.2f}]"
     return f"{value:+.3f}{bounds}"
+
+
+def show_share(value: float | None) -> str:
+    """Return a share of rows."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+FACTS_HEADING = " / ".join(FACT_FIGURES[:3])
+
+
+def show_facts(figures: Mapping[str, float]) -> str:
+    """Return the three published figures of a fact edit, in the order of `FACTS_HEADING`."""
+    return " / ".join(show_share(figures.get(name)) for name in FACT_FIGURES[:3])
 
 
 def show_deviation(deviation: Deviation) -> str:

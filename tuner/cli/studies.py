@@ -22,6 +22,7 @@ from tuner.cli.options import (
     GeneralOption,
 )
 from tuner.cli.output import (
+    FACTS_HEADING,
     JsonFlag,
     console,
     make_table,
@@ -29,8 +30,10 @@ from tuner.cli.output import (
     print_json,
     show_certificate,
     show_deviation,
+    show_facts,
     show_interval,
     show_seconds,
+    show_share,
     show_values,
 )
 from tuner.errors import ConfigError, StudyFailed, unknown_name
@@ -51,7 +54,8 @@ _EXPERIMENT = "tuner"
 # Narrower than this a table would break its numbers.
 _WIDE = 118
 # Too long for a column.
-_BELOW = ("success", "hyperparameters")
+_FACTS = "facts"
+_BELOW = ("success", _FACTS, "hyperparameters")
 
 
 def register(app: typer.Typer) -> None:
@@ -313,7 +317,7 @@ def _print_side_by_side(out: Console, title: str, winners: tuple[Winner, ...]) -
         )
     out.print(table)
     for winner, facts in zip(winners, rows, strict=True):
-        for key in _BELOW:
+        for key in (key for key in _BELOW if key in facts):
             out.print(Text.assemble((f"ε={winner.epsilon:g} {key}: ", "bold"), facts[key]))
 
 
@@ -331,6 +335,8 @@ def _facts(winner: Winner) -> dict[str, str | Text]:
     """Return what is said about a winner, in the order of a reader's questions."""
     answer, kept = winner.validation, winner.seeds_within_budget
     exact = "" if answer.scores.exact is None else f", exact {answer.scores.exact:.3f}"
+    figures = answer.scores.fact_figures().items()
+    told = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in figures)
     return {
         "edit": f"#{winner.trial} {winner.editor}",
         "gain, validation": show_interval(answer.gain, answer.gain_interval),
@@ -339,6 +345,7 @@ def _facts(winner: Winner) -> dict[str, str | Text]:
         "deviation": show_deviation(winner.certificate.deviation),
         "certificate": show_certificate(winner.certificate),
         "success": f"{answer.success:.3f} on validation{exact}",
+        **({_FACTS: told} if told else {}),
         "hyperparameters": show_values(_telling(winner))
         + f"; epoch {answer.epoch}, α={answer.alpha:.2f}",
     }
@@ -450,6 +457,7 @@ def compare(
                     "success": answer.success,
                     "gain": answer.gain,
                     "exact": answer.scores.exact,
+                    "scores": answer.scores.figures(),
                     "deviation": answer.deviation.model_dump(),
                     "verdict": answer.verdict.value,
                     "alpha": answer.alpha,
@@ -471,7 +479,9 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
         {
             "trial": (f"{row['study']} " if several else "") + f"#{row['trial']} {row['editor']}",
             "gain": f"{row['gain']:+.3f}",
-            "exact": "–" if row["exact"] is None else f"{row['exact']:.3f}",
+            "exact": show_share(row["exact"]),
+            FACTS_HEADING: show_facts(row["scores"]),
+            "edit score": show_share(row["scores"].get("edit_score")),
             "deviation": f"{row['deviation']['estimate']:+.1e}",
             "verdict": row["verdict"],
             "α": f"{row['alpha']:.2f}",
@@ -481,10 +491,12 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
         for row in rows
     ]
     wide = out.width >= _WIDE
-    columns: tuple[str, ...] = ("trial", "gain", "exact", "deviation")
+    facts = any("efficacy" in row["scores"] for row in rows)
+    judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
+    columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation")
     if wide:
         columns += ("verdict", "α", "time", "hyperparameters")
-    table = make_table(title, columns, right=("gain", "exact", "deviation", "α", "time"))
+    table = make_table(title, columns, right=("gain", *judged, "deviation", "α", "time"))
     for cell in cells:
         table.add_row(*(cell[column] for column in columns))
     out.print(table)

@@ -27,6 +27,10 @@ class Architecture:
             raise ConfigError(f"{self.layers!r} is no list of layers in {type(network).__name__}.")
         return len(layers)
 
+    def layer_module(self, layer: int) -> str:
+        """Return the full path of a layer."""
+        return f"{self.layers}.{layer}"
+
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
         """Return the full paths of a layer's MLP linear maps, input side first."""
         return tuple(f"{self.layers}.{layer}.{name}" for name in (*self.mlp_in, self.mlp_out))

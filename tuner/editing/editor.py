@@ -139,12 +139,8 @@ class Editor(BaseModel, ABC):
         for number, rows in enumerate(parts):
             batch = examples.model_copy(update={"rows": rows})
             now = replace(aux, earlier=tuple(earlier), origin=model)
-            step: Step | None = None
-            for step in self.steps(current, batch, now, seed=seed + number):
-                pass
-            if step is None:
-                raise EditError("The editor gave nothing for a batch.")
-            step = self._processed(current, step)
+            *_, last = self.steps(current, batch, now, seed=seed + number)
+            step = self._processed(current, last)
             if not isinstance(step.delta, WeightDelta):
                 raise EditError(
                     f"{self.name()} changes no weights, so its edits cannot be added "

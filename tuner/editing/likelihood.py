@@ -6,13 +6,13 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, LossKind
-from tuner.errors import TaskError
+from tuner.errors import EditError, TaskError
 
 
 @final
@@ -54,6 +54,39 @@ def continuation_losses(
 
     Targets are found by position, never by token id, so a target may hold the padding token.
     """
+    read = _read_targets(network, batch, pad_id)
+    return torch.where(read.judged, token_losses(read.logits, read.tokens), 0.0).sum(dim=1)
+
+
+@torch.no_grad()
+def predicted_tokens(
+    network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
+) -> list[Int[Tensor, " target"]]:
+    """Return the most likely token at each place of each target, the true ones before it given.
+
+    Raises:
+        EditError: the logits are NaN, so that no token is the most likely.
+    """
+    read = _read_targets(network, batch, pad_id)
+    highest, tokens = read.logits.max(dim=-1)
+    if torch.isnan(highest[read.judged]).any():
+        raise EditError("The edited model's predictions on the task are NaN.")
+    return [row[judged].cpu() for row, judged in zip(tokens, read.judged, strict=True)]
+
+
+@final
+@dataclass(frozen=True)
+class _TargetLogits:
+    """What a model says at the places that predict a batch's targets; `judged` marks them."""
+
+    logits: Float[Tensor, "batch length vocabulary"]
+    tokens: Int[Tensor, "batch length"]
+    judged: Bool[Tensor, "batch length"]
+
+
+def _read_targets(
+    network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
+) -> _TargetLogits:
     device = network.device
     length = max(len(row.ids) for row in batch)
     ids = torch.full((len(batch), length), pad_id)
@@ -70,8 +103,7 @@ def continuation_losses(
     logits = network(
         input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
     ).logits
-    losses = token_losses(logits, ids[:, first + 1 :])
-    return torch.where(judged[:, first + 1 :], losses, 0.0).sum(dim=1)
+    return _TargetLogits(logits, tokens=ids[:, first + 1 :], judged=judged[:, first + 1 :])
 
 
 def token_losses(

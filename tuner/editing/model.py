@@ -128,13 +128,18 @@ class LanguageModel:
         delta.write(network)
         return LanguageModel(network, self.tokenizer, id=self.id, revision=self.revision)
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the weights hold the bits they were loaded with, as they do outside an edit."""
+        return self._current_checksum() == self._checksum
+
     def check_unchanged(self) -> None:
         """Verify that the weights still hold the bits they were loaded with.
 
         Raises:
             EditError: an editor changed the model that it was given.
         """
-        if self._current_checksum() != self._checksum:
+        if not self.unchanged:
             raise EditError(
                 f"The weights of {self.id!r} changed outside `model.edited(...)`: an editor must "
                 "train a twin and never the model itself. Load the model again."

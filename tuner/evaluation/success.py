@@ -2,39 +2,79 @@
 
 import math
 from collections.abc import Sequence
-from typing import final
+from dataclasses import dataclass
+from typing import Self, final
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tuner.editing.likelihood import (
+    Continuation,
     EncodedExample,
     continuation_losses,
     encode_continuation,
     encode_example,
     in_length_order,
+    predicted_tokens,
     success_losses,
+    training_losses,
 )
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import ExampleSet, Split
-from tuner.errors import EditError
-from tuner.evaluation.confidence import clustered_interval
+from tuner.editing.task import Example, LossKind, Split, SuccessRule
+from tuner.errors import ConfigError, EditError
+from tuner.evaluation.free_text import FreeTextMeter
 from tuner.evaluation.generation import generate_greedily
+from tuner.evaluation.grouping import Grouping
 from tuner.evaluation.scores import Interval, Scores
 
 _BATCH = 32
 
 
 @final
-class SuccessMeter:
-    """Judges the model, as it stands at the moment of the call, on one split of a task."""
+@dataclass(frozen=True)
+class _Rows:
+    """A row set as tokens, with the groups that it is averaged over."""
 
-    def __init__(self, model: LanguageModel, split: Split, threshold: float) -> None:
+    encoded: tuple[EncodedExample, ...]
+    groups: Grouping
+
+    @classmethod
+    def of(cls, model: LanguageModel, rows: Sequence[Example]) -> Self:
+        return cls(tuple(encode_example(model, row) for row in rows), Grouping.of(rows))
+
+    @property
+    def targets(self) -> list[Continuation]:
+        return [row.target for row in self.encoded]
+
+
+@final
+class SuccessMeter:
+    """Judges the model, as it stands at the moment of the call, on one split of a task.
+
+    It is made while the model is unedited: under the rule tokens it keeps what the base model
+    predicts for the neighbours.
+
+    Raises:
+        EditError: the rule is tokens, there are neighbours, and the model is edited already.
+        TaskError: a row exceeds the model's context.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        split: Split,
+        threshold: float | None = None,
+        rule: SuccessRule = SuccessRule.THRESHOLD,
+    ) -> None:
+        if rule is SuccessRule.THRESHOLD and threshold is None:
+            raise ConfigError("Success by the rule threshold needs a threshold, but got none.")
         self._model = model
-        self._threshold = threshold
+        self._rule = rule
+        self._threshold = math.nan if threshold is None else threshold
         self._loss = split.ood.loss
-        self._ood = [encode_example(model, row) for row in split.ood.rows]
+        self._ood = _Rows.of(model, split.ood.rows)
         self._hard = [
             encode_continuation(model, row.prompt, row.target) for row in split.hard_negatives.rows
         ]
@@ -43,19 +83,28 @@ class SuccessMeter:
             encode_continuation(model, "", passage.text)
             for passage in split.related
         ]
-        self._clusters = _clusters(split.ood)
+        facts = rule is not SuccessRule.THRESHOLD
+        self._canonical = _Rows.of(model, split.canonical.rows) if facts else None
+        self._near = _Rows.of(model, split.neighbours) if facts and split.neighbours else None
+        self._free_text = FreeTextMeter(model, split.generations) if split.generations else None
+        self._base_predictions: list[Int[Tensor, " target"]] = []
+        if self._near is not None and rule is SuccessRule.TOKENS:
+            # Taken inside an edit they would praise that edit, and every like it, as local.
+            if not model.unchanged:
+                raise EditError(
+                    "What the base model predicts must be read before an edit is applied: make "
+                    "the meter outside `model.edited(...)`."
+                )
+            self._base_predictions = self._predictions(self._near.targets)
 
     def success(self) -> Scores:
-        """Return the share of OOD rows whose loss meets the threshold, and nothing else.
+        """Return the success of the OOD rows, and nothing else.
 
         Raises:
             EditError: a loss is NaN.
         """
-        losses = self._in_batches(self._ood)
-        if torch.isnan(losses).any():
-            raise EditError("The edited model's loss on the task is NaN.")
-        met = tuple(bool(value) for value in losses <= self._threshold)
-        return Scores(success=sum(met) / len(met), row_success=met)
+        found = self._row_successes(self._ood)
+        return Scores(success=self._ood.groups.mean(found), row_success=tuple(found))
 
     def scores(self) -> Scores:
         """Return success with everything that is reported beside it.
@@ -66,31 +115,95 @@ class SuccessMeter:
         found = self.success()
         return found.model_copy(
             update={
-                "exact": self._exact(),
-                "hard_negative_loss": self._mean_loss(per_token=False),
-                "related_loss": self._mean_loss(per_token=True),
+                "exact": self._exact(self._ood),
+                "hard_negative_loss": self._mean_loss(self._hard, per_token=False),
+                "related_loss": self._mean_loss(self._related, per_token=True),
+                **self._fact_scores(found.success),
+                **self._free_text_scores(),
             }
         )
 
     def gain_interval(self, edited: Scores, base: Scores) -> Interval:
-        """Return the interval of the gain in success, resampling subjects."""
+        """Return the interval of the gain in success, resampling records or subjects."""
         differences = np.array(edited.row_success, float) - np.array(base.row_success, float)
-        return clustered_interval(differences, self._clusters)
+        return self._ood.groups.interval(differences)
+
+    def _fact_scores(self, generalisation: float) -> dict[str, float]:
+        """Return the published figures of fact editing; none for the rule threshold."""
+        if self._canonical is None:
+            return {}
+        efficacy = self._canonical.groups.mean(self._row_successes(self._canonical))
+        found = {
+            "efficacy": efficacy,
+            "efficacy_exact": self._exact(self._canonical),
+            "generalisation": generalisation,
+        }
+        if self._near is None:
+            return found
+        if self._rule is SuccessRule.TOKENS:
+            said = self._predictions(self._near.targets)
+            gold = [torch.tensor(row.ids[row.start :]) for row in self._near.targets]
+            specificity = self._near.groups.mean(_agreement(said, gold))
+            found["locality_gold"] = specificity
+            found["locality_base"] = self._near.groups.mean(
+                _agreement(said, self._base_predictions)
+            )
+        else:
+            specificity = self._near.groups.mean(self._row_successes(self._near))
+        found["specificity"] = specificity
+        found["edit_score"] = harmonic_mean(efficacy, generalisation, specificity)
+        return found
+
+    def _free_text_scores(self) -> dict[str, float | None]:
+        if self._free_text is None:
+            return {}
+        fluency, consistency = self._free_text.measure()
+        return {"fluency": fluency, "consistency": consistency}
+
+    def _row_successes(self, rows: _Rows) -> list[float]:
+        """Return the success of each row by the task's rule, from 0 to 1."""
+        match self._rule:
+            case SuccessRule.THRESHOLD:
+                return [float(met) for met in self._losses(rows) <= self._threshold]
+            case SuccessRule.LIKELIER:
+                return [float(met) for met in self._lead(rows) < 0]
+            case SuccessRule.TOKENS:
+                gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
+                return _agreement(self._predictions(rows.targets), gold)
+
+    def _losses(self, rows: _Rows) -> Tensor:
+        """Return each row's loss, summed over the target's tokens."""
+        return self._in_batches(rows, mean=False, loss=self._loss)
+
+    def _lead(self, rows: _Rows) -> Tensor:
+        """Return each target's loss per token minus its contrast's."""
+        return self._in_batches(rows, mean=True, loss=LossKind.PREFER)
 
     @torch.no_grad()
-    def _in_batches(self, rows: Sequence[EncodedExample]) -> Tensor:
-        losses = torch.empty(len(rows))
-        lengths = [len(row.target.ids) for row in rows]
-        for batch in in_length_order(lengths, _BATCH):
-            found = success_losses(
-                self._model.network, self._loss, [rows[row] for row in batch], self._model.end_id
+    def _in_batches(self, rows: _Rows, *, mean: bool, loss: LossKind) -> Tensor:
+        measure = training_losses if mean else success_losses
+        losses = torch.empty(len(rows.encoded))
+        for batch in in_length_order([len(row.ids) for row in rows.targets], _BATCH):
+            found = measure(
+                self._model.network, loss, [rows.encoded[row] for row in batch], self._model.end_id
             )
             losses[batch] = found.float().cpu()
+        if torch.isnan(losses).any():
+            raise EditError("The edited model's loss on the task is NaN.")
         return losses
 
+    def _predictions(self, rows: Sequence[Continuation]) -> list[Int[Tensor, " target"]]:
+        said = [torch.empty(0)] * len(rows)
+        for batch in in_length_order([len(row.ids) for row in rows], _BATCH):
+            found = predicted_tokens(
+                self._model.network, [rows[row] for row in batch], self._model.end_id
+            )
+            for row, tokens in zip(batch, found, strict=True):
+                said[row] = tokens
+        return said
+
     @torch.no_grad()
-    def _mean_loss(self, *, per_token: bool) -> float | None:
-        rows = self._related if per_token else self._hard
+    def _mean_loss(self, rows: Sequence[Continuation], *, per_token: bool) -> float | None:
         if not rows:
             return None
         total = math.fsum(
@@ -102,21 +215,28 @@ class SuccessMeter:
         )
         return total / (sum(row.target_length for row in rows) if per_token else len(rows))
 
-    def _exact(self) -> float:
-        hits = 0
-        for batch in in_length_order([row.target.start for row in self._ood], 2 * _BATCH):
-            rows = [self._ood[row].target for row in batch]
+    def _exact(self, judged: _Rows) -> float:
+        """Return the share of rows whose target the model says by itself."""
+        rows = judged.targets
+        hits = [0.0] * len(rows)
+        for batch in in_length_order([row.start for row in rows], 2 * _BATCH):
             said = generate_greedily(
                 self._model,
-                [row.ids[: row.start] for row in rows],
-                max(row.target_length for row in rows),
+                [rows[row].ids[: rows[row].start] for row in batch],
+                max(rows[row].target_length for row in batch),
             )
-            for row, words in zip(rows, said, strict=True):
-                wanted = self._model.tokenizer.decode(list(row.ids[row.start :]))
-                hits += self._model.tokenizer.decode(words[: row.target_length]) == wanted
-        return hits / len(self._ood)
+            for row, words in zip(batch, said, strict=True):
+                wanted = self._model.tokenizer.decode(list(rows[row].ids[rows[row].start :]))
+                told = self._model.tokenizer.decode(words[: rows[row].target_length])
+                hits[row] = float(told == wanted)
+        return judged.groups.mean(hits)
 
 
-def _clusters(rows: ExampleSet) -> np.ndarray:
-    names = [row.subject or f"row {number}" for number, row in enumerate(rows.rows)]
-    return np.array(names)
+def harmonic_mean(*shares: float) -> float:
+    """Return the harmonic mean of shares; 0 where one of them is 0."""
+    return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
+
+
+def _agreement(said: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
+    """Return for each row the share of places where two token sequences agree."""
+    return [int((one == other).sum()) / len(one) for one, other in zip(said, wanted, strict=True)]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuner.evaluation.budget import Deviation, Verdict
-from tuner.evaluation.scores import Interval
+from tuner.evaluation.scores import Interval, Scores
 from tuner.records import TrialEntry
 
 VERDICT_WORDS = {
@@ -22,6 +22,11 @@ def epsilon_words(epsilon: float) -> str:
 def share(value: float) -> str:
     """Return a share of rows."""
     return f"{value:.3f}"
+
+
+def fact_figures(scores: Scores) -> list[tuple[str, str]]:
+    """Return the published figures of a fact edit by name; none for other tasks."""
+    return [(name.replace("_", " "), share(value)) for name, value in scores.fact_figures().items()]
 
 
 def gain(value: float) -> str:

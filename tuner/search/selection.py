@@ -9,7 +9,7 @@ from scipy import stats
 
 from tuner.editing.task import ExampleSet
 from tuner.evaluation.budget import Certificate, Verdict
-from tuner.evaluation.confidence import clustered_interval
+from tuner.evaluation.grouping import Grouping
 from tuner.evaluation.scores import Interval, Scores
 from tuner.records import Answer, Outcome, Rule, SeedResult, TrialEntry
 
@@ -81,8 +81,8 @@ def retest_gain(
 ) -> tuple[float, Interval] | None:
     """Return the mean gain over seeds, and its interval over seeds and rows.
 
-    Two sources of chance are added as variances: rows (a bootstrap over subjects of each row's
-    gain averaged over the seeds, since rows about one subject are not independent) and seeds
+    Two sources of chance are added as variances: rows (a bootstrap over records or subjects of
+    each row's gain averaged over the seeds, since such rows are not independent) and seeds
     (their sample variance). The quantile is Student's, with Welch and Satterthwaite's degrees of
     freedom, so that three seeds claim no more than three seeds know. Seeds that broke the budget
     or failed count like the others.
@@ -91,18 +91,19 @@ def retest_gain(
         return None
     gained = np.array([result.answer.scores.row_success for result in results], float)
     gains = gained - np.array(base.row_success, float)
-    mean = float(gains.mean())
-    clusters = np.array([row.subject or f"row {index}" for index, row in enumerate(rows.rows)])
-    by_rows = clustered_interval(gains.mean(axis=0), clusters, confidence=confidence)
+    groups = Grouping.of(rows.rows)
+    by_seed = np.array([groups.mean(gain) for gain in gains])
+    mean = float(by_seed.mean())
+    by_rows = groups.interval(gains.mean(axis=0), confidence=confidence)
     normal = float(stats.norm.ppf((1 + confidence) / 2))
     row_error = (by_rows.high - by_rows.low) / (2 * normal)
     seeds = len(results)
-    seed_error = float(gains.mean(axis=1).std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
+    seed_error = float(by_seed.std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
     error = math.hypot(row_error, seed_error)
     half = error * normal
     if error > 0:
         freedom = error**4 / (
-            row_error**4 / max(len(set(clusters)) - 1, 1) + seed_error**4 / max(seeds - 1, 1)
+            row_error**4 / max(groups.count - 1, 1) + seed_error**4 / max(seeds - 1, 1)
         )
         half = error * float(stats.t.ppf((1 + confidence) / 2, freedom))
     low, high = max(-1.0, mean - half), min(1.0, mean + half)

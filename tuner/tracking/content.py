@@ -281,6 +281,8 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
         return
     if record.base is not None:
         yield "base_success", record.base.success, 0
+        for name, value in record.base.fact_figures().items():
+            yield f"base_{name}", value, 0
     for epoch in record.epochs:
         yield "success", epoch.success, epoch.epoch
         yield "deviation", epoch.deviation.estimate, epoch.epoch
@@ -297,19 +299,13 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
 
 
 def _answer_values(answer: Answer) -> Iterator[tuple[str, float]]:
-    yield "success", answer.success
+    yield from answer.scores.figures().items()
     yield "gain", answer.gain
     yield "deviation", answer.deviation.estimate
     yield "deviation_upper", answer.deviation.upper
     yield "alpha", answer.alpha
     if answer.epoch is not None:
         yield "epoch", float(answer.epoch)
-    if answer.scores.exact is not None:
-        yield "exact", answer.scores.exact
-    if answer.scores.hard_negative_loss is not None:
-        yield "hard_negative_loss", answer.scores.hard_negative_loss
-    if answer.scores.related_loss is not None:
-        yield "related_loss", answer.scores.related_loss
 
 
 def _winner_values(won: list[Winner], *, shared: bool) -> Iterator[tuple[str, float, int]]:

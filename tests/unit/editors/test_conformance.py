@@ -15,10 +15,28 @@ from tuner.errors import ConfigError
 from tuner.search.space import load_space
 
 # The least that each editor must be told.
+# In a random model the subject hardly matters to what follows: free the target vectors of all
+# that holds them back.
+_FREE = {
+    "target_steps": 25,
+    "learning_rate": 0.1,
+    "clamp": 4.0,
+    "weight_decay": 0.0,
+    "kl_weight": 0.0,
+    "prefixes": 0,
+    "depth": 0.0,
+}
 SETTINGS: dict[str, dict[str, float]] = {
+    "alphaedit": {**_FREE, "null_share": 0.9, "regulariser": 1e-3},
+    "emmet": {**_FREE, "regulariser": 1e-3},
     "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
     "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
+    "memit": {**_FREE, "covariance_weight": 1e-3},
+    "rome": {**_FREE, "clamp": 1.0},
 }
+
+# Closed forms draw their contexts by a seed of their own, so that trials share them.
+WITHOUT_CHANCE = {"alphaedit", "emmet", "memit", "rome"}
 
 
 @pytest.fixture(params=editor_names())
@@ -74,7 +92,7 @@ def test_same_seed_same_bits_whatever_ran_before(
     *_, other = _edit(editor, neox, examples, corpus, seed=4)
     *_, again = _edit(editor, neox, examples, corpus, seed=3)
     assert _same(first, again)
-    assert not _same(first, other)
+    assert _same(first, other) == (editor.name() in WITHOUT_CHANCE)
 
 
 def test_global_random_state_is_left_alone(

@@ -39,6 +39,16 @@ def test_batched_generation_equals_single(model: LanguageModel) -> None:
         assert one[:end] == other[:end]
 
 
+def test_settings_that_came_with_a_model_do_not_matter(neox: LanguageModel) -> None:
+    prompts = [neox.encode_prompt("The capital of Togo is")]
+    said = generate_greedily(neox, prompts, 8)
+    settings = neox.network.generation_config
+    settings.bad_words_ids = [[token] for token in set(said[0])]
+    settings.repetition_penalty = 3.0
+    assert generate_greedily(neox, prompts, 8) == said
+    assert neox.network.generation_config is settings
+
+
 def test_exact_counts_what_the_model_says_by_itself(model: LanguageModel) -> None:
     prompt = "The capital of Togo is"
     said = generate_greedily(model, [model.encode_prompt(prompt)], 3)[0]

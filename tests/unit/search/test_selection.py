@@ -90,3 +90,18 @@ def test_the_test_gain_counts_rows_and_seeds() -> None:
     assert wider is not None
     assert wider[1].high - wider[1].low > interval.high - interval.low
     assert retest_gain([], scores(BASE), rows, confidence=0.95) is None
+
+
+def test_the_test_gain_is_averaged_over_records_where_there_are_any() -> None:
+    """Rows 4 to 13 of 20 gain; they are one record of eleven, beside ten of one row each."""
+    rows = ExampleSet(
+        loss=LossKind.LIKELIHOOD,
+        rows=tuple(
+            Example(prompt="p", target=" t", record="big" if 4 <= index < 14 else str(index))
+            for index in range(20)
+        ),
+    )
+    found = retest_gain([_result(0, answer(0.7, at=1e-4))], scores(BASE), rows, confidence=0.95)
+    assert found is not None
+    assert abs(found[0] - 1 / 11) < 1e-9
+    assert found[1].low <= 1 / 11 <= found[1].high

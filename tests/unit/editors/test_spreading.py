@@ -1,0 +1,139 @@
+"""The mathematics of the methods that write into a band of layers, in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tuner.editing.corpus import Corpus
+from tuner.editing.model import LanguageModel
+from tuner.editing.second_moment import SecondMoment, second_moments
+from tuner.editing.spreading import Factors, Statistics, factored
+from tuner.editors.alphaedit import AlphaEdit
+from tuner.editors.emmet import Emmet
+from tuner.editors.memit import Memit
+from tuner.errors import EditError
+
+D_IN, D_OUT, FACTS = 24, 10, 5
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def known(neox: LanguageModel, corpus: Corpus) -> Statistics:
+    samples = _random(D_IN, 400, seed=1) * torch.logspace(-2, 1, D_IN, dtype=torch.float64)[:, None]
+    moment = SecondMoment(samples @ samples.T / 400, tokens=400)
+    return Statistics(neox, corpus, 0, moment, None)
+
+
+KEYS, RESIDUALS = _random(D_IN, FACTS, seed=2), _random(D_OUT, FACTS, seed=3)
+EARLIER, NONE = _random(D_IN, 3, seed=4), torch.zeros(D_IN, 0, dtype=torch.float64)
+
+
+def _dense(change: Factors) -> Tensor:
+    return change.left @ change.right
+
+
+@pytest.mark.parametrize("earlier", [NONE, EARLIER])
+@pytest.mark.parametrize("weight", [1e-2, 1.0, 1e4])
+def test_memit_meets_the_normal_equations(
+    known: Statistics, weight: float, earlier: Tensor
+) -> None:
+    change = _dense(Memit(covariance_weight=weight).solve(KEYS, RESIDUALS, earlier, known))
+    c = known.moment.matrix + 1e-10 * known.moment.matrix.diagonal().mean() * torch.eye(D_IN)
+    left = change @ (weight * c + earlier @ earlier.T + KEYS @ KEYS.T)
+    assert torch.allclose(left, RESIDUALS @ KEYS.T, rtol=1e-8, atol=1e-8)
+
+
+def test_memit_can_forget_what_was_edited_before(known: Statistics) -> None:
+    forgetful = Memit(accumulate=False).solve(KEYS, RESIDUALS, EARLIER, known)
+    fresh = Memit().solve(KEYS, RESIDUALS, NONE, known)
+    assert torch.equal(_dense(forgetful), _dense(fresh))
+    careful = _dense(Memit(covariance_weight=1e-3).solve(KEYS, RESIDUALS, EARLIER, known))
+    careless = _dense(Memit(covariance_weight=1e-3).solve(KEYS, RESIDUALS, NONE, known))
+    assert (careful @ EARLIER).norm() < (careless @ EARLIER).norm() / 10
+
+
+def test_memit_without_resistance_is_emmet_without_regulariser(known: Statistics) -> None:
+    memit = _dense(Memit(covariance_weight=1e-9).solve(KEYS, RESIDUALS, NONE, known))
+    emmet = _dense(Emmet(regulariser=0.0).solve(KEYS, RESIDUALS, NONE, known))
+    assert torch.allclose(memit, emmet, rtol=1e-5, atol=1e-7)
+    # Both say exactly what they should at the keys.
+    assert torch.allclose(emmet @ KEYS, RESIDUALS, rtol=1e-8, atol=1e-8)
+
+
+def test_one_fact_of_memit_is_written_in_the_known_share(known: Statistics) -> None:
+    key, residual = KEYS[:, :1], RESIDUALS[:, :1]
+    change = _dense(Memit(covariance_weight=7.0).solve(key, residual, NONE, known))
+    kappa = float(key.T @ known.moment.solve(key))
+    assert torch.allclose(change @ key, residual * kappa / (7.0 + kappa), rtol=1e-8)
+
+
+def test_emmet_meets_its_definition(known: Statistics) -> None:
+    change = _dense(
+        Emmet(regulariser=0.3, covariance_weight=2.0).solve(KEYS, RESIDUALS, NONE, known)
+    )
+    inverse = torch.cholesky_inverse(known.moment.factor) / 2.0
+    gram = KEYS.T @ inverse @ KEYS + 0.3 * torch.eye(FACTS)
+    assert torch.allclose(change, RESIDUALS @ torch.linalg.solve(gram, KEYS.T @ inverse), rtol=1e-7)
+
+
+def test_emmet_refuses_two_facts_with_one_key(known: Statistics) -> None:
+    twice = torch.cat([KEYS[:, :1], KEYS[:, :1]], dim=1)
+    with pytest.raises(EditError, match="not independent"):
+        Emmet(regulariser=0.0).solve(twice, RESIDUALS[:, :2], NONE, known)
+
+
+@pytest.mark.parametrize("earlier", [NONE, EARLIER])
+def test_alphaedit_leaves_the_preserved_subspace_alone(known: Statistics, earlier: Tensor) -> None:
+    editor = AlphaEdit(null_share=0.5, regulariser=0.7)
+    change = _dense(editor.solve(KEYS, RESIDUALS, earlier, known))
+    directions = torch.linalg.eigh(known.moment.matrix).eigenvectors
+    free, preserved = directions[:, : D_IN // 2], directions[:, D_IN // 2 :]
+    assert (change @ preserved).abs().max() < 1e-10 * change.abs().max()
+    # The published equation, with the projection written out.
+    projection = free @ free.T
+    matrix = projection @ (KEYS @ KEYS.T + earlier @ earlier.T) + 0.7 * torch.eye(
+        D_IN, dtype=torch.float64
+    )
+    expected = torch.linalg.solve(matrix, projection @ KEYS @ RESIDUALS.T).T
+    assert torch.allclose(change, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_alphaedit_says_when_nothing_is_free(known: Statistics) -> None:
+    with pytest.raises(EditError, match="raise `threshold`"):
+        AlphaEdit(threshold=1e-12).solve(KEYS, RESIDUALS, NONE, known)
+
+
+@pytest.mark.parametrize("facts", [3, 40])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_factors_are_stored_as_they_are(facts: int, transposed: bool) -> None:
+    change = Factors(_random(D_OUT, facts), _random(facts, D_IN, seed=5))
+    stored = factored(change, transposed=transposed)
+    assert stored.left.shape[1] == min(facts, D_OUT)
+    shape = torch.Size((D_IN, D_OUT) if transposed else (D_OUT, D_IN))
+    dense = stored.to_dense(shape)
+    assert torch.allclose(dense.T if transposed else dense, _dense(change).float(), atol=1e-4)
+
+
+def test_the_statistics_are_the_mean_outer_product(model: LanguageModel, corpus: Corpus) -> None:
+    moment = second_moments(model, corpus, [1], None)[1]
+    seen: list[Tensor] = []
+    module = model.network.get_submodule(model.architecture.mlp_modules(1)[-1])
+    handle = module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.network(input_ids=corpus.blocks)
+    handle.remove()
+    keys = seen[0].flatten(0, 1).double()
+    assert torch.allclose(moment.matrix, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-6)
+    assert moment.tokens == corpus.blocks.numel()
+
+
+def test_too_little_text_is_refused_and_little_text_is_ridged() -> None:
+    matrix = torch.eye(100, dtype=torch.float64)
+    with pytest.raises(EditError, match="at least 100 tokens"):
+        SecondMoment(matrix, tokens=99).solve(torch.ones(100, 1, dtype=torch.float64))
+    with pytest.warns(UserWarning, match="few for 100 input dimensions"):
+        solved = SecondMoment(matrix, tokens=200).solve(torch.ones(100, 1, dtype=torch.float64))
+    assert torch.allclose(solved, torch.full_like(solved, 1 / 1.001))

@@ -1,0 +1,82 @@
+"""Reading what flows through a module of a network, and adding to it, at chosen tokens."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuner.editing.subject import LocatedPrompt, right_padded
+
+_ROWS = 128
+
+
+@final
+@dataclass
+class Recording:
+    """The last input and output of a module."""
+
+    input: Tensor = field(default_factory=lambda: torch.empty(0))
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@contextmanager
+def recorded(module: nn.Module) -> Iterator[Recording]:
+    """Keep the last input and output of `module` while the context is open."""
+    found = Recording()
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        found.input, found.output = inputs[0], _first(output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the output of `module` by `change(output)` while the context is open."""
+
+    def replace(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        # Blocks return a tensor or a tuple that starts with it, depending on the release.
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    handle = module.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+@torch.no_grad()
+def subject_activations(
+    network: PreTrainedModel,
+    module: nn.Module,
+    prompts: Sequence[LocatedPrompt],
+    pad_id: int,
+) -> tuple[Float[Tensor, "prompts d_in"], Float[Tensor, "prompts d_out"]]:
+    """Return input and output of `module` at the subject token of each prompt, in float64."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for start in range(0, len(prompts), _ROWS):
+        part = prompts[start : start + _ROWS]
+        ids, mask, positions = right_padded(part, pad_id, network.device)
+        with recorded(module) as found:
+            network.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        rows = torch.arange(len(part), device=ids.device)
+        inputs.append(found.input[rows, positions].double())
+        outputs.append(found.output[rows, positions].double())
+    return torch.cat(inputs), torch.cat(outputs)

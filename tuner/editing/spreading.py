@@ -1,0 +1,238 @@
+"""Edits that write many facts into a band of MLP output maps: what MEMIT and its kin share."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuner.cache import Cache
+from tuner.editing.activations import subject_activations
+from tuner.editing.corpus import Corpus
+from tuner.editing.delta import LowRank, WeightDelta
+from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.model import LanguageModel
+from tuner.editing.prefixes import sample_prefixes
+from tuner.editing.second_moment import SecondMoment, second_moments
+from tuner.editing.subject import locate_subject
+from tuner.editing.target_vectors import TargetSettings, target_vectors
+from tuner.editing.task import ExampleSet
+from tuner.errors import EditError
+
+_STARTS = ("The", "Therefore", "Because", "I", "You")
+_PREFIX_TOKENS = 9  # ten with the word that each starts with
+_TOP_K = 5
+
+
+@final
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of one layer before any edit, and where more of it may be kept."""
+
+    model: LanguageModel
+    corpus: Corpus
+    layer: int
+    moment: SecondMoment
+    cache: Cache | None
+
+
+class SpreadingEditor(Editor):
+    """Finds what the last layer of a band must say, and shares the change among the band.
+
+    A subclass solves one layer: given the keys that facts have there and the residuals that they
+    should add, it returns the change of the map.
+
+    Source: Meng et al. 2023 (arXiv:2210.07229), algorithm 1, with the details of their code.
+    """
+
+    depth: float = Field(
+        default=0.5, ge=0, le=1, description="The last edited layer, as a fraction of all layers."
+    )
+    width: float = Field(
+        default=0.25, gt=0, le=1, description="Width of the band, as a fraction of all layers."
+    )
+    learning_rate: float = Field(
+        default=0.5, gt=0, le=10, description="Adam's learning rate of the target vectors."
+    )
+    target_steps: int = Field(
+        default=20, ge=1, le=1000, description="Looks at the target vectors' loss; a step between."
+    )
+    clamp: float = Field(
+        default=0.75, gt=0, description="Greatest change of a target vector, in its own norms."
+    )
+    kl_weight: float = Field(
+        default=0.0625, ge=0, description="Weight of KL(edited‖base) on what the subject is."
+    )
+    weight_decay: float = Field(
+        default=0.5, ge=0, description="Weight of the norm of a target vector's change."
+    )
+    prefixes: int = Field(
+        default=5, ge=0, le=64, description="Model-written contexts in which the facts must hold."
+    )
+    prefix_seed: int = Field(default=0, ge=0, description="Seed of the contexts.")
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        """Yield the change of all layers of the band, once.
+
+        `seed` has no part in it: contexts are drawn by `prefix_seed`, so that trials share them.
+
+        Raises:
+            EditError: a subject does not stand in its prompt, the statistics need more text, or a
+                loss became NaN or infinite.
+        """
+        origin = aux.origin or model
+        layers = self.layers(model.layer_count)
+        # Written by the unedited model in every batch.
+        contexts = _contexts(origin, self.prefixes, self.prefix_seed, aux.cache)
+        settings = TargetSettings(
+            layer=layers[-1],
+            site="layer",
+            prefixes=contexts,
+            steps=self.target_steps,
+            learning_rate=self.learning_rate,
+            clamp=self.clamp,
+            kl_weight=self.kl_weight,
+            weight_decay=self.weight_decay,
+        )
+        targets = target_vectors(model, examples, settings, aux.cache)
+        # The statistics are the unedited model's too: no batch changes what text usually is.
+        moments = second_moments(origin, aux.general, layers, aux.cache)
+        names = {layer: model.architecture.mlp_modules(layer)[-1] for layer in layers}
+        network = model.twin(own=[f"{name}.weight" for name in names.values()])
+        changes: dict[str, LowRank] = {}
+        for index, layer in enumerate(layers):
+            known = Statistics(origin, aux.general, layer, moments[layer], aux.cache)
+            module = network.get_submodule(names[layer])
+            keys = _keys(network, module, model, examples, contexts)
+            earlier = _earlier_keys(network, module, model, aux.earlier, contexts)
+            now = _outputs(network, model, examples, layers[-1])
+            residuals = ((targets - now) / (len(layers) - index)).T
+            change = self.solve(keys, residuals, earlier, known)
+            stored = factored(change, transposed=model.architecture.transposed)
+            changes[f"{names[layer]}.weight"] = stored
+            WeightDelta({f"{names[layer]}.weight": stored}).write(network)
+        yield Step(WeightDelta(changes).check_finite())
+
+    @abstractmethod
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in facts"],
+        residuals: Float[Tensor, "d_out facts"],
+        earlier: Float[Tensor, "d_in earlier"],
+        known: Statistics,
+    ) -> "Factors":
+        """Return the change of one layer that adds `residuals` at `keys`; all in float64.
+
+        `earlier` are the keys of what earlier batches wrote, and may be empty.
+        """
+        ...
+
+    def layers(self, count: int) -> list[int]:
+        """Return the band in a model of `count` layers, lowest first."""
+        last = round(self.depth * (count - 1))
+        size = max(1, round(self.width * count))
+        return list(range(max(0, last - size + 1), last + 1))
+
+
+@final
+@dataclass(frozen=True)
+class Factors:
+    """A change `left @ right` of a map, output side first."""
+
+    left: Float[Tensor, "d_out rank"]
+    right: Float[Tensor, "rank d_in"]
+
+
+def factored(change: Factors, *, transposed: bool) -> LowRank:
+    """Return the change as it is stored, in float32 and in the orientation of the weights.
+
+    More facts than dimensions give no lower rank, and are multiplied out.
+    """
+    left, right = change.left, change.right
+    if left.shape[1] > left.shape[0]:
+        left, right = torch.eye(len(left), dtype=left.dtype, device=left.device), left @ right
+    if transposed:
+        left, right = right.T, left.T
+    return LowRank(left.float().contiguous(), right.float().contiguous())
+
+
+def _contexts(model: LanguageModel, count: int, seed: int, cache: Cache | None) -> tuple[str, ...]:
+    if count == 0:
+        return ()
+    starts = [_STARTS[number % len(_STARTS)] for number in range(count)]
+    return sample_prefixes(
+        model, starts, new_tokens=_PREFIX_TOKENS, top_k=_TOP_K, seed=seed, cache=cache
+    )
+
+
+def _keys(
+    network: PreTrainedModel,
+    module: nn.Module,
+    model: LanguageModel,
+    examples: ExampleSet,
+    contexts: Sequence[str],
+) -> Float[Tensor, "d_in facts"]:
+    """Return each fact's key: half of it from the bare prompt, half from all contexts together."""
+    bare = [locate_subject(model, row.prompt, row.subject) for row in examples.rows]
+    key, _ = subject_activations(network, module, bare, model.end_id)
+    if not contexts:
+        return key.T
+    inside = [
+        locate_subject(model, row.prompt, row.subject, prefix=prefix)
+        for row in examples.rows
+        for prefix in contexts
+    ]
+    within, _ = subject_activations(network, module, inside, model.end_id)
+    mean = within.reshape(len(bare), len(contexts), -1).mean(dim=1)
+    return ((key + mean) / 2).T
+
+
+def _earlier_keys(
+    network: PreTrainedModel,
+    module: nn.Module,
+    model: LanguageModel,
+    earlier: Sequence[ExampleSet],
+    contexts: Sequence[str],
+) -> Float[Tensor, "d_in earlier"]:
+    found = [_keys(network, module, model, batch, contexts) for batch in earlier]
+    if found:
+        return torch.cat(found, dim=1)
+    weight = module.get_parameter("weight")
+    inputs = weight.shape[0 if model.architecture.transposed else 1]
+    return torch.zeros(inputs, 0, dtype=torch.float64, device=model.device)
+
+
+def _outputs(
+    network: PreTrainedModel, model: LanguageModel, examples: ExampleSet, layer: int
+) -> Float[Tensor, "facts width"]:
+    module = network.get_submodule(model.architecture.layer_module(layer))
+    bare = [locate_subject(model, row.prompt, row.subject) for row in examples.rows]
+    _, output = subject_activations(network, module, bare, model.end_id)
+    return output
+
+
+def symmetric_solve(
+    matrix: Float[Tensor, "n n"], right: Float[Tensor, "n m"]
+) -> Float[Tensor, "n m"]:
+    """Return matrix⁻¹ · right for a symmetric positive definite matrix.
+
+    Raises:
+        EditError: the matrix is singular, as when two facts share one key and nothing is added.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal()
+    # Rounding hides a zero pivot behind one of about the root of the precision.
+    if int(failed) or (len(pivots) and float(pivots.min() / pivots.max()) < 1e-7):
+        raise EditError(
+            "The facts' keys are not independent, so no exact edit exists; remove facts that say "
+            "the same, or give the method a regulariser."
+        )
+    solved: Tensor = torch.cholesky_solve(right, factor)
+    return solved

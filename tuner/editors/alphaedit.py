@@ -1,0 +1,76 @@
+"""AlphaEdit: MEMIT's facts, written only where usual text has next to nothing."""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from tuner.editing.second_moment import Spectrum, spectrum
+from tuner.editing.spreading import Factors, SpreadingEditor, Statistics, symmetric_solve
+from tuner.errors import EditError
+
+
+@final
+class AlphaEdit(SpreadingEditor):
+    """Writes the regularised least-squares change within the null space of C.
+
+    Source: Fang et al. 2025 (arXiv:2410.02355) and their code. With U the directions of small
+    eigenvalues of C, ΔWᵀ = U a and (Uᵀ(KKᵀ + K₀K₀ᵀ)U + L₂I) a = UᵀKRᵀ.
+    """
+
+    regulariser: float = Field(default=10.0, gt=0, description="L₂: weight of the change's norm.")
+    null_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of all directions that count as free, those of least variance; by "
+        "default `threshold` decides.",
+    )
+    threshold: float = Field(
+        default=2e-2,
+        gt=0,
+        description="Directions of less variance count as free. In units of the activations, so "
+        "it carries over to no other model.",
+    )
+    accumulate: bool = Field(
+        default=True, description="Protect what earlier batches wrote, as usual text is."
+    )
+
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in facts"],
+        residuals: Float[Tensor, "d_out facts"],
+        earlier: Float[Tensor, "d_in earlier"],
+        known: Statistics,
+    ) -> Factors:
+        """Return R [B (L₂I + BᵀB)⁻¹]ᵀ Uᵀ, with B = Uᵀ(K₀ K) and the columns of K alone.
+
+        Equal to the solution in the class docstring by the push-through identity; what is left
+        to solve is as small as the number of facts.
+
+        Raises:
+            EditError: no direction counts as free.
+        """
+        free = self._free(
+            spectrum(known.model, known.corpus, known.layer, known.moment, known.cache)
+        )
+        protected = earlier if self.accumulate else earlier[:, :0]
+        seen = free.T @ torch.cat([protected, keys], dim=1)
+        eye = torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
+        solved = symmetric_solve(self.regulariser * eye + seen.T @ seen, seen.T)
+        return Factors(left=residuals, right=solved[protected.shape[1] :] @ free.T)
+
+    def _free(self, found: Spectrum) -> Float[Tensor, "d_in free"]:
+        count = (
+            int((found.values < self.threshold).sum())
+            if self.null_share is None
+            else max(1, round(self.null_share * len(found.values)))
+        )
+        if count == 0:
+            raise EditError(
+                f"No direction has less variance than {self.threshold:g} (the least is "
+                f"{float(found.values[0]):.2g}); raise `threshold`, or give `null_share`."
+            )
+        return found.directions[:, :count]

@@ -1,0 +1,44 @@
+"""EMMET: many facts at once, written exactly, where MEMIT compromises."""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from tuner.editing.spreading import Factors, SpreadingEditor, Statistics, symmetric_solve
+
+
+@final
+class Emmet(SpreadingEditor):
+    """Writes R (KᵀC⁻¹K + λₑI)⁻¹KᵀC⁻¹ into each layer (Gupta et al. 2024, arXiv:2403.14236)."""
+
+    width: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="Width of the band, as a fraction of all layers; published with one layer.",
+    )
+    covariance_weight: float = Field(
+        default=1.0, gt=0, description="λ on C; it matters only beside the regulariser."
+    )
+    regulariser: float = Field(
+        default=0.1, ge=0, description="λₑ: how far facts may be missed; unused for a single fact."
+    )
+
+    def solve(
+        self,
+        keys: Float[Tensor, "d_in facts"],
+        residuals: Float[Tensor, "d_out facts"],
+        earlier: Float[Tensor, "d_in earlier"],
+        known: Statistics,
+    ) -> Factors:
+        """Return R (KᵀS + λₑI)⁻¹Sᵀ with S = C⁻¹K/λ; `earlier` has no part in it."""
+        spread = known.moment.solve(keys) / self.covariance_weight
+        facts = keys.shape[1]
+        slack = self.regulariser if facts > 1 else 0.0
+        eye = torch.eye(facts, dtype=keys.dtype, device=keys.device)
+        return Factors(
+            left=residuals, right=symmetric_solve(keys.T @ spread + slack * eye, spread.T)
+        )

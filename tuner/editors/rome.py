@@ -1,0 +1,163 @@
+"""ROME: one fact, one matrix, one rank."""
+
+from collections.abc import Iterator
+from typing import final
+
+from pydantic import Field
+from torch import Tensor
+
+from tuner.cache import Cache
+from tuner.editing.activations import subject_activations
+from tuner.editing.delta import WeightDelta
+from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.model import LanguageModel
+from tuner.editing.prefixes import sample_prefixes
+from tuner.editing.second_moment import SecondMoment, second_moments
+from tuner.editing.spreading import Factors, factored
+from tuner.editing.subject import locate_subject
+from tuner.editing.target_vectors import TargetSettings, target_vectors
+from tuner.editing.task import Example, ExampleSet
+from tuner.errors import EditError
+
+# As published: half of the contexts are short and half are long, with the end-of-text token first.
+_SHORT, _LONG = 4, 9
+_TOP_K = 5
+
+
+@final
+class Rome(Editor):
+    """Writes facts one after the other into one MLP output map, each by a rank-one change.
+
+    W + (v* − Wk̄)(C⁻¹k̄)ᵀ / k̄ᵀC⁻¹k̄ says v* at the key k̄ and disturbs usual text least (Meng et al.
+    2022, arXiv:2202.05262, eq. 2). By default one k̄, the mean over contexts, is used throughout,
+    as Gupta et al. 2024 (arXiv:2403.07175, R-ROME) corrected it.
+    """
+
+    depth: float = Field(
+        default=0.3, ge=0, le=1, description="The edited layer, as a fraction of all layers."
+    )
+    learning_rate: float = Field(
+        default=0.5, gt=0, le=10, description="Adam's learning rate of the target vectors."
+    )
+    target_steps: int = Field(
+        default=20, ge=1, le=1000, description="Looks at the target vectors' loss; a step between."
+    )
+    clamp: float = Field(
+        default=4.0, gt=0, description="Greatest change of a target vector, in its own norms."
+    )
+    kl_weight: float = Field(
+        default=0.0625, ge=0, description="Weight of KL(edited‖base) on what the subject is."
+    )
+    weight_decay: float = Field(
+        default=0.5, ge=0, description="Weight of the norm of a target vector's change."
+    )
+    prefixes: int = Field(
+        default=20, ge=0, le=64, description="Model-written contexts in which the facts must hold."
+    )
+    prefix_seed: int = Field(default=0, ge=0, description="Seed of the contexts.")
+    consistent_keys: bool = Field(
+        default=True,
+        description="Use one key throughout (R-ROME). Without it the published code's mixture of "
+        "two keys, which may divide by almost nothing and break the model.",
+    )
+    decorrelate: bool = Field(
+        default=True, description="Use the statistics C of general text; without it, C = I."
+    )
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        """Yield the change of the edited matrix, once; its rank is the number of facts.
+
+        `seed` has no part in it: contexts are drawn by `prefix_seed`, so that trials share them.
+
+        Raises:
+            EditError: a subject does not stand in its prompt, the statistics need more text, or a
+                loss became NaN or infinite.
+        """
+        origin = aux.origin or model
+        layer = round(self.depth * (model.layer_count - 1))
+        name = model.architecture.mlp_modules(layer)[-1]
+        moment = (
+            second_moments(origin, aux.general, [layer], aux.cache)[layer]
+            if self.decorrelate
+            else None
+        )
+        contexts = self._contexts(origin, aux.cache)
+        total: WeightDelta | None = None
+        current = model
+        for index, row in enumerate(examples.rows):
+            one = examples.model_copy(update={"rows": (row,)})
+            # Later facts start from a model that no other trial will ever see again.
+            cache = aux.cache if index == 0 else None
+            target = target_vectors(current, one, self._settings(layer, contexts), cache)[0]
+            change = self._written(current, name, row, contexts, target, moment)
+            delta = WeightDelta(
+                {f"{name}.weight": factored(change, transposed=model.architecture.transposed)}
+            ).check_finite()
+            total = delta if total is None else total.plus(delta)
+            current = model.after(total)
+        if total is None:
+            raise EditError("There is no example to edit.")
+        yield Step(total)
+
+    def _written(
+        self,
+        model: LanguageModel,
+        name: str,
+        row: Example,
+        contexts: tuple[str, ...],
+        target: Tensor,
+        moment: SecondMoment | None,
+    ) -> Factors:
+        prompts = [
+            locate_subject(model, row.prompt, row.subject, prefix=prefix)
+            for prefix in ("", *contexts)
+        ]
+        module = model.network.get_submodule(name)
+        keys, outputs = subject_activations(model.network, module, prompts, model.end_id)
+        mean = keys.mean(dim=0)
+        direction = mean if moment is None else moment.solve(mean[:, None])[:, 0]
+        key, output = (mean, outputs.mean(dim=0)) if self.consistent_keys else (keys[0], outputs[0])
+        return rank_one(key, direction, target - output)
+
+    def _settings(self, layer: int, contexts: tuple[str, ...]) -> TargetSettings:
+        return TargetSettings(
+            layer=layer,
+            site="mlp",
+            prefixes=contexts,
+            steps=self.target_steps,
+            learning_rate=self.learning_rate,
+            clamp=self.clamp,
+            kl_weight=self.kl_weight,
+            weight_decay=self.weight_decay,
+        )
+
+    def _contexts(self, model: LanguageModel, cache: Cache | None) -> tuple[str, ...]:
+        if self.prefixes == 0:
+            return ()
+        short = self.prefixes // 2
+        lengths = [_SHORT] * short + [_LONG] * (self.prefixes - short)
+        return sample_prefixes(
+            model,
+            [""] * self.prefixes,
+            new_tokens=lengths,
+            top_k=_TOP_K,
+            seed=self.prefix_seed,
+            cache=cache,
+        )
+
+
+def rank_one(key: Tensor, direction: Tensor, residual: Tensor) -> Factors:
+    """Return the change that adds `residual` at `key` along `direction`.
+
+    Raises:
+        EditError: the direction is blind to the key, so that the change would be infinite.
+    """
+    gain = float(direction @ key)
+    if not abs(gain) > 1e-12 * float(direction.norm() * key.norm()):
+        raise EditError(
+            "The key has no share in its own direction of change, so no finite edit exists; use "
+            "consistent_keys."
+        )
+    return Factors(left=residual[:, None], right=direction[None, :] / gain)
