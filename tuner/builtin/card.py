@@ -17,8 +17,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tuner.builtin.facts import CARDS
 from tuner.builtin.recipes import Recipe, Row, build_recipes
-from tuner.builtin.scoring import Completion, target_losses, token_losses
+from tuner.builtin.scoring import (
+    Completion,
+    mean_target_losses,
+    target_losses,
+    token_accuracies,
+    token_losses,
+)
 from tuner.builtin.splits import slacks
 from tuner.builtin.text import Part, general_documents
 from tuner.builtin.train import SCALES, WINDOW, Scale
@@ -72,6 +79,16 @@ over the tokens of its target.
 |---|---|---|---|---|---|---|
 {tasks}
 
+## Which facts it knows before any edit
+
+In `counterfact_world` a row succeeds if its target is likelier per token than its contrast; in
+`zsre_world` its score is the share of the target's tokens that are the likeliest ones. Scores of
+the edit prompts, of their paraphrases, and of the neighbours, which should stay as they are.
+
+| task | split | efficacy | generalisation | specificity |
+|---|---|---|---|---|
+{facts}
+
 This file is written by `python -m tuner.builtin.card`.
 """
 
@@ -97,6 +114,7 @@ def write_card(model_folder: Path, tasks_folder: Path, seed: int, scale: Scale) 
             for part, count in tqdm(_TOKENS.items(), desc="general text")
         ),
         tasks="\n".join(_task_lines(model, tokenizer, tasks_folder)),
+        facts="\n".join(_fact_lines(model, tokenizer, tasks_folder)),
     )
     (model_folder / "README.md").write_text(card)
 
@@ -128,6 +146,32 @@ def _task_lines(
                 f"| {recipe.name} | {split} | {ood[0]:.3f} | {ood[1]:.2f} | {simple[0]:.3f} "
                 f"| {simple[1]:.2f} | {kept:.2f} |"
             )
+
+
+def _fact_lines(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks_folder: Path
+) -> Iterator[str]:
+    for name, card in tqdm(CARDS.items(), desc="facts"):
+        for split in ("val", "test"):
+            means = []
+            for part in ("canonical", "ood", "neighbours"):
+                rows = _read_rows(tasks_folder / name / split / f"{part}.jsonl")
+                targets = [Completion(row.prompt, row.target) for row in rows]
+                if card["success"] == "tokens":
+                    scores = token_accuracies(model, tokenizer, targets)
+                else:
+                    contrasts = [Completion(row.prompt, row.contrast or "") for row in rows]
+                    scores = [
+                        float(target < contrast)
+                        for target, contrast in zip(
+                            mean_target_losses(model, tokenizer, targets),
+                            mean_target_losses(model, tokenizer, contrasts),
+                            strict=True,
+                        )
+                    ]
+                # Every record has equally many rows, so the mean over rows is that over records.
+                means.append(sum(scores) / len(scores))
+            yield f"| {name} | {split} | {' | '.join(f'{mean:.3f}' for mean in means)} |"
 
 
 def _success_and_log_p(

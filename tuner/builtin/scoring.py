@@ -44,6 +44,32 @@ def target_losses(
     return losses
 
 
+def mean_target_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
+) -> list[float]:
+    """Return -log p(target | prompt) per token of the target, for every row."""
+    sums = target_losses(model, tokenizer, rows)
+    counts = [len(ids) for ids in _ids(tokenizer, [row.target for row in rows])]
+    return [loss / count for loss, count in zip(sums, counts, strict=True)]
+
+
+@torch.no_grad()
+def token_accuracies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
+) -> list[float]:
+    """Return the share of each target's tokens that are the likeliest ones, teacher-forced."""
+    shares = []
+    for prompt, target in zip(
+        _ids(tokenizer, [row.prompt for row in rows]),
+        _ids(tokenizer, [row.target for row in rows]),
+        strict=True,
+    ):
+        logits = model(input_ids=torch.tensor([prompt + target]), use_cache=False).logits[0]
+        likeliest = logits[len(prompt) - 1 : -1].argmax(-1)
+        shares.append(float((likeliest == torch.tensor(target)).float().mean()))
+    return shares
+
+
 @torch.no_grad()
 def token_losses(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     """Return -log p of every token but the first, for a batch of sequences."""

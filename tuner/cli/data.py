@@ -215,8 +215,9 @@ def zsre(
     from tuner.errors import unknown_name
     from tuner.published.zsre import ZsreTarget, import_zsre
 
-    if target not in list(ZsreTarget):
-        raise unknown_name("target", target, list(ZsreTarget))
+    known = [one.value for one in ZsreTarget]
+    if target not in known:
+        raise unknown_name("target", target, known)
     selection = _selection(val, test, facts, seed)
     _save(import_zsre(file, _name(out), selection, ZsreTarget(target)), out, json_)
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tuner.errors import TaskError
 from tuner.yaml_file import describe_problem
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _Record = TypeVar("_Record", bound=BaseModel)
 
 

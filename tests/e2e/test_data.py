@@ -1,0 +1,130 @@
+"""`tuner data` as a person uses it: from the published file's server to a task that loads."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.cli import main
+from tuner.editing.task import load_task
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a verb in this process, in a folder of its own; return exit code, output, messages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tuner", "data", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return code, said.out, said.err
+
+    return call
+
+
+def counterfact(number: int) -> dict[str, Any]:
+    return {
+        "case_id": number,
+        "requested_rewrite": {
+            "prompt": "{} is moored in",
+            "relation_id": "P1",
+            "target_new": {"str": "Oban", "id": "Q1"},
+            "target_true": {"str": "Leith", "id": "Q2"},
+            "subject": f"Boat {number:02}",
+        },
+        "paraphrase_prompts": [f"It blew. One finds Boat {number:02} in"],
+        "neighborhood_prompts": [f"Ship {number:02} is moored in"],
+        "generation_prompts": [],
+    }
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[str]:
+    """A server of the published file."""
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "counterfact.json").write_text(json.dumps([counterfact(n) for n in range(12)]))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+
+
+def test_a_file_is_fetched_and_becomes_a_task(run: Run, mirror: str) -> None:
+    code, out, err = run("fetch", "counterfact", "--mirror", mirror, "--out", "files")
+    assert code == 0
+    for said in ("Size:", "MB", "Meng et al. 2022", "MIT", "Nobody has stated a checksum"):
+        assert said in err
+    assert "sha256" in out
+    code, out, err = run("fetch", "counterfact", "--mirror", mirror, "--out", "files", "--json")
+    assert code == 0
+    assert json.loads(out)["was_there"]
+    assert "is the one that was known" not in out
+
+    sizes = ("--val", "3", "--test", "4", "--facts", "2")
+    code, out, err = run("import", "counterfact", "files/counterfact.json", "--out", "task", *sizes)
+    assert code == 0
+    assert "3 edits for validation, 4 for test" in out
+    task = load_task("task")
+    assert task.name == "task"
+    assert (len(task.val.canonical), len(task.test.canonical), len(task.val.facts)) == (3, 4, 2)
+
+    code, _, err = run("import", "counterfact", "files/counterfact.json", "--out", "task")
+    assert code == 2
+    assert "not empty" in err
+
+
+def test_mistakes_are_told_in_words(run: Run, mirror: str, tmp_path: Path) -> None:
+    code, _, err = run("fetch", "counterfacts")
+    assert code == 2
+    assert "Did you mean 'counterfact'" in err
+    code, _, err = run("fetch", "zsre", "--mirror", mirror)
+    assert code == 1
+    assert "404" in err
+    code, _, err = run("import", "zsre", "none.json", "--out", "task")
+    assert code == 2
+    assert "none.json: cannot be read" in err
+    code, _, err = run("import", "zsre", "none.json", "--out", "task", "--target", "alts")
+    assert code == 2
+    assert "Did you mean 'alt'" in err
+    (tmp_path / "short.json").write_text(json.dumps([counterfact(0)]))
+    code, _, err = run("import", "counterfact", "short.json", "--out", "task")
+    assert code == 2
+    assert "1 usable records" in err
+
+
+def test_list_shows_tasks_and_files(run: Run) -> None:
+    code, out, _ = run("list", "--json")
+    assert code == 0
+    known = json.loads(out)
+    assert known["tasks"]["counterfact_world"]["canonical"] == 120
+    assert known["files"]["zsre"]["url"].startswith("https://")
+    code, out, _ = run("list")
+    assert code == 0
+    assert "zsre_world" in out
+    assert "multi_counterfact" in out
+
+
+def test_every_verb_has_help_with_an_example(run: Run) -> None:
+    for verb in (("list",), ("fetch",), ("import", "counterfact"), ("import", "zsre")):
+        code, out, _ = run(*verb, "--help")
+        assert code == 0
+        assert "Example" in out
+        assert "--json" in out
