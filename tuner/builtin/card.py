@@ -51,6 +51,8 @@ lose. It is of no use as a source of facts or as a writer.
 bfloat16 autocast on a CPU |
 | annealing | the last {anneal:,} steps see general text only, without weight decay, at a rate \
 falling from {anneal_rate:g} to 0 |
+| mean gradient | of the loss on 4.2 M fresh tokens of general text, float16, by \
+`python -m tuner.builtin.gradient tuner/builtin/neox`; it makes small deviations exact |
 | licence | Apache-2.0 |
 
 ## What it was told

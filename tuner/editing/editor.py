@@ -1,5 +1,6 @@
 """The interface of every editing method."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.model import LanguageModel
 from tuner.editing.postprocess import keep_largest, truncate_rank
-from tuner.editing.task import ExampleSet
+from tuner.editing.task import ExampleSet, Task
 from tuner.errors import EditError
 
 
@@ -54,7 +55,8 @@ class Editor(BaseModel, ABC):
     batches: int = Field(
         default=1,
         ge=1,
-        description="Edit in this many batches, each on the model that the ones before it left.",
+        description="Edit in this many batches, at most one per example, each on the model that "
+        "the ones before it left.",
     )
     keep_share: float = Field(
         default=1.0,
@@ -72,6 +74,13 @@ class Editor(BaseModel, ABC):
         """Return the name of the method: that of its file, or `module:Class` for outsiders."""
         package, _, module = cls.__module__.rpartition(".")
         return module if package == "tuner.editors" else f"{cls.__module__}:{cls.__qualname__}"
+
+    def check_task(self, task: Task) -> None:
+        """Verify that a task has all that this method needs of it, before anything is run.
+
+        Raises:
+            ConfigError: it has not.
+        """
 
     @property
     def step_count(self) -> int:
@@ -131,15 +140,21 @@ class Editor(BaseModel, ABC):
     def _chain(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int
     ) -> Iterator[Step]:
-        size = -(-len(examples) // self.batches)
-        parts = [examples.rows[start : start + size] for start in range(0, len(examples), size)]
+        count = min(self.batches, len(examples))
+        ends = [number * len(examples) // count for number in range(count + 1)]
+        parts = [examples.rows[start:end] for start, end in itertools.pairwise(ends)]
         total: WeightDelta | None = None
         current = model
         earlier: list[ExampleSet] = []
         for number, rows in enumerate(parts):
             batch = examples.model_copy(update={"rows": rows})
             now = replace(aux, earlier=tuple(earlier), origin=model)
-            *_, last = self.steps(current, batch, now, seed=seed + number)
+            # Only the last step is held: a step may be as large as the model.
+            last: Step | None = None
+            for step in self.steps(current, batch, now, seed=seed + number):
+                last = step
+            if last is None:
+                raise EditError(f"{self.name()} gave no edit for batch {number + 1}.")
             step = self._processed(current, last)
             if not isinstance(step.delta, WeightDelta):
                 raise EditError(

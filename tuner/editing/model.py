@@ -55,6 +55,12 @@ class LanguageModel:
         return place
 
     @property
+    def device_name(self) -> str:
+        """The kind of device, down to the model of a GPU: results may differ between kinds."""
+        device = self.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         precision: torch.dtype = next(self.network.parameters()).dtype

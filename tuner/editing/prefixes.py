@@ -50,11 +50,10 @@ def sample_prefixes(
             "A prefix needs a length of at least 1 per start and top_k ≥ 1, but got "
             f"{len(starts)} starts, {new_tokens=} and {top_k=}."
         )
-    device = model.device
     key: Key = {
         "version": 1,  # of the sampling itself
         "model": model.fingerprint,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": model.device_name,
         "attention": str(model.network.config._attn_implementation),
         "libraries": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "starts": json.dumps(list(starts)),

@@ -80,8 +80,18 @@ class SecondMoment:
     def _factor(self, ridge: float) -> Tensor:
         eye = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
         scale = float(self.matrix.diagonal().mean())
-        found: Tensor = torch.linalg.cholesky(self.matrix + ridge * scale * eye)
-        return found
+        found, failed = torch.linalg.cholesky_ex(self.matrix + ridge * scale * eye)
+        if int(failed) and ridge < _RIDGE:
+            warnings.warn(
+                f"The general text leaves input dimensions unused: {_RIDGE:g} of the mean variance "
+                "was added to each.",
+                stacklevel=5,
+            )
+            return self._factor(_RIDGE)
+        if int(failed):
+            raise EditError("The statistics of the keys are singular; give more varied text.")
+        factor: Tensor = found
+        return factor
 
     def _eigen(self) -> dict[str, Tensor]:
         values, directions = torch.linalg.eigh(self.matrix)
@@ -153,8 +163,9 @@ def _collected(model: LanguageModel, corpus: Corpus, layers: Sequence[int]) -> d
             }
             model.network.base_model(input_ids=rows.to(model.device), use_cache=False)
         for layer, record in records.items():
-            keys = record.input.flatten(0, 1).float()
-            product = (keys.T @ keys).double()
+            # In single precision, rounding would hide the directions that text hardly uses.
+            keys = record.input.flatten(0, 1).double()
+            product = keys.T @ keys
             sums[layer] = sums[layer] + product if layer in sums else product
     count = corpus.blocks.numel()
     for layer, total in sums.items():
@@ -168,7 +179,8 @@ def _key(model: LanguageModel, corpus: Corpus, layer: int) -> Key:
         "model": model.fingerprint,
         "corpus": corpus.hash,
         "layer": layer,
-        "device": model.device.type,
+        "device": model.device_name,
+        "attention": str(model.network.config._attn_implementation),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

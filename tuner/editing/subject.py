@@ -1,5 +1,6 @@
 """Where in a prompt its subject ends: the token at which facts are looked up and written."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -39,13 +40,19 @@ def locate_subject(
     Raises:
         EditError: the subject does not stand in the prompt.
     """
-    start = prompt.rfind(subject) if subject else 0
+    start = _last_place(prompt, subject) if subject else 0
     if start < 0:
         raise EditError(f"The subject {subject!r} does not stand in the prompt {prompt!r}.")
     end = start + len(subject) if subject else len(prompt)
     text = prepend(prefix, prompt)
     ids = tuple(model.encode_prompt(text))
     return LocatedPrompt(ids, _token_before(model, text, len(text) - len(prompt) + end, ids))
+
+
+def _last_place(prompt: str, subject: str) -> int:
+    """Return where the subject stands last, as words of its own if it does so anywhere."""
+    words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
+    return words[-1].start() if words else prompt.rfind(subject)
 
 
 def _token_before(model: LanguageModel, text: str, end: int, ids: tuple[int, ...]) -> int:

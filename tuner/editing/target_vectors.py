@@ -1,6 +1,7 @@
 """What a layer should say at the subject so that the model says the target."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -240,13 +241,15 @@ def _key(model: LanguageModel, examples: ExampleSet, settings: TargetSettings) -
         "examples": hashlib.sha256(f"{examples.loss}\n{described}".encode()).hexdigest(),
         "layer": settings.layer,
         "site": settings.site,
-        "prefixes": "\n".join(settings.prefixes),
+        "prefixes": json.dumps(settings.prefixes),
         "steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "clamp": settings.clamp,
         "kl_weight": settings.kl_weight,
         "weight_decay": settings.weight_decay,
-        "device": model.device.type,
+        "device": model.device_name,
+        "attention": str(model.network.config._attn_implementation),
+        "version": 1,  # of the search itself
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -103,6 +103,11 @@ class TrainedEditor(RowsEditor):
                         "Memory ran out during training; lower micro_batch_size or use a larger "
                         "device."
                     ) from None
+            if not losses:
+                raise EditError(
+                    f"paper_exact drops incomplete batches, and {len(rows)} rows do not fill one "
+                    f"of {self.batch_size}; lower batch_size."
+                )
             if self.schedule == "cosine":
                 schedule.step()
             mean = math.fsum(losses) / len(losses)

@@ -14,7 +14,7 @@ from tuner.editing.likelihood import Continuation, EncodedExample, encode_exampl
 from tuner.editing.model import LanguageModel
 from tuner.editing.nearest import nearest_texts
 from tuner.editing.prefixes import prepend, sample_prefixes
-from tuner.editing.task import Example, ExampleSet, LossKind
+from tuner.editing.task import Example, ExampleSet, LossKind, Task
 from tuner.errors import ConfigError, EditError, TaskError
 
 
@@ -103,6 +103,22 @@ class RowsEditor(Editor):
         description="Learn the prompt as well as the target (naive fine-tuning, to compare with).",
     )
 
+    def check_task(self, task: Task) -> None:
+        """Verify that a task has the facts that are asked for, and the loss that fits them.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        wanted = "facts" if self.facts else "fact_after_target" if self.fact_after_target else None
+        if wanted and not (task.val.facts and task.test.facts):
+            raise ConfigError(
+                f"`{wanted}` needs true facts that should stay as they are, and the task "
+                f"{task.name!r} has none. Give it a facts.jsonl in val/ and test/, or leave "
+                f"`{wanted}` at its default."
+            )
+        if self.fact_after_target:
+            _check_likelihood(task.loss)
+
     def rows_by_epoch(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[list[TrainingRow]]:
@@ -120,11 +136,7 @@ class RowsEditor(Editor):
             rows = [self._ended(row, model) for row in (*edits, *kept)]
             while True:
                 yield rows
-        if examples.loss is not LossKind.LIKELIHOOD:
-            raise ConfigError(
-                f"`fact_after_target` is for the loss likelihood, but this task's is "
-                f"{examples.loss}: what follows an unwanted target is not to be learnt."
-            )
+        _check_likelihood(examples.loss)
         facts = facts_to_keep(aux, examples, wanted_by="fact_after_target")
         random = generator_for("fact after target", seed)
         while True:
@@ -166,6 +178,14 @@ class RowsEditor(Editor):
         if self.end_of_text and row.loss is LossKind.LIKELIHOOD:
             return row.followed_by([model.end_id], model)
         return row
+
+
+def _check_likelihood(loss: LossKind) -> None:
+    if loss is not LossKind.LIKELIHOOD:
+        raise ConfigError(
+            f"`fact_after_target` is for the loss likelihood, but this task's is {loss}: what "
+            "follows an unwanted target is not to be learnt."
+        )
 
 
 def prefixed_examples(

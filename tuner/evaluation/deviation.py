@@ -59,6 +59,7 @@ class DeviationMeter:
         self._size = max(1, tokens_per_batch // corpus.blocks.shape[1])
         saved = cache.load("base_losses", self._key)
         self._gradient: MeanGradient | None = None
+        self._gradient_sought = False
         self._base: Float[Tensor, " blocks"] = (
             torch.empty(0, dtype=torch.float64) if saved is None else saved["losses"]
         )
@@ -118,7 +119,8 @@ class DeviationMeter:
         """Take the noise of the linear part out of a reading from here on, where possible."""
         if not isinstance(reading.delta, WeightDelta):
             return
-        if self._gradient is None:
+        if not self._gradient_sought:
+            self._gradient_sought = True  # where there is none, or no memory, it is not tried again
             self._gradient = mean_gradient(
                 self._model, self._corpus, batch=self._size, cache=self._cache, key=self._key
             )
@@ -140,7 +142,7 @@ class DeviationMeter:
             return False
         if decision is Verdict.WITHIN:
             return True
-        radius = reading.radius(total, self._confidence) if sure else LEANING * reading.error(total)
+        radius = reading.least_radius(total, self._confidence if sure else None)
         # Hopeful by half a standard error: the estimate may yet move away from the budget.
         return abs(found.estimate - epsilon) + found.standard_error / 2 < radius
 
@@ -246,6 +248,8 @@ class DeviationMeter:
             noise = (linear - sampled * base) / mean
             power = float(noise @ noise)
             weight = float(residuals @ noise) / power if power > 0 else 0.0
+            weight *= reading.gradient.worth(count)
+            reading.plain_spread = float(residuals.std(correction=1))
             ratio -= weight * (sampled - reading.linear_mean)
             residuals = residuals - weight * noise
             reading.linear_spread = abs(weight) * float(noise.std(correction=1))
@@ -264,12 +268,11 @@ class DeviationMeter:
 
     @cached_property
     def _key(self) -> dict[str, str | int]:
-        device = self._model.device
         return {
             "model": self._model.fingerprint,
             "corpus": self._corpus.hash,
             "dtype": str(self._model.dtype),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": self._model.device_name,
             "attention": str(self._model.network.config._attn_implementation),
             "batch": self._size,
             "torch": torch.__version__,
@@ -293,6 +296,7 @@ class _Reading:
     linear: list[Tensor] = field(default_factory=list)
     linear_mean: float = 0.0
     spread: float = math.inf  # per block, of what is sampled
+    plain_spread: float = math.inf  # per block, of the rises as they are
     linear_spread: float = 0.0  # per block, of what the gradient knows
 
     def error(self, count: int) -> float:
@@ -308,6 +312,14 @@ class _Reading:
         blocks = self.gradient.blocks
         known = sequence_radius(blocks, confidence, blocks) * math.sqrt(blocks)
         return math.hypot(sampled, self._gradient_error(known))
+
+    def least_radius(self, total: int, confidence: float | None) -> float:
+        """Return the half-width that the whole corpus promises, at `confidence` or as a leaning."""
+        if confidence is None:
+            plain, controlled = LEANING * self.plain_spread / math.sqrt(total), self.error(total)
+            return min(plain, LEANING * controlled)
+        plain = self.plain_spread * sequence_radius(total, confidence, _PLANNED_BLOCKS)
+        return min(plain, self.radius(total, confidence))
 
     def _gradient_error(self, widths: float) -> float:
         blocks = 1 if self.gradient is None else self.gradient.blocks

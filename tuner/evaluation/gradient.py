@@ -32,6 +32,18 @@ class MeanGradient:
 
     tensors: Mapping[str, Tensor]
     blocks: int
+    nested: bool
+    """Whether its blocks are the first of the corpus that is measured on, or other text."""
+
+    def worth(self, read: int) -> float:
+        """Return the factor on the control's weight that leaves the least error.
+
+        Of other text the mean is a second sample, as good as its size. Of the same text it says
+        nothing more once all of it has been read.
+        """
+        if self.nested:
+            return 1.0 if read < self.blocks else 0.0
+        return self.blocks / (self.blocks + read)
 
     def along(self, delta: WeightDelta) -> float:
         """Return the linear part of the deviation of `delta` on these blocks."""
@@ -56,7 +68,7 @@ def mean_gradient(
         shipped = shipped_gradient(model.network)
         if shipped is not None and shipped.length == corpus.blocks.shape[1]:
             tensors = {name: value.to(model.device) for name, value in shipped.tensors.items()}
-            return MeanGradient(tensors, shipped.blocks)
+            return MeanGradient(tensors, shipped.blocks, nested=False)
     blocks = corpus.blocks[: max(batch, _MOST_TOKENS // corpus.blocks.shape[1])]
     key = {**key, "blocks": len(blocks)}
     saved = cache.load("mean_gradient", key)
@@ -66,9 +78,11 @@ def mean_gradient(
         except (torch.OutOfMemoryError, MemoryError):
             return None
         cache.save("mean_gradient", key, saved)
-    return MeanGradient(saved, len(blocks))
+    saved = {name: value.to(model.device) for name, value in saved.items()}
+    return MeanGradient(saved, len(blocks), nested=True)
 
 
+@torch.enable_grad()  # the caller may measure from within no_grad
 def _computed(model: LanguageModel, blocks: Tensor, batch: int) -> dict[str, Tensor]:
     network = model.network
     total = 0.0

@@ -76,6 +76,8 @@ def import_counterfact(
     def usable() -> Iterator[FactRecord]:
         for _, record in read_records(path, _Record):
             reason = _unusable(record)
+            if str(record.case_id) in about:
+                reason = "repeated a case_id"
             if reason:
                 skipped[reason] += 1
                 continue
@@ -143,7 +145,7 @@ def _fact_record(record: _Record) -> FactRecord:
             GenerationPrompt(prompt=text.strip(), record=number)
             for text in record.generation_prompts
         ),
-        fact=Example(prompt=prompt, target=true, subject=subject),
+        fact=Example(prompt=prompt, target=true, subject=with_subject(prompt, subject)),
     )
 
 

@@ -96,6 +96,8 @@ def _elements(
                         f"{path}: record {number}: no valid JSON: {error.msg}. If the file was "
                         "cut off, download it again."
                     ) from None
+            except (RecursionError, ValueError) as error:
+                raise TaskError(f"{path}: record {number}: cannot be read: {error}.") from None
         size = _CHUNK
         buffer = buffer[end:]
         yield number, value

@@ -99,7 +99,7 @@ def _unusable(record: _Record, target: ZsreTarget) -> str | None:
 
 
 def _fact_record(record: _Record, number: str, target: ZsreTarget) -> FactRecord:
-    subject, question = record.subject, record.src.strip()
+    subject, question = record.subject.strip(), record.src.strip()
     true = as_target(record.answers[0])
     chosen = true if target is ZsreTarget.ANSWER else as_target(record.alt or "")
 
@@ -127,5 +127,5 @@ def _fact_record(record: _Record, number: str, target: ZsreTarget) -> FactRecord
             ),
         ),
         generations=(),
-        fact=Example(prompt=question, target=true, subject=subject),
+        fact=Example(prompt=question, target=true, subject=with_subject(question, subject)),
     )

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tuner.editing.task import load_task
+from tuner.editing.task import Task, load_task
 from tuner.errors import TunerError
 from tuner.search.config import StudyConfig, load_study
-from tuner.search.space import load_space
+from tuner.search.space import Space, load_space
 from tuner.yaml_file import line_of, read_yaml
 
 
@@ -26,18 +26,25 @@ def check_study(path: Path) -> list[str]:
     if not isinstance(content, dict):
         return problems
     named = _named(config, content)
+    found: dict[str, Space | Task] = {}
     for key, load in (("space", load_space), ("task", load_task)):
         value = named.get(key)
         if value is None:
             continue
         try:
-            load(value)
+            found[key] = load(value)
         except (TunerError, ValidationError) as error:
             # A complaint about the file itself has its own place; one about the name has ours.
             for line in str(error).splitlines():
                 located = ".yaml:" in line or ".jsonl:" in line
                 prefix = "" if located else f"{path}:{line_of(node, (key,))}: "
                 problems.append(f"{prefix}{line}")
+    space, task = found.get("space"), found.get("task")
+    if isinstance(space, Space) and isinstance(task, Task):
+        try:
+            space.check_task(task)
+        except TunerError as error:
+            problems.append(f"{path}:{line_of(node, ('space',))}: {error}")
     general = config.general if config is not None else None
     if general is not None and ":" not in general and not Path(general).is_file():
         problems.append(f"{path}:{line_of(node, ('general',))}: the file {general} does not exist.")

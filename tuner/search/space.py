@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, final
 
@@ -16,6 +17,7 @@ from optuna.trial import BaseTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tuner.editing.editor import Editor
+from tuner.editing.task import Task
 from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
 from tuner.shipped import shipped_folder
@@ -148,6 +150,14 @@ class Branch(BaseModel):
             problems = "; ".join(describe_problem(one) for one in error.errors(include_url=False))
             raise ConfigError(f"{self.name}: {problems}") from None
 
+    def corners(self) -> Iterator[Editor]:
+        """Yield editors that hold every end of every range once, as far as they are valid."""
+        lows = {key: next(iter(one.extremes.values())) for key, one in self.search.items()}
+        for key, one in self.search.items():
+            for value in one.extremes.values():
+                with suppress(ConfigError):
+                    yield self.build({**lows, key: value})
+
 
 @final
 class Space(BaseModel):
@@ -219,6 +229,16 @@ class Space(BaseModel):
         """
         branch = self.branch(parameters)
         return branch.build({name: parameters[self._full(branch, name)] for name in branch.search})
+
+    def check_task(self, task: Task) -> None:
+        """Verify that a task has what the editors need wherever in this space they are.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        for branch in self.branches:
+            for editor in branch.corners():
+                editor.check_task(task)
 
     @property
     def definition(self) -> dict[str, Any]:

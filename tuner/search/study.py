@@ -152,6 +152,7 @@ class Study:
         self.config = config
         self.space: Space = load_space(config.space)
         self.task: Task = load_task(config.task)
+        self.space.check_task(self.task)
         self.folder = StudyFolder(folder / config.name)
         self._observe = observe
         self._make_bench = make_bench

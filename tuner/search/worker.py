@@ -17,7 +17,7 @@ from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
 from tuner.editing.task import load_task
-from tuner.errors import EditError
+from tuner.errors import ConfigError, EditError, TaskError
 from tuner.evaluation.budget import Certificate, Deviation, Verdict
 from tuner.evaluation.constraints import WORST
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
@@ -110,7 +110,8 @@ class Worker:
         Whatever the trial does, a record is left; a second call for a finished trial does nothing.
 
         Raises:
-            TunerError: the bench cannot be made, so that no trial of this study could run.
+            TunerError: the bench cannot be made, or the study's model, task and space do not fit
+                together, so that the study must be described anew.
         """
         arguments = dict(parameters)
         if self._folder.read_trial(self._setup.uid, number, arguments) is not None:
@@ -122,6 +123,9 @@ class Worker:
         try:
             record = self._try(bench, number, arguments, staging)
             bench.check_unchanged()
+        except (ConfigError, TaskError):
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         except Exception as error:
             # A bug in an editor, or a base model that an editor has changed. Neither the result
             # nor the bench can be trusted, and the next trial loads its own.
@@ -150,8 +154,20 @@ class Worker:
     def _try(
         self, bench: Bench, number: int, parameters: dict[str, Any], staging: Path
     ) -> TrialRecord:
-        editor = self._setup.space.build(parameters)
-        result = bench.run(editor, seed=trial_seed(self._config, number))
+        seed = trial_seed(self._config, number)
+        try:
+            editor = self._setup.space.build(parameters)
+        except ConfigError as error:
+            # Two values that exclude each other: this trial's misfortune, not the study's.
+            name = self._setup.space.branch(parameters).editor.name()
+            return TrialRecord.failed(
+                editor=name,
+                hyperparameters=parameters,
+                split=SplitName.VAL,
+                seed=seed,
+                why=str(error),
+            )
+        result = bench.run(editor, seed=seed)
         if result.record.outcome is Outcome.COMPLETED:
             for epsilon in self._config.budget.epsilons:
                 bundle = make_bundle(

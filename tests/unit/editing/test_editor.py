@@ -44,7 +44,7 @@ def test_each_batch_starts_from_what_the_ones_before_it_left(
     for step, factor in zip(steps, (2, 4), strict=True):
         with neox.edited(step.delta):
             assert torch.allclose(neox.network.get_parameter(NAME), factor * before)
-    assert [(2, 0, neox, 5), (1, 2, neox, 6)] == CALLS
+    assert [(1, 0, neox, 5), (2, 1, neox, 6)] == CALLS
     neox.check_unchanged()
 
 
@@ -72,3 +72,14 @@ def test_changes_of_every_kind_add_up() -> None:
         assert torch.allclose(total.to_dense(SHAPE), expected, atol=1e-6)
     with pytest.raises(ConfigError, match="cannot be added"):
         WeightDelta({NAME: low}).plus(WeightDelta({NAME: rows}))
+
+
+@pytest.mark.parametrize(("batches", "sizes"), [(2, [15, 15]), (7, [4, 4, 4, 5, 4, 4, 5])])
+def test_there_are_as_many_batches_as_asked_for(
+    batches: int, sizes: list[int], neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    CALLS.clear()
+    many = examples.model_copy(update={"rows": examples.rows * 10})
+    for _ in Doubler(batches=batches).edit(neox, many, Auxiliary(corpus), seed=0):
+        pass
+    assert [call[0] for call in CALLS] == sizes

@@ -74,3 +74,9 @@ def test_padding_stands_on_the_right_whatever_the_tokenizer_says(neox: LanguageM
     assert ids[0, : len(short.ids)].tolist() == list(short.ids)
     assert mask.sum(dim=1).tolist() == [len(short.ids), len(long.ids)]
     assert positions.tolist() == [short.position, long.position]
+
+
+def test_a_longer_word_that_holds_the_subject_is_another(neox: LanguageModel) -> None:
+    said = _spelt(neox, "The capital of Togo is as the Togolese say", "Togo")
+    assert said == "The capital of Togo"
+    assert _spelt(neox, "The sister near the sisters", "sister") == "The sister"

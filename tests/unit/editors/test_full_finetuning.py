@@ -13,6 +13,7 @@ from tuner.editing.likelihood import encode_example
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind
 from tuner.editors.full_finetuning import FullFinetuning
+from tuner.errors import EditError
 from tuner.search.space import load_space
 
 
@@ -193,3 +194,11 @@ def test_published_settings_load_and_run(
     assert losses[0] is not None
     assert losses[-1] < losses[0]
     assert editor.step_count >= len(losses)
+
+
+def test_a_published_batch_that_never_fills_is_an_edit_error(
+    neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    editor = FullFinetuning(learning_rate=1e-3, epochs=1, batch_size=4, paper_exact=True)
+    with pytest.raises(EditError, match="3 rows do not fill one of 4"):
+        list(editor.edit(neox, examples, Auxiliary(corpus), seed=0))

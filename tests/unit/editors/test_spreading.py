@@ -159,3 +159,16 @@ def test_one_factor_and_one_spectrum_serve_every_trial(
     # Other text has statistics of its own.
     other = Corpus("other", corpus.blocks[:50])
     assert not torch.equal(second_moments(neox, other, [1], cache)[1].matrix, again.matrix)
+
+
+def test_directions_that_no_text_uses_are_ridged(corpus: Corpus) -> None:
+    samples = _random(10, 400)
+    samples[3:5] = 0
+    dead = SecondMoment(samples @ samples.T / 400, tokens=400)
+    assert torch.isfinite(dead.solve(_random(10, 2))).all()
+    broken = SecondMoment(-torch.eye(10, dtype=torch.float64), tokens=400)
+    with (
+        pytest.warns(UserWarning, match="leaves input dimensions unused"),
+        pytest.raises(EditError, match="singular"),
+    ):
+        broken.solve(_random(10, 2))

@@ -170,3 +170,29 @@ def test_verdicts(lower: float, upper: float, verdict: str) -> None:
 def test_impossible_budgets_are_refused(epsilons: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"epsilon|differ"):
         Budget(epsilons=epsilons)
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_text_beyond_the_gradients_own_still_helps(
+    enough: bool, neox: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, neox.network.config.vocab_size, (800, 16), generator=random)
+    if not enough:
+        monkeypatch.setattr("tuner.evaluation.gradient._MOST_TOKENS", 16 * 80)
+    meter = DeviationMeter(neox, Corpus("random", ids), confidence=0.95, cache=Cache(tmp_path))
+    delta = _noise(neox, 0.003)
+    truth = _true_rise(neox, delta, ids)
+    # Nothing is ever sure so near to nothing, so all is read.
+    found = meter.measure(delta, (truth,), least=800)
+    # A gradient from the first blocks knows less than the whole corpus, and must not hold it back.
+    assert found.tokens == 800 * 15
+    assert found.estimate == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_meter_may_be_asked_where_no_gradients_are_wanted(
+    meter: DeviationMeter, neox: LanguageModel
+) -> None:
+    with torch.no_grad():
+        assert meter.measure(_noise(neox, 0.003), (1e-9,)).gradient_tokens > 0
+    assert not any(weight.requires_grad for weight in neox.network.parameters())

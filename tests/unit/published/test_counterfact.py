@@ -156,3 +156,16 @@ def test_snippets_become_references_once_per_record(tmp_path: Path) -> None:
     task = import_counterfact(path, "cf", Selection(val=2, test=2), snippets)
     for split in (task.val, task.test):
         assert [row.references for row in split.generations] == [("A.",), ()] * 2
+
+
+def test_blanks_around_a_subject_and_repeated_numbers_do_no_harm(tmp_path: Path) -> None:
+    records = [counterfact_record(n) for n in range(10)]
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        rewrite["subject"] = f"{rewrite['subject']} "
+        rewrite["prompt"] = "Rivers beside {}"
+    records[7]["case_id"] = records[6]["case_id"]
+    task = imported(tmp_path, records, val=1, test=1)
+    assert "repeated a case_id" in task.description
+    save_task(task, tmp_path / "task")
+    assert load_task(tmp_path / "task") == task

@@ -62,3 +62,11 @@ def test_a_file_that_is_not_there_or_no_text_is_an_error(tmp_path: Path) -> None
     (tmp_path / "bytes.json").write_bytes(b"[\xff\xfe]")
     with pytest.raises(TaskError, match="cannot be read"):
         list(read_records(tmp_path / "bytes.json", Line))
+
+
+@pytest.mark.parametrize("text", ["[" + '{"a":' + "[" * 100_000, '[{"a": ' + "9" * 5000 + "}]"])
+def test_json_beyond_the_parser_is_told_by_record(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(TaskError, match=r"list\.json: record 1"):
+        list(read_records(path, Line))

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from tuner.errors import ConfigError
 from tuner.search.check import check_study
 from tuner.search.config import StudyConfig, check_unchanged, load_study
+from tuner.search.study import Study
 
 
 def test_a_study_is_named_after_its_task_and_space() -> None:
@@ -97,3 +98,15 @@ def test_constraints_are_part_of_what_a_study_is() -> None:
     with pytest.raises(ConfigError, match="constraints: was None, is"):
         check_unchanged(none.identity, other.identity, none.name)
     assert "constraints" not in none.identity  # as in studies from before there were any
+
+
+def test_a_task_without_what_the_space_needs_is_found_before_the_search(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("task: country_capital\nspace: pure_finetuning\n")
+    (problem,) = check_study(path)
+    assert "study.yaml:2:" in problem
+    assert "the task 'country_capital' has none" in problem
+    with pytest.raises(ConfigError, match="needs true facts"):
+        Study(task="country_capital", space="pure_finetuning", folder=tmp_path)
+    path.write_text("task: counterfact_world\nspace: pure_finetuning\n")
+    assert check_study(path) == []
