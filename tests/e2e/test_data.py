@@ -114,7 +114,7 @@ def test_list_shows_tasks_and_files(run: Run) -> None:
     code, out, _ = run("list", "--json")
     assert code == 0
     known = json.loads(out)
-    assert known["tasks"]["counterfact_world"]["canonical"] == 120
+    assert known["tasks"]["counterfact_world"]["canonical"] == 60
     assert known["files"]["zsre"]["url"].startswith("https://")
     code, out, _ = run("list")
     assert code == 0
