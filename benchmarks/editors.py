@@ -70,7 +70,9 @@ def row(record: StudyResultRecord, seconds: float) -> dict[str, Any]:
             entry.record is None or entry.record.failure is not None for entry in record.entries
         ),
         "seconds": points[-1][0],
-        "gain": points[-1][1],
+        # Of the edit that was selected: what looked best may have broken the budget on fresh text.
+        "gain": winner.validation.gain if winner else 0.0,
+        "best_gain_of_the_search": points[-1][1],
         "gain_interval": None
         if winner is None or winner.validation.gain_interval is None
         else winner.validation.gain_interval.model_dump(),
