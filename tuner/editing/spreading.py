@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from tuner.cache import Cache
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import LowRank, WeightDelta
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel
 from tuner.editing.prefixes import sample_prefixes
 from tuner.editing.second_moment import SecondMoment, second_moments
 from tuner.editing.subject import locate_subject
-from tuner.editing.target_vectors import TargetSettings, target_vectors
+from tuner.editing.target_editor import TargetEditor
+from tuner.editing.target_vectors import target_vectors
 from tuner.editing.task import ExampleSet
 from tuner.errors import EditError
 
@@ -28,7 +29,7 @@ _PREFIX_TOKENS = 9  # ten with the word that each starts with
 _TOP_K = 5
 
 
-class SpreadingEditor(Editor):
+class SpreadingEditor(TargetEditor):
     """Finds what the last layer of a band must say, and shares the change among the band.
 
     A subclass solves one layer: given the keys that facts have there and the residuals that they
@@ -43,25 +44,12 @@ class SpreadingEditor(Editor):
     width: float = Field(
         default=0.25, gt=0, le=1, description="Width of the band, as a fraction of all layers."
     )
-    learning_rate: float = Field(
-        default=0.5, gt=0, le=10, description="Adam's learning rate of the target vectors."
-    )
-    target_steps: int = Field(
-        default=20, ge=1, le=1000, description="Looks at the target vectors' loss; a step between."
-    )
     clamp: float = Field(
         default=0.75, gt=0, description="Greatest change of a target vector, in its own norms."
-    )
-    kl_weight: float = Field(
-        default=0.0625, ge=0, description="Weight of KL(edited‖base) on what the subject is."
-    )
-    weight_decay: float = Field(
-        default=0.5, ge=0, description="Weight of the norm of a target vector's change."
     )
     prefixes: int = Field(
         default=5, ge=0, le=64, description="Model-written contexts in which the facts must hold."
     )
-    prefix_seed: int = Field(default=0, ge=0, description="Seed of the contexts.")
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
@@ -78,16 +66,7 @@ class SpreadingEditor(Editor):
         layers = self.layers(model.layer_count)
         # Written by the unedited model in every batch.
         contexts = _contexts(origin, self.prefixes, self.prefix_seed, aux.cache)
-        settings = TargetSettings(
-            layer=layers[-1],
-            site="layer",
-            prefixes=contexts,
-            steps=self.target_steps,
-            learning_rate=self.learning_rate,
-            clamp=self.clamp,
-            kl_weight=self.kl_weight,
-            weight_decay=self.weight_decay,
-        )
+        settings = self.target_settings(layers[-1], "layer", contexts)
         targets = target_vectors(model, examples, settings, aux.cache)
         # The statistics are the unedited model's too: no batch changes what text usually is.
         moments = second_moments(origin, aux.general, layers, aux.cache)

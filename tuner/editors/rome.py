@@ -9,13 +9,14 @@ from torch import Tensor
 from tuner.cache import Cache
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import WeightDelta
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel
 from tuner.editing.prefixes import sample_prefixes
 from tuner.editing.second_moment import SecondMoment, second_moments
 from tuner.editing.spreading import Factors, factored
 from tuner.editing.subject import locate_subject
-from tuner.editing.target_vectors import TargetSettings, target_vectors
+from tuner.editing.target_editor import TargetEditor
+from tuner.editing.target_vectors import target_vectors
 from tuner.editing.task import Example, ExampleSet
 from tuner.errors import EditError
 
@@ -25,7 +26,7 @@ _TOP_K = 5
 
 
 @final
-class Rome(Editor):
+class Rome(TargetEditor):
     """Writes facts one after the other into one MLP output map, each by a rank-one change.
 
     W + (v* − Wk̄)(C⁻¹k̄)ᵀ / k̄ᵀC⁻¹k̄ says v* at the key k̄ and disturbs usual text least (Meng et al.
@@ -36,25 +37,12 @@ class Rome(Editor):
     depth: float = Field(
         default=0.3, ge=0, le=1, description="The edited layer, as a fraction of all layers."
     )
-    learning_rate: float = Field(
-        default=0.5, gt=0, le=10, description="Adam's learning rate of the target vectors."
-    )
-    target_steps: int = Field(
-        default=20, ge=1, le=1000, description="Looks at the target vectors' loss; a step between."
-    )
     clamp: float = Field(
         default=4.0, gt=0, description="Greatest change of a target vector, in its own norms."
-    )
-    kl_weight: float = Field(
-        default=0.0625, ge=0, description="Weight of KL(edited‖base) on what the subject is."
-    )
-    weight_decay: float = Field(
-        default=0.5, ge=0, description="Weight of the norm of a target vector's change."
     )
     prefixes: int = Field(
         default=20, ge=0, le=64, description="Model-written contexts in which the facts must hold."
     )
-    prefix_seed: int = Field(default=0, ge=0, description="Seed of the contexts.")
     consistent_keys: bool = Field(
         default=True,
         description="Use one key throughout (R-ROME). Without it the published code's mixture of "
@@ -84,13 +72,14 @@ class Rome(Editor):
             else None
         )
         contexts = self._contexts(origin, aux.cache)
+        settings = self.target_settings(layer, "mlp", contexts)
         total: WeightDelta | None = None
         current = model
         for index, row in enumerate(examples.rows):
             one = examples.model_copy(update={"rows": (row,)})
             # Later facts start from a model that no other trial will ever see again.
             cache = aux.cache if index == 0 else None
-            target = target_vectors(current, one, self._settings(layer, contexts), cache)[0]
+            target = target_vectors(current, one, settings, cache)[0]
             change = self._written(current, name, row, contexts, target, moment)
             delta = WeightDelta(
                 {f"{name}.weight": factored(change, transposed=model.architecture.transposed)}
@@ -120,18 +109,6 @@ class Rome(Editor):
         direction = mean if moment is None else moment.solve(mean[:, None])[:, 0]
         key, output = (mean, outputs.mean(dim=0)) if self.consistent_keys else (keys[0], outputs[0])
         return rank_one(key, direction, target - output)
-
-    def _settings(self, layer: int, contexts: tuple[str, ...]) -> TargetSettings:
-        return TargetSettings(
-            layer=layer,
-            site="mlp",
-            prefixes=contexts,
-            steps=self.target_steps,
-            learning_rate=self.learning_rate,
-            clamp=self.clamp,
-            kl_weight=self.kl_weight,
-            weight_decay=self.weight_decay,
-        )
 
     def _contexts(self, model: LanguageModel, cache: Cache | None) -> tuple[str, ...]:
         if self.prefixes == 0:
