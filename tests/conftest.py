@@ -1,6 +1,8 @@
 """Fixtures that several kinds of tests share. A test's folder sets its marker."""
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from tuner.editing.corpus import Corpus
+from tuner.editing.corpus import Corpus, FileDocuments, GeneralText
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
 
@@ -163,3 +165,42 @@ def task(examples: ExampleSet) -> Task:
         val=splits["val"],
         test=splits["test"],
     )
+
+
+TEXT = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()
+
+
+@pytest.fixture
+def general(neox: LanguageModel, tmp_path: Path) -> GeneralText:
+    """General text for the tiny GPT-NeoX model: 600 documents of twelve words."""
+    lines = []
+    random = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        picks = torch.randint(0, len(TEXT), (12,), generator=random).tolist()
+        lines.append(json.dumps({"text": " ".join(TEXT[pick] for pick in picks)}))
+    path = tmp_path / "general.jsonl"
+    path.write_text("\n".join(lines))
+    return GeneralText(FileDocuments(path), neox, block_length=16)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a verb in this process; return exit code, output and messages."""
+    from tuner.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tuner", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return code, said.out, said.err
+
+    return call

@@ -1,6 +1,5 @@
 """One trial: three rules, every budget, nothing left behind."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,20 +25,6 @@ from tuner.evaluation.budget import Budget
 from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
 from tuner.trial import Bench, TrialResult
-
-WORDS = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()
-
-
-@pytest.fixture
-def general(neox: LanguageModel, tmp_path: Path) -> GeneralText:
-    lines = []
-    random = torch.Generator().manual_seed(0)
-    for _ in range(600):
-        picks = torch.randint(0, len(WORDS), (12,), generator=random).tolist()
-        lines.append(json.dumps({"text": " ".join(WORDS[pick] for pick in picks)}))
-    path = tmp_path / "general.jsonl"
-    path.write_text("\n".join(lines))
-    return GeneralText(FileDocuments(path), neox, block_length=16)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Trials under constraints beside the budget: what breaks one is scaled down or not chosen."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from tuner.cache import Cache
 from tuner.editing.constraint import Constraint
-from tuner.editing.corpus import FileDocuments, GeneralText
+from tuner.editing.corpus import GeneralText
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.model import LanguageModel
@@ -20,23 +19,10 @@ from tuner.records import Answer, Rule, SplitName, TrialRecord
 from tuner.search.objective import objective_of
 from tuner.trial import Bench
 
-WORDS = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()
 EPSILONS = (1e-1, 1e-2)
 RISE = "hard_negative_loss.rise"
 
 Judge = Callable[..., Bench]
-
-
-@pytest.fixture
-def general(neox: LanguageModel, tmp_path: Path) -> GeneralText:
-    random = torch.Generator().manual_seed(0)
-    lines = []
-    for _ in range(600):
-        picks = torch.randint(0, len(WORDS), (12,), generator=random).tolist()
-        lines.append(json.dumps({"text": " ".join(WORDS[pick] for pick in picks)}))
-    path = tmp_path / "general.jsonl"
-    path.write_text("\n".join(lines))
-    return GeneralText(FileDocuments(path), neox, block_length=16)
 
 
 @pytest.fixture
