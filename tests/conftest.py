@@ -20,6 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from tuner.backpack import BackpackConfig
 from tuner.editing.corpus import Corpus, FileDocuments, GeneralText
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
@@ -72,6 +73,8 @@ def _config(family: str, vocabulary: int) -> PreTrainedConfig:
             return GPTNeoXConfig(**neox)
         case "gpt2":
             return GPT2Config(**gpt)
+        case "backpack":
+            return BackpackConfig(**gpt, num_senses=4, scale_attn_by_inverse_layer_idx=True)
         case "gptj":
             return GPTJConfig(**gpt, rotary_dim=8)
         case "llama":
@@ -83,7 +86,7 @@ def _config(family: str, vocabulary: int) -> PreTrainedConfig:
     raise ValueError(family)
 
 
-FAMILIES = ("gpt_neox", "gpt2", "gptj", "llama", "mistral", "qwen2")
+FAMILIES = ("backpack", "gpt_neox", "gpt2", "gptj", "llama", "mistral", "qwen2")
 
 
 def make_tiny_model(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
@@ -116,6 +119,12 @@ def model(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
 def neox(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     """A tiny GPT-NeoX model."""
     return make_tiny_model("gpt_neox", tokenizer)
+
+
+@pytest.fixture
+def backpack(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+    """A tiny Backpack."""
+    return make_tiny_model("backpack", tokenizer)
 
 
 @pytest.fixture

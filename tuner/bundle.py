@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, final
@@ -9,9 +10,11 @@ from typing import Any, Literal, Self, final
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.model import Dtype, LanguageModel
+from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import Task
 from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Certificate
@@ -19,6 +22,11 @@ from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
 from tuner.yaml_file import describe_problem
 
+Kind = Literal["weights", "senses"]
+_KINDS: dict[str, Callable[[Mapping[str, Tensor]], Delta]] = {
+    WeightDelta.kind: WeightDelta.from_tensors,
+    SenseDelta.kind: SenseDelta.from_tensors,
+}
 TENSORS_FILE = "delta.safetensors"
 MANIFEST_FILE = "delta.json"
 
@@ -30,7 +38,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    kind: Literal["weights"]
+    kind: Kind
     base: str = Field(description="Model id: builtin:NAME, a folder, or a hub id.")
     base_revision: str | None
     base_fingerprint: str = Field(description="Hash of the base's weights, dtype and tokenizer.")
@@ -117,7 +125,7 @@ class Bundle:
             raise ConfigError(f"The bundle {source} is damaged: {reason}") from None
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"The bundle {source} is damaged: {error}") from None
-        return cls(WeightDelta.from_tensors(tensors), manifest)
+        return cls(_KINDS[manifest.kind](tensors), manifest)
 
     def check_base(self, model: LanguageModel) -> None:
         """Verify that `model` is the very base that the delta was made from.
@@ -156,7 +164,7 @@ def make_bundle(
     return Bundle(
         answer.delta,
         Manifest(
-            kind="weights",
+            kind=TypeAdapter[Kind](Kind).validate_python(answer.delta.kind),
             base=model.id,
             base_revision=model.revision,
             base_fingerprint=model.fingerprint,

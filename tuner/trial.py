@@ -166,7 +166,11 @@ class Bench:
         With `epoch` the epoch is not chosen here: no score on this split steers anything. That
         is how a winner is retrained on the test split. `rule` and `epsilon` narrow the answers;
         fitted ones are scaled to `most` at most.
+
+        Raises:
+            ConfigError: the editor cannot edit this model.
         """
+        editor.check_model(self.model)
         trial = _Trial(
             bench=self,
             editor=editor,

@@ -1,4 +1,4 @@
-"""Train the built-in model: `python -m tuner.builtin.train --out DIR`.
+"""Train a built-in model: `python -m tuner.builtin.train --family neox --out DIR`.
 
 The last steps see general text only, at a falling learning rate and without weight decay. They
 leave the model at rest on the text that deviation is measured on, so that a small edit costs to
@@ -11,17 +11,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import trange
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from tuner.backpack import BackpackConfig
 from tuner.builtin.text import tokenizer_documents, training_documents
 from tuner.builtin.tokenizer import VOCABULARY, train_tokenizer
 
 WINDOW = 64
+# Learned positions must be seen to be of use: the windows of a Backpack lie anywhere in these.
+_POSITIONS = 256
+_MOVED_SHARE = 0.3
+
+Family = Literal["neox", "backpack"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True)
@@ -60,19 +74,37 @@ SCALES = {
 }
 
 
-def train(out: Path, seed: int, scale: Scale) -> None:
+def train(out: Path, seed: int, scale: Scale, family: Family = "neox") -> None:
     """Write a model trained from scratch, its tokenizer and configuration into a folder."""
     documents = islice(tokenizer_documents(seed), scale.tokenizer_documents)
     tokenizer = train_tokenizer(documents)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPTNeoXForCausalLM(_configuration(tokenizer, scale))
+        model = AutoModelForCausalLM.from_config(_configuration(tokenizer, scale, family))
     _fit(model, tokenizer, seed, scale)
     model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def _configuration(tokenizer: PreTrainedTokenizerFast, scale: Scale) -> GPTNeoXConfig:
+def _configuration(
+    tokenizer: PreTrainedTokenizerFast, scale: Scale, family: Family
+) -> PreTrainedConfig:
+    end = tokenizer.eos_token_id
+    if family == "backpack":
+        return BackpackConfig(
+            vocab_size=VOCABULARY,
+            n_embd=scale.hidden,
+            n_layer=scale.layers,
+            n_head=4,
+            n_positions=_POSITIONS,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            scale_attn_by_inverse_layer_idx=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     return GPTNeoXConfig(
         vocab_size=VOCABULARY,
         hidden_size=scale.hidden,
@@ -82,13 +114,13 @@ def _configuration(tokenizer: PreTrainedTokenizerFast, scale: Scale) -> GPTNeoXC
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
 def _fit(
-    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, scale: Scale
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int, scale: Scale
 ) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=scale.learning_rate, betas=(0.9, 0.98), weight_decay=0.1, fused=True
@@ -96,6 +128,7 @@ def _fit(
     main = scale.steps - scale.anneal_steps
     mix = windows(tokenizer, seed, scale.general_share, scale.start_share)
     general = windows(tokenizer, seed + 1, 1.0, scale.anneal_start_share)
+    shifts = torch.Generator().manual_seed(seed)
     model.train()
     bar = trange(scale.steps, desc="training", unit="step", mininterval=5)
     for step in bar:
@@ -104,7 +137,7 @@ def _fit(
             if step >= main:
                 group["weight_decay"] = 0.0
         batch = torch.tensor(list(islice(mix if step < main else general, scale.batch)))
-        loss = _mean_loss(model, batch)
+        loss = _mean_loss(model, batch, shifts)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -113,9 +146,17 @@ def _fit(
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def _mean_loss(model: GPTNeoXForCausalLM, batch: Tensor) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=batch, use_cache=False).logits
+def _mean_loss(model: PreTrainedModel, batch: Tensor, shifts: torch.Generator) -> Tensor:
+    backpack = isinstance(model.config, BackpackConfig)
+    positions = None
+    if backpack:
+        # Most windows at the start, where general text is judged and prompts begin.
+        room = _POSITIONS - batch.shape[1] + 1
+        shift = torch.randint(0, room, (len(batch), 1), generator=shifts)
+        moved = torch.rand(len(batch), 1, generator=shifts) < _MOVED_SHARE
+        positions = torch.arange(batch.shape[1]) + shift * moved
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not backpack):
+        logits = model(input_ids=batch, position_ids=positions, use_cache=False).logits
     return cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
 
 
@@ -156,10 +197,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", choices=FAMILIES, default="neox")
     parser.add_argument("--scale", choices=sorted(SCALES), default="full")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train(options.out, options.seed, SCALES[options.scale])
+    train(options.out, options.seed, SCALES[options.scale], options.family)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
         layers="transformer.h", mlp_in=("mlp.c_fc",), mlp_out="mlp.c_proj", transposed=True
     ),
+    # A Backpack's layers are its contextualiser's: senses are edited by themselves.
+    "backpack": Architecture(
+        layers="backpack.gpt2_model.h", mlp_in=("mlp.c_fc",), mlp_out="mlp.c_proj", transposed=True
+    ),
     "gptj": Architecture(layers="transformer.h", mlp_in=("mlp.fc_in",), mlp_out="mlp.fc_out"),
     "llama": _GATED,
     "mistral": _GATED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, final, runtime_checkable
@@ -33,6 +33,28 @@ class Delta(Protocol):
 
     def describe(self) -> str:
         """Return its size in words, for tables and logs."""
+        ...
+
+
+@runtime_checkable
+class AdditiveDelta(Delta, Protocol):
+    """A change that can be added to another of its kind, and written into a model for good."""
+
+    @property
+    def changed(self) -> Collection[str]:
+        """The names of the parameters that it writes to."""
+        ...
+
+    def write(self, network: nn.Module) -> None:
+        """Put the change into `network`, for good.
+
+        Raises:
+            BaseMismatch: the change does not fit the network; nothing is written then.
+        """
+        ...
+
+    def plus(self, other: Self) -> Self:
+        """Return the sum of two changes of the same model."""
         ...
 
 
@@ -127,6 +149,11 @@ class WeightDelta:
     changes: Mapping[str, Change]
     kind: ClassVar[str] = "weights"
 
+    @property
+    def changed(self) -> Collection[str]:
+        """The names of the parameters that it writes to."""
+        return self.changes.keys()
+
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Edit `network` inside the context.
@@ -207,16 +234,16 @@ class WeightDelta:
         kinds = sorted({type(change).__name__ for change in self.changes.values()})
         return f"{len(self.changes)} parameters ({', '.join(kinds)}), {stored:,} numbers"
 
-    def check_finite(self) -> WeightDelta:
-        """Return the delta itself.
 
-        Raises:
-            EditError: a number of it is NaN or infinite.
-        """
-        for name, tensor in self.tensors().items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise EditError(f"The edit diverged: {name} holds NaN or infinite values.")
-        return self
+def check_finite(delta: Delta) -> None:
+    """Verify that all numbers of a delta are finite.
+
+    Raises:
+        EditError: one is NaN or infinite.
+    """
+    for name, tensor in delta.tensors().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise EditError(f"The edit diverged: {name} holds NaN or infinite values.")
 
 
 def _sum(one: Change, other: Change) -> Change:

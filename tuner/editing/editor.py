@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import Delta, WeightDelta
+from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta, check_finite
 from tuner.editing.model import LanguageModel
 from tuner.editing.postprocess import keep_largest, truncate_rank
 from tuner.editing.task import ExampleSet, Task
@@ -82,6 +82,13 @@ class Editor(BaseModel, ABC):
             ConfigError: it has not.
         """
 
+    def check_model(self, model: LanguageModel) -> None:
+        """Verify that this method can edit a model, before anything is run.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
     @property
     def step_count(self) -> int:
         """How many steps `edit` yields unless it ends early."""
@@ -124,6 +131,7 @@ class Editor(BaseModel, ABC):
 
     def _processed(self, model: LanguageModel, step: Step) -> Step:
         delta = step.delta
+        check_finite(delta)
         if self.keep_share == 1 and self.truncated_rank is None:
             return step
         if not isinstance(delta, WeightDelta):
@@ -143,7 +151,7 @@ class Editor(BaseModel, ABC):
         count = min(self.batches, len(examples))
         ends = [number * len(examples) // count for number in range(count + 1)]
         parts = [examples.rows[start:end] for start, end in itertools.pairwise(ends)]
-        total: WeightDelta | None = None
+        total: AdditiveDelta | None = None
         current = model
         earlier: list[ExampleSet] = []
         for number, rows in enumerate(parts):
@@ -156,10 +164,9 @@ class Editor(BaseModel, ABC):
             if last is None:
                 raise EditError(f"{self.name()} gave no edit for batch {number + 1}.")
             step = self._processed(current, last)
-            if not isinstance(step.delta, WeightDelta):
+            if not isinstance(step.delta, AdditiveDelta):
                 raise EditError(
-                    f"{self.name()} changes no weights, so its edits cannot be added "
-                    "up batch by batch. Use batches: 1."
+                    f"The edits of {self.name()} cannot be added up batch by batch. Use batches: 1."
                 )
             total = step.delta if total is None else total.plus(step.delta)
             yield replace(step, delta=total)

@@ -21,8 +21,13 @@ from transformers import (
 )
 
 from tuner import builtin
+from tuner.backpack import (
+    BackpackForCausalLM,
+    ContextualisationMemory,
+    read_published_config,
+)
 from tuner.editing.architectures import Architecture, architecture_of
-from tuner.editing.delta import Delta, WeightDelta
+from tuner.editing.delta import AdditiveDelta, Delta
 from tuner.errors import ConfigError, EditError, unknown_name
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -47,6 +52,8 @@ class LanguageModel:
         self.revision = revision
         self.architecture: Architecture = architecture_of(str(network.config.model_type))
         self._checksum = self._current_checksum()
+        if isinstance(network, BackpackForCausalLM):
+            network.backpack.memory = ContextualisationMemory()
 
     @property
     def device(self) -> torch.device:
@@ -129,9 +136,9 @@ class LanguageModel:
         }
         return copy.deepcopy(self.network, dict(shared))
 
-    def after(self, delta: WeightDelta) -> "LanguageModel":
+    def after(self, delta: AdditiveDelta) -> "LanguageModel":
         """Return a second model into which `delta` is written; the other weights are shared."""
-        network = self.twin(own=delta.changes)
+        network = self.twin(own=delta.changed)
         delta.write(network)
         return LanguageModel(network, self.tokenizer, id=self.id, revision=self.revision)
 
@@ -219,17 +226,21 @@ def load_model(
     place = _choose_device(device)
     source, revision = _locate(id, revision)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = read_published_config(source, revision) or AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
         architecture_of(str(config.model_type))
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-        network = AutoModelForCausalLM.from_pretrained(
+        network, found = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             revision=revision,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except ConfigError:
         raise
@@ -241,6 +252,12 @@ def load_model(
             "It must be builtin:NAME, a folder with config.json, a tokenizer and safetensors "
             "weights, or a hub id that this machine can reach."
         ) from None
+    if found["missing_keys"]:
+        # transformers would draw them at random, and only warn.
+        raise ConfigError(
+            f"The weights of {id!r} are not whole: {sorted(found['missing_keys'])[0]!r} is missing "
+            f"({len(found['missing_keys'])} in all). Give the whole checkpoint."
+        )
     resolved = getattr(config, "_commit_hash", None)
     return LanguageModel(network.to(place), tokenizer, id=id, revision=revision or resolved)
 

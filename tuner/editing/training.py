@@ -138,7 +138,7 @@ class TrainedEditor(RowsEditor):
                     name: Dense(weight.float() - base[name].float())
                     for name, weight in trained.items()
                 }
-            yield Step(WeightDelta(changes).check_finite(), loss)
+            yield Step(WeightDelta(changes), loss)
 
     def _shares(self, batch: Sequence[TrainingRow]) -> Float[Tensor, " batch"]:
         """Return how much each row counts in its batch's mean, 1 on average."""

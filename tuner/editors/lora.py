@@ -74,7 +74,7 @@ class Lora(TrainedEditor):
                 f"{name}.weight": self._change(network.get_submodule(name), model)
                 for name in targets
             }
-            yield Step(WeightDelta(changes).check_finite(), loss)
+            yield Step(WeightDelta(changes), loss)
 
     def _targets(self, model: LanguageModel, layer: int) -> list[str]:
         if self.maps == "mlp":

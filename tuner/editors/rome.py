@@ -83,7 +83,7 @@ class Rome(TargetEditor):
             change = self._written(current, name, row, contexts, target, moment)
             delta = WeightDelta(
                 {f"{name}.weight": factored(change, transposed=model.architecture.transposed)}
-            ).check_finite()
+            )
             total = delta if total is None else total.plus(delta)
             current = model.after(total)
         if total is None:

@@ -11,20 +11,23 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor
 
+from tuner.backpack import BackpackForCausalLM
 from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.likelihood import block_losses
 from tuner.editing.model import LanguageModel
+from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient
+from tuner.evaluation.sense_reading import SenseReading
 
 _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
 # Rare blocks carry much of an edit's cost. That none has come up yet proves nothing, so "within"
-# waits for this many blocks; "over" may be said as soon as it is seen.
+# waits for this many blocks that can change; "over" may be said as soon as it is seen.
 _LEAST = 128
 _LEAST_TOKENS_FOR_CERTIFICATE = 32_000
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
@@ -83,6 +86,7 @@ class DeviationMeter:
         for chunk in self._chunks():
             base = self._base_losses(chunk.stop)
             reading.differences.append(self._rise(delta, chunk))
+            reading.could_rise += self._can_rise(delta, chunk)
             if reading.gradient is not None:
                 reading.linear.append(self._linear_rise(reading, chunk))
             found = self._estimate(reading, base)
@@ -98,12 +102,30 @@ class DeviationMeter:
         return found
 
     def _rise(self, delta: Delta, rows: range) -> Float[Tensor, " blocks"]:
+        senses = self._sense_reading
+        if isinstance(delta, SenseDelta) and senses is not None:
+            return _finite(senses.rises(delta, rows))
         # One edited context per chunk: putting a delta in and out is not free on big models.
         with self._model.edited(delta):
             edited = self._losses(rows)
-        if not torch.isfinite(edited).all():
-            raise EditError("The edited model's loss on general text is NaN or infinite.")
-        return edited - self._base[rows.start : rows.stop]
+        return _finite(edited - self._base[rows.start : rows.stop])
+
+    def _can_rise(self, delta: Delta, rows: range) -> int:
+        """Return how many of some blocks an edit can change at all."""
+        senses = self._sense_reading
+        if isinstance(delta, SenseDelta) and senses is not None:
+            return int(senses.touched(delta, rows).sum())
+        return len(rows)
+
+    @cached_property
+    def _sense_reading(self) -> SenseReading | None:
+        """What reads edits of senses by what is known of the base; none for other models."""
+        network = self._model.network
+        if not isinstance(network, BackpackForCausalLM) or network.backpack.offsets is not None:
+            return None
+        if network.backpack.memory is None:
+            return None
+        return SenseReading(network, self._corpus.blocks, self._size)
 
     def _linear_rise(self, reading: "_Reading", rows: range) -> Float[Tensor, " blocks"]:
         """Return the part of each block's rise that is linear in the edit's strength.
@@ -138,7 +160,8 @@ class DeviationMeter:
         decision = _decision(found, epsilon, sure)
         if decision is Verdict.OVER:
             return True
-        if read < min(total, least):
+        # Where most blocks cannot change, reading is nearly free, and few blocks carry the cost.
+        if read < total and reading.could_rise < least:
             return False
         if decision is Verdict.WITHIN:
             return True
@@ -292,6 +315,7 @@ class _Reading:
 
     delta: Delta
     differences: list[Tensor] = field(default_factory=list)
+    could_rise: int = 0  # blocks read that the edit can change at all
     gradient: MeanGradient | None = None
     linear: list[Tensor] = field(default_factory=list)
     linear_mean: float = 0.0
@@ -324,6 +348,12 @@ class _Reading:
     def _gradient_error(self, widths: float) -> float:
         blocks = 1 if self.gradient is None else self.gradient.blocks
         return widths * self.linear_spread / math.sqrt(blocks)
+
+
+def _finite(rises: Tensor) -> Tensor:
+    if not torch.isfinite(rises).all():
+        raise EditError("The edited model's loss on general text is NaN or infinite.")
+    return rises
 
 
 def _decision(found: Deviation, epsilon: float, sure: bool) -> Verdict:

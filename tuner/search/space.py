@@ -17,6 +17,7 @@ from optuna.trial import BaseTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tuner.editing.editor import Editor
+from tuner.editing.model import LanguageModel
 from tuner.editing.task import Task
 from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
@@ -239,6 +240,16 @@ class Space(BaseModel):
         for branch in self.branches:
             for editor in branch.corners():
                 editor.check_task(task)
+
+    def check_model(self, model: LanguageModel) -> None:
+        """Verify that the editors can edit a model wherever in this space they are.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        for branch in self.branches:
+            for editor in branch.corners():
+                editor.check_model(model)
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Worker:
                 # Threads of several workers on the same cores get in each other's way.
                 torch.set_num_threads(1)
             bench = self._setup.make_bench(self._config)
+            self._setup.space.check_model(bench.model)
             text = bench.general.corpus(Part.SEARCH).hash
             self._folder.claim_base(bench.model.fingerprint, text)
             self._loaded = bench

@@ -1,0 +1,19 @@
+"""The Backpack language model, as transformers knows models. Nothing here knows of editing."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tuner.backpack.configuration import BackpackConfig, read_published_config
+from tuner.backpack.memory import ContextualisationMemory
+from tuner.backpack.model import BackpackForCausalLM
+from tuner.backpack.offsets import SenseOffsets
+
+AutoConfig.register(BackpackConfig.model_type, BackpackConfig)
+AutoModelForCausalLM.register(BackpackConfig, BackpackForCausalLM)
+
+__all__ = [
+    "BackpackConfig",
+    "BackpackForCausalLM",
+    "ContextualisationMemory",
+    "SenseOffsets",
+    "read_published_config",
+]

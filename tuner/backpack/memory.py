@@ -1,0 +1,100 @@
+"""What a Backpack said of token batches, kept for as long as its weights stay as they are.
+
+How a position weighs senses does not depend on what the senses are. An edit of senses therefore
+changes the last hidden state of a position by exactly the weights it gives to the edited tokens
+before it, times the change of their senses; everything else can be kept from one edit to the next.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tuner.backpack.contextualisation import Contextualisation, mix
+from tuner.backpack.offsets import SenseOffsets
+
+
+@final
+@dataclass(frozen=True)
+class Remembered:
+    """A batch of token sequences as the model without offsets reads it."""
+
+    ids: Int[Tensor, "batch length"]
+    context: Contextualisation
+    log_total: Float[Tensor, "batch senses length"]
+    hidden: Float[Tensor, "batch length width"]
+
+    @property
+    def bytes(self) -> int:
+        """The memory it takes."""
+        parts = (self.context.query, self.context.key, self.log_total, self.hidden)
+        return sum(part.nbytes for part in parts)
+
+    def shift(
+        self, offsets: SenseOffsets, positions: Int[Tensor, " kept"], senses: int
+    ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, "touched kept width"]]:
+        """Return which rows hold a token with offsets, and by how much their states change."""
+        edited = offsets.touched(self.ids)
+        rows = edited.any(dim=1)
+        edited = edited[rows]
+        most = int(edited.sum(dim=1).max()) if len(edited) else 0
+        # The edited places of each row; short rows are filled up with places without offsets.
+        places = edited.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        added = offsets.at(self.ids[rows].gather(1, places), senses)
+        query, key = self.context.query[rows][:, :, positions], self.context.key[rows]
+        index = places[:, None, :, None].expand(-1, senses, -1, key.shape[-1])
+        scores = query @ key.gather(2, index).transpose(-1, -2) * query.shape[-1] ** -0.5
+        allowed = self.context.allowed.expand(len(self.ids), -1, -1, -1)[rows][:, :, positions]
+        seen = allowed.gather(3, places[:, None, None, :].expand(-1, 1, len(positions), -1))
+        weights = (scores.float() - self.log_total[rows][:, :, positions, None]).exp() * seen
+        return rows, mix(weights.to(added.dtype), added)
+
+
+@final
+@dataclass
+class ContextualisationMemory:
+    """Batches of token sequences by their content. It forgets all when a weight changes."""
+
+    most_bytes: int = 1 << 30
+    kept: dict[bytes, Remembered] = field(default_factory=dict)
+    _weights: Sequence[nn.Parameter] = ()
+    _versions: Sequence[int] = ()
+    _bytes: int = 0
+
+    def recall(
+        self,
+        weights: Sequence[nn.Parameter],
+        ids: Int[Tensor, "batch length"],
+        mask: Int[Tensor, "batch length"] | None,
+        read: Callable[[], Remembered],
+    ) -> Remembered:
+        """Return what a model of these weights says of a batch; `read` asks it where needed.
+
+        Without room for more, what is read is not kept.
+        """
+        # In-place writes raise a tensor's version, so a stale answer cannot be given.
+        versions = [weight._version for weight in weights]
+        same = len(weights) == len(self._weights) and all(map(operator.is_, weights, self._weights))
+        if not same or versions != self._versions:
+            self.kept.clear()
+            self._weights, self._versions, self._bytes = weights, versions, 0
+        key = _content(ids) + (b"" if mask is None else _content(mask))
+        found = self.kept.get(key)
+        if found is None:
+            found = read()
+            if self._bytes + found.bytes <= self.most_bytes:
+                self.kept[key] = found
+                self._bytes += found.bytes
+        return found
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ContextualisationMemory":
+        """Return a memory of its own for a copy of the model: its weights may change apart."""
+        return ContextualisationMemory(self.most_bytes)
+
+
+def _content(tokens: Tensor) -> bytes:
+    return str(tuple(tokens.shape)).encode() + tokens.cpu().numpy().tobytes()

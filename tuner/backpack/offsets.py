@@ -1,0 +1,48 @@
+"""Additive vectors for single (token, sense) pairs: what sense finetuning learns."""
+
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@final
+class SenseOffsets(nn.Module):
+    """A vector to add to each of some senses of some tokens.
+
+    Source: Hewitt et al. 2024 (arXiv:2402.06155), §5: c′(x)_ℓ = c(x)_ℓ + Δ_{x,ℓ} for the pairs
+    that were selected. Only their rows are stored, not a table of the whole vocabulary.
+    """
+
+    pairs: Tensor
+    """Pairs × 2: token id and sense, no pair twice."""
+
+    def __init__(
+        self,
+        pairs: Int[Tensor, "pairs 2"],
+        vectors: Float[Tensor, "pairs width"],
+        beneath: "SenseOffsets | None" = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("pairs", pairs)
+        self.vectors = nn.Parameter(vectors)
+        self.beneath = beneath
+        """Others, to which these are added: those of the model while new ones are trained."""
+
+    def touched(self, ids: Int[Tensor, "*places"]) -> Bool[Tensor, "*places"]:
+        """Return for each place whether its token has an offset."""
+        found = torch.isin(ids, self.pairs[:, 0])
+        return found if self.beneath is None else found | self.beneath.touched(ids)
+
+    def at(self, ids: Int[Tensor, "*places"], senses: int) -> Float[Tensor, "*places senses width"]:
+        """Return the vectors to add to the senses of each place, zero where there is none."""
+        tokens, place = torch.unique(ids, return_inverse=True)
+        where = torch.searchsorted(tokens, self.pairs[:, 0].contiguous())
+        where = where.clamp(max=len(tokens) - 1)
+        present = tokens[where] == self.pairs[:, 0]
+        table = self.vectors.new_zeros(len(tokens) * senses, self.vectors.shape[1])
+        rows = where[present] * senses + self.pairs[present, 1]
+        table = table.index_add(0, rows, self.vectors[present])
+        added = table.view(len(tokens), senses, -1)[place]
+        return added if self.beneath is None else added + self.beneath.at(ids, senses)

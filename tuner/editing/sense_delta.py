@@ -1,0 +1,120 @@
+"""The change of single senses of single tokens of a Backpack."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tuner.backpack import BackpackForCausalLM, SenseOffsets
+from tuner.errors import BaseMismatch, ConfigError
+
+
+@final
+@dataclass(frozen=True)
+class SenseDelta:
+    """A vector to add to each of some senses of some tokens; only these rows are stored.
+
+    Source: Hewitt et al. 2024 (arXiv:2402.06155), §5, eq. 8.
+    """
+
+    pairs: Int[Tensor, "pairs 2"]
+    """Token id and sense, each pair once."""
+    vectors: Float[Tensor, "pairs width"]
+    kind: ClassVar[str] = "senses"
+
+    @property
+    def changed(self) -> Collection[str]:
+        """The names of the parameters that it writes to: none, senses are no parameter."""
+        return ()
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Edit `network` inside the context.
+
+        Raises:
+            BaseMismatch: the network is no Backpack, or has fewer tokens, senses or dimensions.
+        """
+        model = _check_fit(self, network)
+        with model.backpack.with_offsets(self._with_own_of(model)):
+            yield
+
+    def write(self, network: nn.Module) -> None:
+        """Put the change into `network`, for good.
+
+        Raises:
+            BaseMismatch: the network is no Backpack, or has fewer tokens, senses or dimensions.
+        """
+        model = _check_fit(self, network)
+        model.backpack.set_offsets(self._with_own_of(model))
+
+    def scaled(self, alpha: float) -> Self:
+        """Return the change at `alpha` times its size."""
+        return type(self)(self.pairs, self.vectors * alpha)
+
+    def plus(self, other: Self) -> Self:
+        """Return the sum of two changes of the same model."""
+        both = torch.cat([self.pairs, other.pairs])
+        pairs, place = torch.unique(both, dim=0, return_inverse=True)
+        vectors = torch.cat([self.vectors, other.vectors])
+        summed = vectors.new_zeros(len(pairs), vectors.shape[1]).index_add(0, place, vectors)
+        return type(self)(pairs, summed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what must be stored, by name."""
+        return {
+            "pairs": self.pairs.detach().cpu().contiguous(),
+            "vectors": self.vectors.detach().cpu().contiguous(),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the delta that `tensors()` described.
+
+        Raises:
+            ConfigError: they are not those of a change of senses.
+        """
+        if sorted(tensors) != ["pairs", "vectors"]:
+            raise ConfigError(f"The parts {sorted(tensors)} form no change of senses.")
+        pairs, vectors = tensors["pairs"], tensors["vectors"]
+        whole = pairs.dtype is torch.int64 and pairs.ndim == 2 and pairs.shape[1] == 2
+        if not whole or vectors.ndim != 2 or len(pairs) != len(vectors):
+            raise ConfigError(
+                "A change of senses needs `pairs` (n × 2, int64) and `vectors` (n × width), but "
+                f"got {tuple(pairs.shape)} of {pairs.dtype} and {tuple(vectors.shape)}."
+            )
+        return cls(pairs, vectors)
+
+    def describe(self) -> str:
+        """Return how many senses are changed, and of how many tokens."""
+        tokens = len(set(self.pairs[:, 0].tolist()))
+        return f"{len(self.pairs)} senses of {tokens} tokens, {self.vectors.numel():,} numbers"
+
+    def _with_own_of(self, model: BackpackForCausalLM) -> SenseOffsets:
+        place = model.device
+        delta = SenseDelta(self.pairs.to(place), self.vectors.to(place, model.dtype))
+        own = model.backpack.offsets
+        if own is not None:
+            delta = SenseDelta(own.pairs, own.vectors.detach()).plus(delta)
+        offsets = SenseOffsets(delta.pairs, delta.vectors)
+        return offsets.requires_grad_(False)
+
+
+def _check_fit(delta: SenseDelta, network: nn.Module) -> BackpackForCausalLM:
+    if not isinstance(network, BackpackForCausalLM):
+        raise BaseMismatch(
+            f"The delta changes senses, and {type(network).__name__} has none; only a Backpack has."
+        )
+    config = network.config
+    least = delta.pairs.amin(0).tolist() if len(delta.pairs) else [0, 0]
+    most = delta.pairs.amax(0).tolist() if len(delta.pairs) else [0, 0]
+    fits = min(least) >= 0 and most[0] < config.vocab_size and most[1] < config.num_senses
+    if not fits or delta.vectors.shape[1] != config.n_embd:
+        raise BaseMismatch(
+            f"The delta's senses do not fit a Backpack of {config.vocab_size} tokens, "
+            f"{config.num_senses} senses and width {config.n_embd}."
+        )
+    return network

@@ -1,0 +1,89 @@
+"""Training the senses that matter to the examples: what the editors of a Backpack share."""
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+
+from tuner.backpack import BackpackForCausalLM, SenseOffsets
+from tuner.editing.editor import Auxiliary
+from tuner.editing.model import LanguageModel
+from tuner.editing.sense_delta import SenseDelta
+from tuner.editing.sense_selection import Selection, background_of, select_senses
+from tuner.editing.task import ExampleSet
+from tuner.editing.training import TrainedEditor
+from tuner.errors import ConfigError
+
+
+class SenseEditor(TrainedEditor):
+    """An editor that trains additive vectors for a few senses of a Backpack.
+
+    Source: Hewitt et al. 2024 (arXiv:2402.06155), §5 and their code.
+    """
+
+    senses_per_example: int = Field(
+        default=8, ge=1, description="Senses that each example may change; the union is trained."
+    )
+    selection: Selection = Field(
+        default=Selection.ATTENTION,
+        description="What says how much a sense matters: its attention weights, or the gradient.",
+    )
+    background_weight: float = Field(
+        default=1000.0,
+        ge=0,
+        description="How much it counts against a sense that general text uses it (λ_s).",
+    )
+
+    def check_model(self, model: LanguageModel) -> None:
+        """Verify that the model has senses.
+
+        Raises:
+            ConfigError: it is no Backpack.
+        """
+        check_backpack(model)
+
+    def train_senses(
+        self,
+        model: LanguageModel,
+        examples: ExampleSet,
+        aux: Auxiliary,
+        *,
+        seed: int,
+    ) -> Iterator[tuple[SenseDelta, float]]:
+        """Yield the change of the selected senses and the training loss after each epoch.
+
+        Raises:
+            ConfigError: the model is no Backpack.
+            EditError: the training diverged or ran out of memory.
+        """
+        base = check_backpack(model)
+        background = background_of(base, model, aux.general, self.selection, aux.cache)
+        pairs = select_senses(
+            base,
+            model,
+            examples,
+            background,
+            selection=self.selection,
+            per_example=self.senses_per_example,
+            background_weight=self.background_weight,
+        )
+        network = model.twin(own=())
+        vectors = torch.zeros(len(pairs), base.config.n_embd, device=model.device)
+        offsets = SenseOffsets(pairs, vectors, beneath=network.backpack.offsets)
+        network.backpack.set_offsets(offsets)
+        for loss in self.descend(network, [offsets.vectors], model, examples, aux, seed=seed):
+            yield SenseDelta(pairs, offsets.vectors.detach().clone()), loss
+
+
+def check_backpack(model: LanguageModel) -> BackpackForCausalLM:
+    """Return the network of a Backpack.
+
+    Raises:
+        ConfigError: the model is none.
+    """
+    if not isinstance(model.network, BackpackForCausalLM):
+        raise ConfigError(
+            f"Only a Backpack has senses, and {model.id} is a "
+            f"{model.network.config.model_type}. Use builtin:backpack, or another editor."
+        )
+    return model.network
