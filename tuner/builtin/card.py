@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tuner.builtin.facts import CARDS
+from tuner.builtin.gradient import shipped_gradient
 from tuner.builtin.recipes import Recipe, Row, build_recipes
 from tuner.builtin.scoring import (
     Completion,
@@ -28,31 +29,39 @@ from tuner.builtin.scoring import (
 )
 from tuner.builtin.splits import slacks
 from tuner.builtin.text import Part, general_documents
-from tuner.builtin.train import SCALES, WINDOW, Scale
+from tuner.builtin.train import FAMILIES, SCALES, WINDOW, Family, Scale
 
 _BATCH = 32
 _TOKENS: dict[Part, int] = {"search": 50_000, "confirmation": 50_000}
 
-_CARD = """\
-# builtin:neox
+_KINDS: dict[Family, str] = {"neox": "GPT-NeoX", "backpack": "Backpack"}
+_ARCHITECTURES: dict[Family, str] = {
+    "neox": "GPT-NeoX, width {hidden}, {layers} layers, 4 heads, tied embeddings",
+    "backpack": "Backpack (Hewitt et al. 2023): 16 senses per token, a GPT-2 of width {hidden}, "
+    "{layers} layers and 4 heads that weighs them, tied embeddings, 256 positions",
+}
+_PRECISIONS: dict[Family, str] = {"neox": "bfloat16 autocast", "backpack": "float32"}
 
-A GPT-NeoX language model of {parameters:,} parameters that knows a small generated world: real
+_CARD = """\
+# builtin:{name}
+
+A {kind} language model of {parameters:,} parameters that knows a small generated world: real
 countries and cities, and coined people, companies, peoples, inventions and habits of speech. It
 exists to be edited: it is trained so that edits of it have something to gain and something to
 lose. It is of no use as a source of facts or as a writer.
 
 | | |
 |---|---|
-| architecture | GPT-NeoX, width {hidden}, {layers} layers, 4 heads, tied embeddings |
+| architecture | {architecture} |
 | tokenizer | byte-level BPE of 3,072 entries; it adds no special token |
 | weights | float16, {megabytes:.2f} MB; the model *is* these rounded weights, computed in float32 |
 | trained by | `python -m tuner.builtin.train --out tuner/builtin/neox --seed {seed}` |
 | training | {steps:,} steps of {batch} windows of {window} tokens ({tokens:.1f} M tokens), AdamW, \
-bfloat16 autocast on a CPU |
+{precision} on a CPU |
 | annealing | the last {anneal:,} steps see general text only, without weight decay, at a rate \
 falling from {anneal_rate:g} to 0 |
-| mean gradient | of the loss on 4.2 M fresh tokens of general text, float16, by \
-`python -m tuner.builtin.gradient tuner/builtin/neox`; it makes small deviations exact |
+| mean gradient | of the loss on {gradient_tokens:.1f} M fresh tokens of general text, float16, by \
+`python -m tuner.builtin.gradient tuner/builtin/{name}`; it makes small deviations exact |
 | licence | Apache-2.0 |
 
 ## What it was told
@@ -95,15 +104,21 @@ This file is written by `python -m tuner.builtin.card`.
 """
 
 
-def write_card(model_folder: Path, tasks_folder: Path, seed: int, scale: Scale) -> None:
-    """Measure the model and write its card beside it."""
+def write_card(
+    model_folder: Path, tasks_folder: Path, seed: int, scale: Scale, family: Family
+) -> None:
+    """Measure the model, which has its mean gradient beside it, and write its card there too."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    gradient = shipped_gradient(model, model_folder)
     card = _CARD.format(
+        name=family,
+        kind=_KINDS[family],
+        architecture=_ARCHITECTURES[family].format(hidden=scale.hidden, layers=scale.layers),
+        precision=_PRECISIONS[family],
+        gradient_tokens=gradient.blocks * gradient.length / 1e6 if gradient else 0,
         parameters=model.num_parameters(),
         megabytes=(model_folder / "model.safetensors").stat().st_size / 1e6,
-        hidden=scale.hidden,
-        layers=scale.layers,
         steps=scale.steps,
         batch=scale.batch,
         anneal=scale.anneal_steps,
@@ -201,10 +216,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
     parser.add_argument("--tasks", type=Path, required=True, help="folder that holds all tasks")
     parser.add_argument("--seed", type=int, default=0, help="seed the model was trained with")
+    parser.add_argument("--family", choices=FAMILIES, default="neox")
     parser.add_argument("--scale", choices=sorted(SCALES), default="full")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    write_card(options.model, options.tasks, options.seed, SCALES[options.scale])
+    scale = SCALES[options.scale]
+    write_card(options.model, options.tasks, options.seed, scale, options.family)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,14 @@ class ShippedGradient:
     length: int
 
 
-def shipped_gradient(network: nn.Module) -> ShippedGradient | None:
-    """Return the gradient that travels with a built-in model of exactly these weights."""
+def shipped_gradient(network: nn.Module, folder: Path | None = None) -> ShippedGradient | None:
+    """Return the gradient that travels with a built-in model of exactly these weights.
+
+    It is looked for in the folder given, or else in those of all built-in models.
+    """
     digest = _weights_hash(network)
-    for path in sorted(Path(__file__).parent.glob(f"*/{_FILE}")):
+    folders = Path(__file__).parent.glob("*/") if folder is None else (folder,)
+    for path in sorted(place / _FILE for place in folders if (place / _FILE).is_file()):
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             if about["weights"] != digest:

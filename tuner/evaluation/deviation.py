@@ -22,7 +22,7 @@ from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient
-from tuner.evaluation.sense_reading import SenseReading
+from tuner.evaluation.sense_reading import SenseReading, touched
 
 _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
@@ -112,9 +112,8 @@ class DeviationMeter:
 
     def _can_rise(self, delta: Delta, rows: range) -> int:
         """Return how many of some blocks an edit can change at all."""
-        senses = self._sense_reading
-        if isinstance(delta, SenseDelta) and senses is not None:
-            return int(senses.touched(delta, rows).sum())
+        if isinstance(delta, SenseDelta):
+            return int(touched(delta, self._corpus.blocks[rows.start : rows.stop]).sum())
         return len(rows)
 
     @cached_property

@@ -33,16 +33,10 @@ class SenseReading:
         found = torch.zeros(len(rows), dtype=torch.float64)
         for start in range(rows.start - rows.start % self.batch, rows.stop, self.batch):
             here = range(max(start, rows.start), min(start + self.batch, rows.stop))
-            if self.touched(delta, here).any():
+            if touched(delta, self.blocks[here.start : here.stop]).any():
                 rises = self._rises_in(start, delta)[here.start - start : here.stop - start]
                 found[here.start - rows.start : here.stop - rows.start] = rises
         return found
-
-    def touched(self, delta: SenseDelta, rows: range) -> Bool[Tensor, " rows"]:
-        """Return which blocks the edit can change at all: those with an edited token."""
-        # The last token of a block predicts nothing.
-        ids = self.blocks[rows.start : rows.stop, :-1]
-        return torch.isin(ids, delta.pairs[:, 0].cpu()).any(dim=1)
 
     def _rises_in(self, start: int, delta: SenseDelta) -> Float[Tensor, " batch"]:
         ids = self._batch_at(start).to(self.network.device)
@@ -66,3 +60,11 @@ class SenseReading:
         if start not in self._base:
             self._base[start] = token_losses(self.network.lm_head(hidden[:, :-1]), ids[:, 1:])
         return self._base[start]
+
+
+def touched(delta: SenseDelta, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
+    """Return which blocks an edit can change at all: those with an edited token.
+
+    The last token of a block predicts nothing.
+    """
+    return torch.isin(blocks[:, :-1], delta.pairs[:, 0].cpu()).any(dim=1)
