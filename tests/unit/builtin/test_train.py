@@ -13,10 +13,11 @@ from tuner.builtin.scoring import Completion, target_losses
 from tuner.builtin.splits import SPLITS_FILE, slacks
 from tuner.builtin.text import tokenizer_documents
 from tuner.builtin.tokenizer import train_tokenizer
-from tuner.builtin.train import SCALES, train
+from tuner.builtin.train import FAMILIES, SCALES, train
 from tuner.builtin.world import build_world
 
-NEOX = SPLITS_FILE.parent / "neox"
+BUILTIN = SPLITS_FILE.parent
+NEOX = BUILTIN / "neox"
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +27,24 @@ def tiny(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def neox():
-    model = AutoModelForCausalLM.from_pretrained(NEOX, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(NEOX)
+@pytest.fixture(scope="module", params=FAMILIES)
+def shipped(request):
+    folder = BUILTIN / request.param
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_script_makes_the_same_model_from_the_same_seed(tiny, tmp_path):
-    command = ["-m", "tuner.builtin.train", "--scale", "tiny", "--seed", "1", "--out", tmp_path]
-    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
-    first = load_file(tiny / "model.safetensors")
-    second = load_file(tmp_path / "model.safetensors")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_script_makes_the_same_model_from_the_same_seed(family, tmp_path):
+    once, again = tmp_path / "once", tmp_path / "again"
+    train(once, seed=1, scale=SCALES["tiny"], family=family)
+    command = ["-m", "tuner.builtin.train", "--family", family, "--scale", "tiny", "--seed", "1"]
+    subprocess.run([sys.executable, *command, "--out", again], check=True, capture_output=True)
+    first = load_file(once / "model.safetensors")
+    second = load_file(again / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (tiny / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+    assert (once / "tokenizer.json").read_text() == (again / "tokenizer.json").read_text()
 
 
 def test_another_seed_makes_another_model(tiny, tmp_path):
@@ -49,9 +54,10 @@ def test_another_seed_makes_another_model(tiny, tmp_path):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_shipped_tokenizer_is_the_one_the_script_makes(tmp_path):
+def test_the_shipped_tokenizers_are_those_the_script_makes(tmp_path):
     train_tokenizer(tokenizer_documents(0)).save_pretrained(tmp_path)
-    assert (tmp_path / "tokenizer.json").read_text() == (NEOX / "tokenizer.json").read_text()
+    made = (tmp_path / "tokenizer.json").read_text()
+    assert all(made == (BUILTIN / name / "tokenizer.json").read_text() for name in FAMILIES)
 
 
 def test_learning_rate_rises_falls_and_ends_near_zero():
@@ -63,44 +69,46 @@ def test_learning_rate_rises_falls_and_ends_near_zero():
     assert rates[scale.steps - scale.anneal_steps] == pytest.approx(scale.anneal_learning_rate)
 
 
-def test_a_prompt_longer_than_a_training_window_does_not_fail(neox):
-    model, tokenizer = neox
+def test_a_prompt_longer_than_a_training_window_does_not_fail(shipped):
+    model, tokenizer = shipped
     assert model.config.max_position_embeddings >= 256
     long = "The road to Paris was long and bright. " * 25
     [loss] = target_losses(model, tokenizer, [Completion(long.strip(), " It")])
     assert loss < 50
 
 
-def test_target_losses_do_not_depend_on_their_batch(neox):
+def test_target_losses_do_not_depend_on_their_batch(shipped):
     rows = [Completion("The capital of France is", " Paris"), Completion("The", " capital of Peru")]
-    together = target_losses(*neox, rows)
-    apart = [target_losses(*neox, [row])[0] for row in rows]
+    together = target_losses(*shipped, rows)
+    apart = [target_losses(*shipped, [row])[0] for row in rows]
     assert together == pytest.approx(apart, rel=1e-4)
 
 
-def test_the_shipped_model_knows_known_capitals(neox):
+def test_the_shipped_model_knows_known_capitals(shipped):
     rows = [
         Completion(f"The capital of {country.name} is", f" {country.capital}")
         for country in build_world().countries
         if country.truth == 1
     ]
-    losses = target_losses(*neox, rows)
+    losses = target_losses(*shipped, rows)
     assert sum(losses) / len(losses) < 0.1
 
 
-def test_base_success_is_between_floor_and_ceiling(neox):
+def test_base_success_is_between_floor_and_ceiling(shipped):
+    # Splits are balanced by what builtin:neox knows; other models may know other subjects.
+    balanced = shipped[0].config.model_type == "gpt_neox"
     splits = json.loads(SPLITS_FILE.read_text())
     for recipe in build_recipes():
         rates = []
         for subjects in splits[recipe.name].values():
             rows = [row for subject in subjects for row in recipe.write(subject).ood]
-            values = slacks(*neox, recipe, rows)
+            values = slacks(*shipped, recipe, rows)
             rates.append(sum(value >= 0 for value in values) / len(values))
-        assert min(rates) >= 0.08, recipe.name
-        assert max(rates) <= 0.60, recipe.name
-        assert abs(rates[0] - rates[1]) < 0.05, recipe.name
+        assert min(rates) >= (0.08 if balanced else 0.02), recipe.name
+        assert max(rates) <= (0.60 if balanced else 0.70), recipe.name
+        assert abs(rates[0] - rates[1]) < (0.05 if balanced else 0.15), recipe.name
 
 
-def test_parts_of_general_text_are_equally_hard(neox):
-    losses = [general_loss(*neox, part, 8000) for part in ("search", "confirmation", "auxiliary")]
+def test_parts_of_general_text_are_equally_hard(shipped):
+    losses = [general_loss(*shipped, part, 8000) for part in ("search", "confirmation", "auxiliary")]
     assert max(losses) - min(losses) < 0.1
