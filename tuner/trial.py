@@ -135,6 +135,7 @@ class Bench:
         self.task = task
         self.budget = budget
         self.constraints = strictest((*task.constraints, *constraints))
+        check_measured(self.constraints, task)
         self.general = general
         self._cache = cache or Cache(cache_folder())
         self._meter = self._deviation_meter(Part.SEARCH, budget.confidence)
@@ -144,10 +145,6 @@ class Bench:
         self._base: dict[SplitName, Scores] = {}
         self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
         """What editors may read beyond the examples, whatever the split."""
-        if self.constraints:
-            for split in SplitName:
-                base = self.constrained_scores(split)
-                check_measured(self.constraints, base, f"the {split} split of {task.name}")
 
     def run(
         self,

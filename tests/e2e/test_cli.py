@@ -217,6 +217,16 @@ def test_check_finds_all_mistakes_at_once(run: Run, tmp_path: Path) -> None:
     assert run("check", "search_spaces/lora.yaml", "datasets/temporal", "demo.yaml")[0] == 0
 
 
+def test_check_knows_what_a_task_cannot_measure(run: Run, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("task: temporal\nconstraints: [{metric: specificity, drop: 0.1}]\n")
+    for verb in ("check", "search"):
+        code, out, err = run(verb, str(study))
+        assert code == 2
+        assert "specificity" in out + err
+    assert f"{study}:2" in run("check", str(study))[1]
+
+
 def test_no_complaint_shows_a_password(run: Run, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text("task: temporal\nstorage: postgresql://me:S3cret@db/x\nepsilon: 0.5\n")

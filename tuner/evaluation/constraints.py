@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from tuner.editing.constraint import Constraint
+from tuner.editing.constraint import Constraint, Metric
+from tuner.editing.task import Split, SuccessRule, Task
 from tuner.errors import ConfigError
 from tuner.evaluation.scores import Scores
 
@@ -27,19 +28,40 @@ def violations(constraints: Sequence[Constraint], edited: Scores, base: Scores) 
     }
 
 
-def check_measured(constraints: Sequence[Constraint], base: Scores, where: str) -> None:
-    """Refuse constraints on scores that cannot be measured.
+def check_measured(constraints: Sequence[Constraint], task: Task) -> None:
+    """Refuse constraints on scores that cannot be measured on both splits of a task.
 
     Raises:
-        ConfigError: a score that a constraint is about is not measured on `where`.
+        ConfigError: the task has not what a constraint is about.
     """
-    for constraint in constraints:
-        if getattr(base, constraint.metric) is None:
-            raise ConfigError(
-                f"The constraint {constraint.name} cannot be judged: {where} has not the rows, or "
-                f"the task not the success rule, by which {constraint.metric} is measured. "
-                "Provide them, or drop the constraint."
-            )
+    for name, split in (("val", task.val), ("test", task.test)):
+        measured = _measured(split, task.success)
+        for constraint in constraints:
+            if constraint.metric not in measured:
+                raise ConfigError(
+                    f"The constraint {constraint.name} cannot be judged: the {name} split of "
+                    f"{task.name} has not the rows, or the task not the success rule, by which "
+                    f"{constraint.metric} is measured. Provide them, or drop the constraint."
+                )
+
+
+def _measured(split: Split, rule: SuccessRule) -> set[Metric]:
+    facts = rule is not SuccessRule.THRESHOLD
+    known = {
+        Metric.EXACT: True,
+        Metric.HARD_NEGATIVE_LOSS: bool(split.hard_negatives.rows),
+        Metric.RELATED_LOSS: bool(split.related),
+        Metric.EFFICACY: facts,
+        Metric.EFFICACY_EXACT: facts,
+        Metric.GENERALISATION: facts,
+        Metric.SPECIFICITY: facts and bool(split.neighbours),
+        Metric.EDIT_SCORE: facts and bool(split.neighbours),
+        Metric.LOCALITY_GOLD: rule is SuccessRule.TOKENS and bool(split.neighbours),
+        Metric.LOCALITY_BASE: rule is SuccessRule.TOKENS and bool(split.neighbours),
+        Metric.FLUENCY: bool(split.generations),
+        Metric.CONSISTENCY: any(row.references for row in split.generations),
+    }
+    return {metric for metric, holds in known.items() if holds}
 
 
 def _clipped(violation: float) -> float:

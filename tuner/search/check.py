@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from tuner.editing.task import Task, load_task
 from tuner.errors import TunerError
+from tuner.evaluation.constraints import check_measured
 from tuner.search.config import StudyConfig, load_study
 from tuner.search.space import Space, load_space
 from tuner.yaml_file import line_of, read_yaml
@@ -45,6 +46,11 @@ def check_study(path: Path) -> list[str]:
             space.check_task(task)
         except TunerError as error:
             problems.append(f"{path}:{line_of(node, ('space',))}: {error}")
+    if config is not None and isinstance(task, Task):
+        try:
+            check_measured((*task.constraints, *config.constraints), task)
+        except TunerError as error:
+            problems.append(f"{path}:{line_of(node, ('constraints',))}: {error}")
     general = config.general if config is not None else None
     if general is not None and ":" not in general and not Path(general).is_file():
         problems.append(f"{path}:{line_of(node, ('general',))}: the file {general} does not exist.")

@@ -16,6 +16,7 @@ from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.task import Task, load_task
 from tuner.errors import StudyFailed
 from tuner.evaluation.budget import Budget, Certificate
+from tuner.evaluation.constraints import check_measured
 from tuner.evaluation.scores import Scores
 from tuner.records import (
     Answer,
@@ -153,6 +154,7 @@ class Study:
         self.space: Space = load_space(config.space)
         self.task: Task = load_task(config.task)
         self.space.check_task(self.task)
+        check_measured((*self.task.constraints, *config.constraints), self.task)
         self.folder = StudyFolder(folder / config.name)
         self._observe = observe
         self._make_bench = make_bench

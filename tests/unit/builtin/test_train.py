@@ -110,5 +110,7 @@ def test_base_success_is_between_floor_and_ceiling(shipped):
 
 
 def test_parts_of_general_text_are_equally_hard(shipped):
-    losses = [general_loss(*shipped, part, 8000) for part in ("search", "confirmation", "auxiliary")]
+    losses = [
+        general_loss(*shipped, part, 8000) for part in ("search", "confirmation", "auxiliary")
+    ]
     assert max(losses) - min(losses) < 0.1

@@ -8,10 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from tuner.editing.constraint import Constraint, Metric, strictest
+from tuner.editing.model import load_model
 from tuner.editing.task import Task, load_task, save_task
 from tuner.errors import ConfigError
 from tuner.evaluation.constraints import WORST, check_measured, violations
 from tuner.evaluation.scores import Scores
+from tuner.evaluation.success import SuccessMeter
 from tuner.shipped import shipped_folder
 
 
@@ -58,11 +60,30 @@ def test_violations_go_by_name_and_are_clipped() -> None:
     assert found["exact.floor"] == pytest.approx(-0.2)
 
 
-def test_a_score_without_rows_cannot_be_constrained() -> None:
-    base = Scores(success=0.5, exact=0.5, hard_negative_loss=1.0)
-    check_measured([constraint(metric="hard_negative_loss", rise=1)], base, "the val split")
-    with pytest.raises(ConfigError, match=r"related_loss.rise cannot be judged: the val split has"):
-        check_measured([constraint(metric="related_loss", rise=1)], base, "the val split")
+def test_a_score_without_rows_cannot_be_constrained(task: Task) -> None:
+    check_measured([constraint(metric="hard_negative_loss", rise=1)], task)
+    with pytest.raises(ConfigError, match=r"related_loss.rise cannot be judged: the val split of"):
+        check_measured([constraint(metric="related_loss", rise=1)], task)
+
+
+@pytest.mark.parametrize("name", ["country_capital", "counterfact_world", "zsre_world"])
+def test_what_counts_as_measured_is_what_is_measured(name: str) -> None:
+    found = load_task(name)
+    model = load_model("builtin:neox")
+    part = found.val.model_copy(
+        update={
+            key: getattr(found.val, key)[:2] for key in ("related", "neighbours", "generations")
+        }
+    )
+    scores = SuccessMeter(model, part, found.threshold, found.success).scores()
+    for metric in Metric:
+        measured = getattr(scores, metric) is not None
+        limit = {"rise" if metric.is_loss else "drop": 1.0}
+        if measured:
+            check_measured([constraint(metric=metric, **limit)], found)
+        else:
+            with pytest.raises(ConfigError, match="cannot be judged"):
+                check_measured([constraint(metric=metric, **limit)], found)
 
 
 def test_of_two_limits_of_one_name_the_stricter_counts() -> None:
