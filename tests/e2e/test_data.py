@@ -94,6 +94,40 @@ def test_mistakes_are_told_in_words(run: Run, mirror: str, tmp_path: Path) -> No
     assert "1 usable records" in err
 
 
+def capital(country: str) -> dict[str, list[dict[str, str]]]:
+    about = {"country": country, "capital": "Ayr"}
+    return {
+        "fixed": [about | {"prefix": f"The capital of {country} is", "suffix": " Ayr"}],
+        "clear_eval": [about | {"prefix": f"All {country} walks to", "suffix": " Ayr"}],
+        "hard_neg": [about | {"prefix": f"The port of {country} is", "suffix": " Troon"}],
+        "unconditional": [{"text": f"The capital of {country} is Ayr."}],
+    }
+
+
+def test_a_clone_of_the_canonical_examples_becomes_a_task(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "clone/data/country_capital/split"
+    folder.mkdir(parents=True)
+    for country in ("Fife", "Bute", "Skye", "Mull"):
+        for stem, rows in capital(country).items():
+            with (folder / f"country_capital_{stem}-val.jsonl").open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+    command = ("import", "canonical_examples", "clone", "--task", "country_capital")
+    code, _, err = run(*command, "--out", "task")
+    assert code == 2
+    assert "country_capital_fixed-test.jsonl" in err
+    assert "--split-val" in err
+    code, out, _ = run(*command, "--out", "task", "--split-val", "0", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["rows"]["canonical"] == told["rows"]["hard_negatives"] == 4
+    assert "divided by subject with seed 0" in told["description"]
+    task = load_task("task")
+    assert (len(task.val.canonical), len(task.test.canonical)) == (2, 2)
+    code, _, err = run("import", "canonical_examples", "clone", "--task", "capitals", "--out", "t")
+    assert code == 2
+    assert "Known: company_ceo, country_capital" in err
+
+
 def test_list_shows_tasks_and_files(run: Run) -> None:
     code, out, _ = run("list", "--json")
     assert code == 0
@@ -107,7 +141,8 @@ def test_list_shows_tasks_and_files(run: Run) -> None:
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    for verb in (("list",), ("fetch",), ("import", "counterfact"), ("import", "zsre")):
+    imports = (("import", name) for name in ("counterfact", "zsre", "canonical_examples"))
+    for verb in (("list",), ("fetch",), *imports):
         code, out, _ = run(*verb, "--help")
         assert code == 0
         assert "Example" in out

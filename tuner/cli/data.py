@@ -35,6 +35,11 @@ def register(app: typer.Typer) -> None:
     importing.command(
         epilog="Example: `tuner data import zsre zsre_mend_eval.json --out my-questions`"
     )(zsre)
+    importing.command(
+        "canonical_examples",
+        epilog="Example: `tuner data import canonical_examples model-editing-canonical-examples "
+        "--task country_capital --out my-capitals`",
+    )(canonical_examples)
     data.add_typer(importing, name="import")
     app.add_typer(data, name="data")
 
@@ -101,6 +106,8 @@ def _counts(task: "Task") -> Mapping[str, int]:
     return {
         "canonical": sum(len(split.canonical) for split in splits),
         "ood": sum(len(split.ood) for split in splits),
+        "hard_negatives": sum(len(split.hard_negatives) for split in splits),
+        "related": sum(len(split.related) for split in splits),
         "neighbours": sum(len(split.neighbours) for split in splits),
     }
 
@@ -220,6 +227,41 @@ def zsre(
         raise unknown_name("target", target, known)
     selection = _selection(val, test, facts, seed)
     _save(import_zsre(file, _name(out), selection, ZsreTarget(target)), out, json_)
+
+
+def canonical_examples(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="The published repository, its data, or a task's files."
+        ),
+    ],
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            "-t",
+            help="country_capital, company_ceo, stereoset, pronoun_gender_bias, temporal or "
+            "verb_conjugation.",
+        ),
+    ],
+    out: OutOption,
+    split_val: Annotated[
+        int | None,
+        typer.Option(
+            "--split-val",
+            min=0,
+            metavar="SEED",
+            help="Read only the validation files and divide them into validation and test.",
+        ),
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Import one of the six tasks of the canonical-examples paper."""
+    from tuner.published.canonical_examples import import_canonical_examples
+
+    name = _name(out)
+    _save(import_canonical_examples(folder, task, name, divide_val=split_val), out, json_)
 
 
 def _selection(val: int | None, test: int | None, facts: int | None, seed: int) -> "Selection":

@@ -282,7 +282,7 @@ def _unjudged(path: Path, judged: Set[str]) -> tuple[Example, ...]:
 
 def _read_examples(path: Path, contrast_for: str | None) -> Iterator[tuple[int, Example]]:
     """Yield line and row; `contrast_for` names what needs each row to have a contrast."""
-    for number, row in _read_rows(path, Example):
+    for number, row in read_rows(path, Example):
         if contrast_for is not None and row.contrast is None:
             raise TaskError(f"{path}:{number}: {contrast_for} needs a `contrast`.")
         if row.subject is not None and row.subject not in row.prompt:
@@ -296,12 +296,18 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def _optional_rows(path: Path, into: type[_Row]) -> tuple[_Row, ...]:
-    return tuple(row for _, row in _read_rows(path, into)) if path.is_file() else ()
+    return tuple(row for _, row in read_rows(path, into)) if path.is_file() else ()
 
 
-def _read_rows(path: Path, into: type[_Row]) -> Iterator[tuple[int, _Row]]:
+def read_rows(path: Path, into: type[_Row]) -> Iterator[tuple[int, _Row]]:
+    """Yield line and row of a JSONL file, without its empty lines.
+
+    Raises:
+        TaskError: the file is missing or cannot be read, or a row is malformed.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a row's text may hold a line separator of Unicode.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise TaskError(f"{path}: this file is needed and is missing.") from None
     except (OSError, UnicodeDecodeError) as error:
