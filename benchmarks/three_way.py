@@ -125,12 +125,13 @@ def table(model: str, found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test-seeds", type=int, default=1)
     parser.add_argument("--confirm-top", type=int, default=1)
     parser.add_argument("--models", nargs="+", choices=tuple(EDITORS), default=tuple(EDITORS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--editors", nargs="+", help="by default all of each comparison")
     parser.add_argument("--studies", type=Path, default=Path("tuner-studies/three_way"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/three_way.json"))
     args = parser.parse_args()
@@ -138,6 +139,8 @@ def main() -> None:
     for model in args.models:
         for task in args.tasks:
             for editor in EDITORS[model]:
+                if args.editors and editor not in args.editors:
+                    continue
                 print(f"{model}, {task}, {editor}", flush=True)
                 found = rows(model, run(model, task, editor, args))
                 same = (model, task, editor)

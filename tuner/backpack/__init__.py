@@ -5,12 +5,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tuner.backpack.configuration import BackpackConfig, read_published_config
 from tuner.backpack.memory import ContextualisationMemory
 from tuner.backpack.model import BackpackForCausalLM
-from tuner.backpack.offsets import SenseOffsets
+from tuner.backpack.offsets import SENSES, SenseOffsets
 
 AutoConfig.register(BackpackConfig.model_type, BackpackConfig)
 AutoModelForCausalLM.register(BackpackConfig, BackpackForCausalLM)
 
 __all__ = [
+    "SENSES",
     "BackpackConfig",
     "BackpackForCausalLM",
     "ContextualisationMemory",

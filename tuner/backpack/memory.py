@@ -50,7 +50,9 @@ class Remembered:
         scores = query @ key.gather(2, index).transpose(-1, -2) * query.shape[-1] ** -0.5
         allowed = self.context.allowed.expand(len(self.ids), -1, -1, -1)[rows][:, :, positions]
         seen = allowed.gather(3, places[:, None, None, :].expand(-1, 1, len(positions), -1))
-        weights = (scores.float() - self.log_total[rows][:, :, positions, None]).exp() * seen
+        # Masked before the exponential: what is not seen may be too large for it.
+        excess = scores.float() - self.log_total[rows][:, :, positions, None]
+        weights = excess.masked_fill(~seen, -torch.inf).exp()
         return rows, mix(weights.to(added.dtype), added)
 
 

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+SENSES = "senses"
+"""What the table of all senses of all tokens is called beside the names of parameters."""
+
 
 @final
 class SenseOffsets(nn.Module):

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from tuner.backpack import SENSES, BackpackForCausalLM, SenseOffsets
 from tuner.builtin.text import general_documents
 from tuner.builtin.train import WINDOW
 
@@ -33,7 +34,7 @@ _SEED = 1
 @final
 @dataclass(frozen=True)
 class ShippedGradient:
-    """Σ∇loss / Σloss over blocks of `length` tokens, by parameter."""
+    """Σ∇loss / Σloss over blocks of `length` tokens, by parameter; of a Backpack also by sense."""
 
     tensors: dict[str, Tensor]
     blocks: int
@@ -61,6 +62,8 @@ def shipped_gradient(network: nn.Module, folder: Path | None = None) -> ShippedG
 def measure_gradient(folder: Path, blocks: int) -> None:
     """Take the gradient of the model in a folder on fresh general text and write it there."""
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    digest = _weights_hash(network)
+    senses = _free_senses(network) if isinstance(network, BackpackForCausalLM) else None
     windows = _windows(AutoTokenizer.from_pretrained(folder))
     total = 0.0
     for _ in trange(0, blocks, _BATCH, desc="gradient", unit="batch", mininterval=5):
@@ -72,18 +75,31 @@ def measure_gradient(folder: Path, blocks: int) -> None:
     gradients = {
         name: weight.grad / total
         for name, weight in network.named_parameters()
-        if weight.grad is not None
+        if weight.grad is not None and weight is not senses
     }
+    if senses is not None and senses.grad is not None:
+        shape = (network.config.vocab_size, network.config.num_senses, network.config.n_embd)
+        gradients[SENSES] = senses.grad.view(shape) / total
     # Half precision rounds by parts in a thousand, but cannot hold numbers this small as they are.
     scales = {name: max(value.abs().max().item(), 1e-30) for name, value in gradients.items()}
     about = {
-        "weights": _weights_hash(network),
+        "weights": digest,
         "blocks": -(-blocks // _BATCH) * _BATCH,
         "length": WINDOW,
         "scales": scales,
     }
     tensors = {name: (value / scales[name]).half() for name, value in gradients.items()}
     save_file(tensors, folder / _FILE, metadata={"about": json.dumps(about)})
+
+
+def _free_senses(network: BackpackForCausalLM) -> nn.Parameter:
+    """Add a vector of zeros to every sense of every token; return the vectors."""
+    config = network.config
+    tokens, senses = torch.arange(config.vocab_size), torch.arange(config.num_senses)
+    vectors = torch.zeros(config.vocab_size * config.num_senses, config.n_embd)
+    offsets = SenseOffsets(torch.cartesian_prod(tokens, senses), vectors)
+    network.backpack.set_offsets(offsets)
+    return offsets.vectors
 
 
 def _windows(tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

@@ -138,16 +138,16 @@ class DeviationMeter:
 
     def _begin_control(self, reading: "_Reading", stop: int) -> None:
         """Take the noise of the linear part out of a reading from here on, where possible."""
-        if not isinstance(reading.delta, WeightDelta):
+        if not isinstance(reading.delta, (WeightDelta, SenseDelta)):
             return
         if not self._gradient_sought:
             self._gradient_sought = True  # where there is none, or no memory, it is not tried again
             self._gradient = mean_gradient(
                 self._model, self._corpus, batch=self._size, cache=self._cache, key=self._key
             )
-        reading.gradient = self._gradient
-        if reading.gradient is not None:
-            reading.linear_mean = reading.gradient.along(reading.delta)
+        mean = None if self._gradient is None else self._gradient.along(reading.delta)
+        if mean is not None:
+            reading.gradient, reading.linear_mean = self._gradient, mean
             reading.linear.append(self._linear_rise(reading, range(stop)))
 
     def _settled(

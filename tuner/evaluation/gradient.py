@@ -12,12 +12,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tuner.backpack import SENSES
 from tuner.builtin.gradient import shipped_gradient
 from tuner.cache import Cache, Key
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import WeightDelta
+from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.likelihood import token_losses
 from tuner.editing.model import LanguageModel
+from tuner.editing.sense_delta import SenseDelta
 
 # More than most certificates need; the gradient costs three times as much as reading.
 _MOST_TOKENS = 400_000
@@ -45,9 +47,20 @@ class MeanGradient:
             return 1.0 if read < self.blocks else 0.0
         return self.blocks / (self.blocks + read)
 
-    def along(self, delta: WeightDelta) -> float:
-        """Return the linear part of the deviation of `delta` on these blocks."""
-        return sum(change.inner(self.tensors[name]) for name, change in delta.changes.items())
+    def along(self, delta: Delta) -> float | None:
+        """Return the linear part of the deviation of `delta` on these blocks, if it is known.
+
+        Of senses it is known for built-in models only: their table is many times larger than
+        what is stored of any change of them.
+        """
+        match delta:
+            case WeightDelta(changes):
+                return sum(change.inner(self.tensors[name]) for name, change in changes.items())
+            case SenseDelta(pairs, vectors) if SENSES in self.tensors:
+                table = self.tensors[SENSES]
+                rows = table[pairs[:, 0].to(table.device), pairs[:, 1].to(table.device)]
+                return float((rows * vectors.to(rows)).sum(dtype=torch.float64))
+        return None
 
 
 def mean_gradient(
