@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tuner.backpack import BackpackConfig
 from tuner.bundle import Bundle
 from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
@@ -108,7 +109,9 @@ def _write_merged(bundle: Bundle, model: LanguageModel, folder: Path) -> str:
 
 def _write_peft(bundle: Bundle, folder: Path, rank: int | None) -> str:
     if not isinstance(bundle.delta, WeightDelta):
-        raise ConfigError("Only a change of weights has a PEFT form; export it as `delta`.")
+        raise ConfigError(
+            f"A change of {bundle.delta.kind} has no PEFT form; export it as `merged` or `delta`."
+        )
     architecture = architecture_of(bundle.manifest.model_type)
     factors = {
         name.removesuffix(".weight"): _peft_factors(name, change, architecture, rank)
@@ -194,9 +197,7 @@ vLLM serves the folder as a LoRA module:
 """
 _MERGED_USE = """\
 ```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")
+{loading}
 ```
 """
 
@@ -216,12 +217,15 @@ def _write_card(bundle: Bundle, folder: Path, what: str, use: str) -> None:
         f"{certificate.deviation.confidence:.1%}, from {certificate.deviation.tokens:,} tokens of "
         f"{certificate.corpus}."
     )
-    # Built-in models have no place on a hub: tuner itself loads them.
+    source = named if use is _MERGED_USE else manifest.base
+    # Built-in models have no place on a hub, and transformers alone knows no Backpack: tuner
+    # itself loads them.
+    ours = source.startswith("builtin:") or manifest.model_type == BackpackConfig.model_type
     loading = (
-        f'import tuner\n\nmodel = tuner.load_model("{manifest.base}").network'
-        if manifest.base.startswith("builtin:")
+        f'import tuner\n\nmodel = tuner.load_model("{source}").network'
+        if ours
         else "from transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{manifest.base}")'
+        f'model = AutoModelForCausalLM.from_pretrained("{source}")'
     )
     (folder / "README.md").write_text(
         f"""\

@@ -552,8 +552,8 @@ def run_trial(
     """Return what an editor gives on the task's validation split, under the budget.
 
     Raises:
-        ConfigError: a budget is below the noise floor, or a model from elsewhere has no general
-            text to be judged on.
+        ConfigError: a budget is below the noise floor, a model from elsewhere has no general
+            text to be judged on, or the editor cannot edit this model.
         TaskError: a row exceeds the model's context, or there is too little general text.
     """
     text = load_general_text(None, model) if general is None else general

@@ -46,4 +46,4 @@ def mix(
     batch, count, positions, length = weights.shape
     # One product with the sum over senses and positions inside: no output per sense is kept.
     flat = weights.permute(0, 2, 3, 1).reshape(batch, positions, length * count)
-    return flat @ senses.reshape(batch, length * count, -1)
+    return flat @ senses.reshape(batch, length * count, senses.shape[-1])

@@ -31,7 +31,8 @@ class Remembered:
     @property
     def bytes(self) -> int:
         """The memory it takes."""
-        parts = (self.context.query, self.context.key, self.log_total, self.hidden)
+        context = self.context
+        parts = (context.query, context.key, context.allowed, self.log_total, self.hidden)
         return sum(part.nbytes for part in parts)
 
     def shift(
@@ -50,21 +51,24 @@ class Remembered:
         scores = query @ key.gather(2, index).transpose(-1, -2) * query.shape[-1] ** -0.5
         allowed = self.context.allowed.expand(len(self.ids), -1, -1, -1)[rows][:, :, positions]
         seen = allowed.gather(3, places[:, None, None, :].expand(-1, 1, len(positions), -1))
-        # Masked before the exponential: what is not seen may be too large for it.
-        excess = scores.float() - self.log_total[rows][:, :, positions, None]
-        weights = excess.masked_fill(~seen, -torch.inf).exp()
+        # Before the exponential: what a position must not see may outweigh all that it sees.
+        scores = scores.to(self.log_total.dtype).masked_fill(~seen, -torch.inf)
+        weights = (scores - self.log_total[rows][:, :, positions, None]).exp()
         return rows, mix(weights.to(added.dtype), added)
 
 
 @final
 @dataclass
 class ContextualisationMemory:
-    """Batches of token sequences by their content. It forgets all when a weight changes."""
+    """Batches of token sequences by their content. It forgets all when a weight changes.
+
+    Only what is written into the numbers of `weight.data` behind PyTorch's back goes unseen.
+    """
 
     most_bytes: int = 1 << 30
     kept: dict[bytes, Remembered] = field(default_factory=dict)
     _weights: Sequence[nn.Parameter] = ()
-    _versions: Sequence[int] = ()
+    _states: Sequence[tuple[int, int, torch.dtype]] = ()
     _bytes: int = 0
 
     def recall(
@@ -78,12 +82,12 @@ class ContextualisationMemory:
 
         Without room for more, what is read is not kept.
         """
-        # In-place writes raise a tensor's version, so a stale answer cannot be given.
-        versions = [weight._version for weight in weights]
+        # In-place writes raise a tensor's version; another dtype or device moves its numbers.
+        states = [(weight._version, weight.data_ptr(), weight.dtype) for weight in weights]
         same = len(weights) == len(self._weights) and all(map(operator.is_, weights, self._weights))
-        if not same or versions != self._versions:
+        if not same or states != self._states:
             self.kept.clear()
-            self._weights, self._versions, self._bytes = weights, versions, 0
+            self._weights, self._states, self._bytes = weights, states, 0
         key = _content(ids) + (b"" if mask is None else _content(mask))
         found = self.kept.get(key)
         if found is None:

@@ -89,10 +89,10 @@ class BackpackPreTrainedModel(GPT2PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "backpack"
     # Published checkpoints hold causal masks as buffers, and aliases of the tied embeddings.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012 - transformers declares it so
-        r"attn\.bias",
-        r"attn\.masked_bias",
-        r"backpack\.word_embeddings\.weight",
-        r"backpack\.position_embeddings\.weight",
+        r"\.attn\.bias$",
+        r"\.attn\.masked_bias$",
+        r"(^|\.)word_embeddings\.weight$",
+        r"(^|\.)position_embeddings\.weight$",
     ]
 
 

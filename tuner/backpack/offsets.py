@@ -41,11 +41,11 @@ class SenseOffsets(nn.Module):
     def at(self, ids: Int[Tensor, "*places"], senses: int) -> Float[Tensor, "*places senses width"]:
         """Return the vectors to add to the senses of each place, zero where there is none."""
         tokens, place = torch.unique(ids, return_inverse=True)
-        where = torch.searchsorted(tokens, self.pairs[:, 0].contiguous())
-        where = where.clamp(max=len(tokens) - 1)
-        present = tokens[where] == self.pairs[:, 0]
-        table = self.vectors.new_zeros(len(tokens) * senses, self.vectors.shape[1])
-        rows = where[present] * senses + self.pairs[present, 1]
+        present = torch.isin(self.pairs[:, 0], tokens)
+        token, sense = self.pairs[present].T.contiguous()
+        rows = torch.searchsorted(tokens, token) * senses + sense
+        width = self.vectors.shape[1]
+        table = self.vectors.new_zeros(len(tokens) * senses, width)
         table = table.index_add(0, rows, self.vectors[present])
-        added = table.view(len(tokens), senses, -1)[place]
+        added = table.view(len(tokens), senses, width)[place]
         return added if self.beneath is None else added + self.beneath.at(ids, senses)

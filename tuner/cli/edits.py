@@ -112,6 +112,7 @@ def edit(
     chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
     examples = load_task(task)
     base = _model(model, dtype, device)
+    method.check_model(base)
     bench = Bench(base, examples, budget, load_general_text(general, base))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=messages(), transient=True) as bar:

@@ -81,11 +81,15 @@ class SenseDelta:
             raise ConfigError(f"The parts {sorted(tensors)} form no change of senses.")
         pairs, vectors = tensors["pairs"], tensors["vectors"]
         whole = pairs.dtype is torch.int64 and pairs.ndim == 2 and pairs.shape[1] == 2
-        if not whole or vectors.ndim != 2 or len(pairs) != len(vectors):
+        real = vectors.is_floating_point() and vectors.ndim == 2
+        if not whole or not real or len(pairs) != len(vectors):
             raise ConfigError(
-                "A change of senses needs `pairs` (n × 2, int64) and `vectors` (n × width), but "
-                f"got {tuple(pairs.shape)} of {pairs.dtype} and {tuple(vectors.shape)}."
+                "A change of senses needs `pairs` (n × 2, int64) and `vectors` (n × width, "
+                f"floating point), but got {tuple(pairs.shape)} of {pairs.dtype} and "
+                f"{tuple(vectors.shape)} of {vectors.dtype}."
             )
+        if len(torch.unique(pairs, dim=0)) < len(pairs):
+            raise ConfigError("A change of senses must name each pair of token and sense once.")
         return cls(pairs, vectors)
 
     def describe(self) -> str:

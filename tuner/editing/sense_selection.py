@@ -49,7 +49,8 @@ def select_senses(
 
     An example's pairs are scored by how much they matter to its target, minus
     `background_weight` times how much they matter to general text. Pairs that do not speak for
-    the target at all come last, as in the published code.
+    the target at all come last, as in the published code; here they keep their order, which is
+    all there is to go by where target and contrast are a single token each.
 
     Source: Hewitt et al. 2024 (arXiv:2402.06155), §5, and their code, which subtracts the
     contrast's attention where the loss prefers the target to it. Their gradient selection is a
@@ -62,8 +63,10 @@ def select_senses(
             tokens, score = _attention_of(network, example, examples.loss)
         else:
             tokens, score = _gradient_of(network, example, examples.loss)
-        ranked = torch.where(score > 0, score - background_weight * background[tokens], -torch.inf)
-        best = ranked.flatten().topk(min(per_example, ranked.numel())).indices
+        ranked = (score - background_weight * background[tokens]).flatten()
+        order = ranked.argsort(descending=True, stable=True)
+        silent = score.flatten()[order] <= 0
+        best = order[silent.to(torch.int8).argsort(stable=True)][:per_example]
         senses = score.shape[1]
         chosen |= {(int(tokens[place // senses]), int(place % senses)) for place in best}
     return torch.tensor(sorted(chosen), device=model.device)
@@ -81,6 +84,7 @@ def background_of(
         "model": model.fingerprint,
         "corpus": corpus.hash,
         "selection": selection.value,
+        "attention": str(network.config._attn_implementation),
         "device": model.device_name,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -103,7 +107,10 @@ def background_of(
 
 
 _Score = tuple[Int[Tensor, " tokens"], Float[Tensor, "tokens senses"]]
-"""The tokens of a text, each once, and a number for each of their senses."""
+"""The tokens of a text, each once, and a number for each of their senses.
+
+Its last token is none of them: what it means shows in what comes after.
+"""
 
 
 @torch.no_grad()
@@ -131,9 +138,9 @@ def _gradient(network: BackpackForCausalLM, ids: Tensor, judged: Tensor) -> Iter
 
 
 def _by_token(ids: Tensor, of_places: Tensor) -> _Score:
-    tokens, place = torch.unique(ids, return_inverse=True)
+    tokens, place = torch.unique(ids[:-1], return_inverse=True)
     summed = of_places.new_zeros(len(tokens), of_places.shape[1])
-    return tokens, summed.index_add(0, place, of_places)
+    return tokens, summed.index_add(0, place, of_places[:-1])
 
 
 def _sequence(network: BackpackForCausalLM, text: Continuation) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.sense_selection import Selection, background_of, select_senses
 from tuner.editing.task import ExampleSet
-from tuner.editing.training import TrainedEditor
+from tuner.editing.training import TrainedEditor, trainable_twin
 from tuner.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ class SenseEditor(TrainedEditor):
             per_example=self.senses_per_example,
             background_weight=self.background_weight,
         )
-        network = model.twin(own=())
+        network = trainable_twin(model, ())
         vectors = torch.zeros(len(pairs), base.config.n_embd, device=model.device)
         offsets = SenseOffsets(pairs, vectors, beneath=network.backpack.offsets)
         network.backpack.set_offsets(offsets)

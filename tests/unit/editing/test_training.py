@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import Dense, WeightDelta
+from tuner.editing.delta import Dense, WeightDelta, check_finite
 from tuner.editing.editor import Auxiliary
 from tuner.editing.likelihood import encode_example, training_losses
 from tuner.editing.model import LanguageModel
@@ -115,7 +115,7 @@ def test_divergence_is_an_edit_error(
     with pytest.raises(EditError, match="became nan"):
         _last(FullFinetuning(learning_rate=1e-3, epochs=1), model, examples, corpus)
     with pytest.raises(EditError, match="holds NaN"):
-        WeightDelta({"w": Dense(torch.tensor([math.inf]))}).check_finite()
+        check_finite(WeightDelta({"w": Dense(torch.tensor([math.inf]))}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
