@@ -127,6 +127,20 @@ def backpack(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     return make_tiny_model("backpack", tokenizer)
 
 
+def save_model(model: LanguageModel, folder: Path) -> str:
+    """Write a model as a folder that can be loaded; return its path."""
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def small(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny Backpack that shares its tokenizer with all tiny models."""
+    folder = tmp_path_factory.mktemp("small")
+    return save_model(make_tiny_model("backpack", tokenizer), folder)
+
+
 @pytest.fixture
 def examples() -> ExampleSet:
     return ExampleSet(

@@ -12,7 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tuner.editing.delta import Delta, WeightDelta
+from tuner.editing.companions import Companion, Companions
+from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta
+from tuner.editing.ensemble_delta import EnsembleDelta
+from tuner.editing.log_ratio import LogRatio
 from tuner.editing.model import Dtype, LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import Task
@@ -22,8 +25,9 @@ from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
 from tuner.yaml_file import describe_problem
 
-Kind = Literal["weights", "senses"]
-_KINDS: dict[str, Callable[[Mapping[str, Tensor]], Delta]] = {
+Kind = Literal["weights", "senses", "ensemble"]
+# What becomes of the tensors; an ensemble's are those of the small model's own change.
+_FROM_TENSORS: dict[str, Callable[[Mapping[str, Tensor]], AdditiveDelta]] = {
     WeightDelta.kind: WeightDelta.from_tensors,
     SenseDelta.kind: SenseDelta.from_tensors,
 }
@@ -39,6 +43,9 @@ class Manifest(BaseModel):
 
     schema_version: Literal[1] = 1
     kind: Kind
+    companion: Companion | None = Field(
+        default=None, description="The small model that an ensemble brings along."
+    )
     base: str = Field(description="Model id: builtin:NAME, a folder, or a hub id.")
     base_revision: str | None
     base_fingerprint: str = Field(description="Hash of the base's weights, dtype and tokenizer.")
@@ -60,6 +67,15 @@ class Manifest(BaseModel):
     def _has_its_answer(self) -> Self:
         if not any(a.epsilon == self.epsilon and a.rule is self.rule for a in self.answers):
             raise ValueError(f"no answer for epsilon {self.epsilon:g} and rule {self.rule}.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_companion(self) -> Self:
+        if (self.kind == EnsembleDelta.kind) != (self.companion is not None):
+            raise ValueError(
+                f"an ensemble has a companion and nothing else has one, but kind is {self.kind!r} "
+                f"and companion is {'absent' if self.companion is None else 'given'}."
+            )
         return self
 
     @property
@@ -104,11 +120,14 @@ class Bundle:
         return target
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, companions: Companions | None = None) -> Self:
         """Return the bundle in `folder`.
+
+        The small model of an ensemble is loaded through `companions`, or else for itself.
 
         Raises:
             ConfigError: the folder is no bundle, or is damaged.
+            BaseMismatch: the small model is another than the one the delta was made with.
         """
         source = Path(folder)
         try:
@@ -125,7 +144,7 @@ class Bundle:
             raise ConfigError(f"The bundle {source} is damaged: {reason}") from None
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"The bundle {source} is damaged: {error}") from None
-        return cls(_KINDS[manifest.kind](tensors), manifest)
+        return cls(_delta_from(tensors, manifest, companions or Companions()), manifest)
 
     def check_base(self, model: LanguageModel) -> None:
         """Verify that `model` is the very base that the delta was made from.
@@ -165,6 +184,7 @@ def make_bundle(
         answer.delta,
         Manifest(
             kind=TypeAdapter[Kind](Kind).validate_python(answer.delta.kind),
+            companion=answer.delta.companion if isinstance(answer.delta, EnsembleDelta) else None,
             base=model.id,
             base_revision=model.revision,
             base_fingerprint=model.fingerprint,
@@ -183,6 +203,14 @@ def make_bundle(
             versions=record.versions,
         ),
     )
+
+
+def _delta_from(tensors: Mapping[str, Tensor], manifest: Manifest, companions: Companions) -> Delta:
+    companion = manifest.companion
+    if companion is None:
+        return _FROM_TENSORS[manifest.kind](tensors)
+    change = _FROM_TENSORS[companion.kind](tensors)
+    return EnsembleDelta(LogRatio(companions.recall(companion), change), companion.strength)
 
 
 def _dtype_name(model: LanguageModel) -> Dtype:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tuner.backpack import BackpackConfig
 from tuner.bundle import Bundle
 from tuner.editing.architectures import Architecture, architecture_of
-from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
+from tuner.editing.delta import AdditiveDelta, Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError, unknown_name
 from tuner.evaluation.scores import Scores
@@ -63,6 +63,7 @@ def export(
         case "peft":
             note = _into(target, lambda part: _write_peft(bundle, part, rank))
         case "merged":
+            _check_can_be_written(bundle)
             base = model or _load_base(bundle)
             bundle.check_base(base)
             note = _into(target, lambda part: _write_merged(bundle, base, part))
@@ -97,6 +98,14 @@ def _write_delta(bundle: Bundle, folder: Path) -> str:
     folder.rmdir()
     bundle.save(folder)
     return "the bundle itself, exact"
+
+
+def _check_can_be_written(bundle: Bundle) -> None:
+    if not isinstance(bundle.delta, AdditiveDelta):
+        raise ConfigError(
+            f"A change of kind {bundle.manifest.kind!r} runs beside the model and cannot be "
+            "written into its weights; export it as `delta`."
+        )
 
 
 def _write_merged(bundle: Bundle, model: LanguageModel, folder: Path) -> str:

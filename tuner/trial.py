@@ -12,6 +12,7 @@ from typing import final
 import torch
 
 from tuner.cache import Cache, cache_folder
+from tuner.editing.companions import Companions
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.corpus import GeneralText, Part, load_general_text
 from tuner.editing.delta import Delta
@@ -130,6 +131,7 @@ class Bench:
         *,
         constraints: Sequence[Constraint] = (),
         cache: Cache | None = None,
+        companions: Companions | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -143,7 +145,11 @@ class Bench:
         self._certifiers: dict[float, DeviationMeter] = {}
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
-        self.auxiliary = Auxiliary(general=general.corpus(Part.AUXILIARY), cache=self._cache)
+        self.companions = companions or Companions(device=str(model.device))
+        """The small models that some editors need beside the model, loaded once for all trials."""
+        self.auxiliary = Auxiliary(
+            general=general.corpus(Part.AUXILIARY), cache=self._cache, companions=self.companions
+        )
         """What editors may read beyond the examples, whatever the split."""
 
     def run(
@@ -167,7 +173,7 @@ class Bench:
         Raises:
             ConfigError: the editor cannot edit this model.
         """
-        editor.check_model(self.model)
+        editor.check_model(self.model, self.companions)
         trial = _Trial(
             bench=self,
             editor=editor,
@@ -239,12 +245,13 @@ class Bench:
         return replace(self.auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
 
     def check_unchanged(self) -> None:
-        """Verify that no trial has changed the base model.
+        """Verify that no trial has changed the base model, nor one that stands beside it.
 
         Raises:
             EditError: a weight differs from what was loaded.
         """
         self.model.check_unchanged()
+        self.companions.check_unchanged()
 
     def _deviation_meter(self, part: Part, confidence: float) -> DeviationMeter:
         return DeviationMeter(

@@ -219,7 +219,9 @@ class BackpackModel(BackpackPreTrainedModel):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         kept = slice_logits_to_keep(positions[None, :, None], positions_to_keep)[0, :, 0]
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache = (past_key_values or DynamicCache(config=self.config)) if use_cache else None
+        # An empty cache is false, and must be filled all the same.
+        given = DynamicCache(config=self.config) if past_key_values is None else past_key_values
+        cache = given if use_cache else None
         if cache is None and position_ids is None and self._serves_from_memory:
             hidden = self._recalled(input_ids, attention_mask, kept)
         else:
@@ -264,7 +266,7 @@ class BackpackModel(BackpackPreTrainedModel):
         """
         layer = self.config.n_layer
         if len(cache.layers) == layer:
-            cache.layers.append(DynamicLayer())
+            cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
         keys, values = cache.update(context.key, senses.transpose(1, 2), layer)
         return Contextualisation(context.query, keys, context.allowed), values.transpose(1, 2)
 

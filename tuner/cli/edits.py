@@ -180,7 +180,7 @@ def evaluate(
     json_: JsonFlag = False,
 ) -> None:
     """Judge a delta: success, generation, hard negatives, related text and deviation."""
-    found = _bundle(bundle, epsilon, folder)
+    found = _bundle(bundle, epsilon, folder, device)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.evaluation.budget import Budget
@@ -263,7 +263,7 @@ def certify(
     The certificate is written into the bundle, unless it has one for the same budget at a higher
     confidence. Exit code 1 where the budget is not surely kept.
     """
-    found = _bundle(bundle, epsilon, folder)
+    found = _bundle(bundle, epsilon, folder, device)
     budget = _budget([found.manifest.epsilon if epsilon is None else epsilon])
     from tuner.cache import Cache, cache_folder
     from tuner.editing.corpus import Part, load_general_text
@@ -319,7 +319,7 @@ def export(
 
     if format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)
-    found = _bundle(bundle, epsilon, folder)
+    found = _bundle(bundle, epsilon, folder, device)
     base = None if format_ != "merged" or model is None else _base_of(found, model, device)
     written = write(found, out, format=format_, model=base, rank=rank)
     if json_:
@@ -386,10 +386,11 @@ def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel
     return base
 
 
-def _bundle(name: str, epsilon: float | None, folder: Path) -> "Bundle":
+def _bundle(name: str, epsilon: float | None, folder: Path, device: str) -> "Bundle":
     from tuner.bundle import Bundle
+    from tuner.editing.companions import Companions
 
-    return Bundle.load(_bundle_folder(name, epsilon, folder))
+    return Bundle.load(_bundle_folder(name, epsilon, folder), Companions(device))
 
 
 def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:

@@ -3,12 +3,13 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.cache import Cache
+from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta, check_finite
 from tuner.editing.model import LanguageModel
@@ -32,6 +33,8 @@ class Auxiliary:
     """What has been edited into the model before, batch by batch."""
     origin: LanguageModel | None = None
     """The model before any batch, where it is not the one that is edited."""
+    companions: Companions = field(default_factory=Companions)
+    """The small models beside the one that is edited, which outlive a trial."""
 
 
 @final
@@ -82,8 +85,10 @@ class Editor(BaseModel, ABC):
             ConfigError: it has not.
         """
 
-    def check_model(self, model: LanguageModel) -> None:
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
         """Verify that this method can edit a model, before anything is run.
+
+        A model that it needs beside this one is loaded through `companions`.
 
         Raises:
             ConfigError: it cannot.

@@ -212,6 +212,25 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def share_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Return whether two tokenizers make the same tokens of text.
+
+    Either may know further tokens of its own after those of the other, as GPT-J's does after
+    GPT-2's; text that spells them out is left aside.
+    """
+    if tokenizer_hash(one) == tokenizer_hash(other):
+        return True
+    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)]
+    known = [json.loads(backend.to_str()) for backend in backends if backend is not None]
+    if len(known) < 2:
+        return False
+    first, second = known
+    alike = all(first[part] == second[part] for part in ("normalizer", "pre_tokenizer", "model"))
+    common = list(range(min(len(one), len(other))))
+    named_alike = one.convert_ids_to_tokens(common) == other.convert_ids_to_tokens(common)
+    return bool(alike and named_alike and one.encode("") == other.encode(""))
+
+
 def load_model(
     id: str, *, revision: str | None = None, dtype: Dtype = "float32", device: Device = "auto"
 ) -> LanguageModel:

@@ -34,14 +34,6 @@ class SenseEditor(TrainedEditor):
         description="How much it counts against a sense that general text uses it (λ_s).",
     )
 
-    def check_model(self, model: LanguageModel) -> None:
-        """Verify that the model has senses.
-
-        Raises:
-            ConfigError: it is no Backpack.
-        """
-        check_backpack(model)
-
     def train_senses(
         self,
         model: LanguageModel,

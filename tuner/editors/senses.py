@@ -3,15 +3,24 @@
 from collections.abc import Iterator
 from typing import final
 
+from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel
-from tuner.editing.sense_training import SenseEditor
+from tuner.editing.sense_training import SenseEditor, check_backpack
 from tuner.editing.task import ExampleSet
 
 
 @final
 class Senses(SenseEditor):
     """Changes a few senses of a few tokens (Hewitt et al. 2024, arXiv:2402.06155, §5)."""
+
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the model has senses.
+
+        Raises:
+            ConfigError: it is no Backpack.
+        """
+        check_backpack(model)
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

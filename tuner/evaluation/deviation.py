@@ -15,6 +15,7 @@ from tuner.backpack import BackpackForCausalLM
 from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta, WeightDelta
+from tuner.editing.ensemble_delta import EnsembleDelta
 from tuner.editing.likelihood import block_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
@@ -112,8 +113,10 @@ class DeviationMeter:
 
     def _can_rise(self, delta: Delta, rows: range) -> int:
         """Return how many of some blocks an edit can change at all."""
-        if isinstance(delta, SenseDelta):
-            return int(touched(delta, self._corpus.blocks[rows.start : rows.stop]).sum())
+        # An ensemble changes a text where the small model's edit does.
+        inner = delta.ratio.delta if isinstance(delta, EnsembleDelta) else delta
+        if isinstance(inner, SenseDelta):
+            return int(touched(inner, self._corpus.blocks[rows.start : rows.stop]).sum())
         return len(rows)
 
     @cached_property

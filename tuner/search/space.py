@@ -16,6 +16,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from tuner.editing.companions import Companions
 from tuner.editing.editor import Editor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Task
@@ -241,7 +242,7 @@ class Space(BaseModel):
             for editor in branch.corners():
                 editor.check_task(task)
 
-    def check_model(self, model: LanguageModel) -> None:
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
         """Verify that the editors can edit a model wherever in this space they are.
 
         Raises:
@@ -249,7 +250,7 @@ class Space(BaseModel):
         """
         for branch in self.branches:
             for editor in branch.corners():
-                editor.check_model(model)
+                editor.check_model(model, companions)
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Worker:
                 # Threads of several workers on the same cores get in each other's way.
                 torch.set_num_threads(1)
             bench = self._setup.make_bench(self._config)
-            self._setup.space.check_model(bench.model)
+            self._setup.space.check_model(bench.model, bench.companions)
             text = bench.general.corpus(Part.SEARCH).hash
             self._folder.claim_base(bench.model.fingerprint, text)
             self._loaded = bench
@@ -184,7 +184,8 @@ class Worker:
             known = read_json(path, Certificate)
             if known.deviation.confidence >= job.confidence:
                 return
-        bundle = Bundle.load(self._folder.bundle(job.number, job.epsilon))
+        folder = self._folder.bundle(job.number, job.epsilon)
+        bundle = Bundle.load(folder, self._bench.companions)
         found = self._certify(bundle.delta, job.epsilon, job.confidence)
         write_atomically(path, found.model_dump_json())
 

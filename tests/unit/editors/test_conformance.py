@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
@@ -29,6 +30,7 @@ _FREE = {
 SETTINGS: dict[str, dict[str, float]] = {
     "alphaedit": {**_FREE, "null_share": 0.9, "regulariser": 1e-3},
     "emmet": {**_FREE, "regulariser": 1e-3},
+    "ensemble": {"learning_rate": 0.1, "epochs": 2},
     "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
     # One batch of everything, so only what the prefixes are depends on the seed.
     "locft_bf": {"learning_rate": 1e-3, "epochs": 2, "depth": 0.5, "prefixes": 2},
@@ -43,16 +45,18 @@ WITHOUT_CHANCE = {"alphaedit", "emmet", "memit", "rome"}
 
 
 @pytest.fixture(params=editor_names())
-def editor(request: pytest.FixtureRequest) -> Editor:
+def editor(request: pytest.FixtureRequest, small: str) -> Editor:
     name = str(request.param)
-    return find_editor(name).model_validate(SETTINGS[name])
+    kind = find_editor(name)
+    beside = {"small": small} if "small" in kind.model_fields else {}
+    return kind.model_validate({**SETTINGS[name], **beside})
 
 
 @pytest.fixture
 def base(editor: Editor, model: LanguageModel) -> LanguageModel:
     """A tiny model of each family in turn, where the editor can edit it."""
     try:
-        editor.check_model(model)
+        editor.check_model(model, Companions())
     except ConfigError as error:
         pytest.skip(str(error))
     return model
@@ -62,7 +66,7 @@ def base(editor: Editor, model: LanguageModel) -> LanguageModel:
 def one(editor: Editor, neox: LanguageModel, backpack: LanguageModel) -> LanguageModel:
     """A tiny GPT-NeoX model, or a Backpack for editors that need one."""
     try:
-        editor.check_model(neox)
+        editor.check_model(neox, Companions())
     except ConfigError:
         return backpack
     return neox

@@ -1,0 +1,70 @@
+"""The small models that stand beside the one that is edited, each loaded once."""
+
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuner.editing.model import Device, Dtype, LanguageModel, load_model
+from tuner.errors import BaseMismatch
+
+
+@final
+class Companion(BaseModel):
+    """What a stored delta must say of the small model that it brings along, to find it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="Model id: builtin:NAME, a folder, or a hub id.")
+    revision: str | None
+    fingerprint: str = Field(description="Hash of its weights, dtype and tokenizer.")
+    dtype: Dtype
+    kind: Literal["weights", "senses"] = Field(description="What the tensors change in it.")
+    strength: float = Field(description="How much of that reaches the base (β).")
+
+
+@final
+@dataclass
+class Companions:
+    """Loads small models and keeps them, so that many trials share them."""
+
+    device: Device = "auto"
+    _loaded: dict[tuple[str, str | None, Dtype], LanguageModel] = field(default_factory=dict)
+
+    def load(
+        self, id: str, *, revision: str | None = None, dtype: Dtype = "float32"
+    ) -> LanguageModel:
+        """Return the model called `builtin:…`, in a local folder, or on the Hugging Face hub.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        key = (id, revision, dtype)
+        if key not in self._loaded:
+            self._loaded[key] = load_model(id, revision=revision, dtype=dtype, device=self.device)
+        return self._loaded[key]
+
+    def recall(self, companion: Companion) -> LanguageModel:
+        """Return the very model that a delta was made with.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+            BaseMismatch: what is found under its name is another one.
+        """
+        found = self.load(companion.id, revision=companion.revision, dtype=companion.dtype)
+        if found.fingerprint != companion.fingerprint:
+            raise BaseMismatch(
+                f"This delta brings along {companion.id} ({companion.dtype}, fingerprint "
+                f"{companion.fingerprint[:12]}…), but what is found there now has the fingerprint "
+                f"{found.fingerprint[:12]}…. Put the same weights back."
+            )
+        return found
+
+    def check_unchanged(self) -> None:
+        """Verify that the models still hold the bits they were loaded with.
+
+        Raises:
+            EditError: an editor changed one.
+        """
+        for model in self._loaded.values():
+            model.check_unchanged()

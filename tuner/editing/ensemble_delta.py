@@ -1,0 +1,172 @@
+"""A large model helped by what an edit taught a small one, while both run side by side."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput
+
+from tuner.editing.companions import Companion
+from tuner.editing.log_ratio import LogRatio, Reading
+from tuner.editing.small_caches import SmallCaches
+from tuner.errors import ConfigError
+
+
+@final
+@dataclass(frozen=True)
+class EnsembleDelta:
+    """β·(log p_edited − log p_base) of a small model, added to the logits of a large one.
+
+    No weight of the large model changes. Both models read the same token ids: they must share a
+    tokenizer, which the editor checks, since a network alone has none.
+
+    Source: Hewitt et al. 2024 (arXiv:2402.06155), §6.
+    """
+
+    ratio: LogRatio
+    strength: float = 1.0
+    """β."""
+    kind: ClassVar[str] = "ensemble"
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Edit what `network` says inside the context, in `forward` and in `generate`.
+
+        Raises:
+            BaseMismatch: the small model's change does not fit it.
+        """
+        # Made here and not at the first text: what does not fit fails before anything is run.
+        _ = self.ratio.edited
+        if self.strength == 0:
+            yield
+            return
+        handle = network.register_forward_hook(self._add, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def scaled(self, alpha: float) -> Self:
+        """Return the ensemble with `alpha` times its strength; the small edit stays as it is."""
+        return replace(self, strength=self.strength * alpha)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what must be stored, by name: the small model's change."""
+        return self.ratio.delta.tensors()
+
+    @property
+    def companion(self) -> Companion:
+        """What must be known beside the tensors."""
+        small = self.ratio.small
+        return Companion.model_validate(
+            {
+                "id": small.id,
+                "revision": small.revision,
+                "fingerprint": small.fingerprint,
+                "dtype": str(small.dtype).removeprefix("torch."),
+                "kind": self.ratio.delta.kind,
+                "strength": self.strength,
+            }
+        )
+
+    def describe(self) -> str:
+        """Return the size of the small model's change, and how much of it reaches the large."""
+        inner = self.ratio.delta.describe()
+        return f"{inner}, of {self.ratio.small.id}, to the logits times {self.strength:g}"
+
+    def _add(
+        self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> ModelOutput:
+        """Add to the logits of a forward pass that `network` has just made.
+
+        Raises:
+            ConfigError: the call has no token ids, or another form that cannot be followed.
+        """
+        call = _Call.of(network.forward, args, kwargs)
+        if not isinstance(output, ModelOutput):
+            raise ConfigError("An ensemble needs named outputs; leave return_dict at its default.")
+        device = self.ratio.small.device
+        cache = output.past_key_values
+        caches = None if cache is None else SmallCaches.within(cache, call.ids.shape[1])
+        found = self.ratio.read(
+            Reading(
+                ids=call.ids.to(device),
+                kept=call.kept.to(device),
+                mask=None if call.mask is None else call.mask.to(device),
+                position_ids=None if call.position_ids is None else call.position_ids.to(device),
+                caches=caches,
+            )
+        )
+        if caches is not None:
+            caches.keep()
+        # In half precision small shifts would be rounded away: the sum is kept as it is.
+        precise = torch.promote_types(output.logits.dtype, torch.float32)
+        logits = output.logits.to(precise, copy=True)
+        count = min(self.ratio.token_count, logits.shape[-1])
+        added = self.strength * found.values[:, :count].to(logits)
+        shared, places = logits[..., :count], found.places.to(logits.device)
+        shared[places] = shared[places] + added
+        output.logits = logits
+        if call.labels is not None:
+            output.loss = call.loss(network, logits)
+        return output
+
+
+@final
+@dataclass(frozen=True)
+class _Call:
+    """What a causal language model was asked."""
+
+    ids: Int[Tensor, "batch length"]
+    kept: Int[Tensor, " kept"]
+    mask: Int[Tensor, "batch whole"] | None
+    position_ids: Int[Tensor, "#batch length"] | None
+    labels: Int[Tensor, "batch length"] | None
+    further: dict[str, Any]
+
+    @classmethod
+    def of(cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+        """Return the call, whether its arguments were given by place or by name.
+
+        Raises:
+            ConfigError: there are no token ids, or the mask or the positions are not plain.
+        """
+        signature = inspect.signature(forward)
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+        further = {key: value for name in rest for key, value in given.pop(name, {}).items()}
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        asked = given.get("logits_to_keep", 0)
+        if ids is None:
+            raise ConfigError(
+                "An ensemble needs input_ids: inputs_embeds mean nothing to the small model."
+            )
+        if mask is not None and mask.ndim != 2:
+            raise ConfigError(
+                f"An ensemble needs an attention mask of batch × tokens, but got {mask.ndim} "
+                "dimensions. Leave the cache implementation at its default."
+            )
+        if isinstance(asked, Tensor) and asked.ndim != 1:
+            raise ConfigError(
+                "An ensemble needs the same logits_to_keep for all rows, as a number or as a list "
+                f"of positions, but got {asked.ndim} dimensions."
+            )
+        places = torch.arange(ids.shape[1], device=ids.device)[None, :, None]
+        kept = slice_logits_to_keep(places, asked)[0, :, 0]
+        return cls(ids, kept, mask, given.get("position_ids"), given.get("labels"), further)
+
+    def loss(self, network: Any, logits: Float[Tensor, "batch kept vocabulary"]) -> Tensor:
+        """Return the loss of `logits`, formed as the network forms its own."""
+        loss: Tensor = network.loss_function(
+            logits=logits,
+            labels=self.labels,
+            vocab_size=network.config.vocab_size,
+            **self.further,
+        )
+        return loss

@@ -1,0 +1,79 @@
+"""A large model's logits plus what sense finetuning changed in a small Backpack's."""
+
+from collections.abc import Iterator
+from typing import Self, final
+
+from pydantic import Field, model_validator
+
+from tuner.editing.companions import Companions
+from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.ensemble_delta import EnsembleDelta
+from tuner.editing.log_ratio import LogRatio
+from tuner.editing.model import LanguageModel, share_tokens
+from tuner.editing.sense_training import SenseEditor, check_backpack
+from tuner.editing.task import ExampleSet
+from tuner.errors import ConfigError
+
+
+@final
+class Ensemble(SenseEditor):
+    """Adds to a model's logits what an edit changes in a small Backpack's (Hewitt et al. 2024).
+
+    The senses of the small model are trained on the examples; the large one only reads. How much
+    of the change is added, β, is the strength of the delta, 1 as it is made: the rule `fitted`
+    lowers it until the large model keeps its budget.
+
+    Source: arXiv:2402.06155, §6, where β is the first of 1.0, 0.9, … within the budget.
+    """
+
+    small: str = Field(
+        default="builtin:backpack",
+        description="The Backpack: builtin:NAME, a folder, or a hub id. It must share the "
+        "tokenizer of the model.",
+    )
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Self:
+        if self.batches != 1:
+            raise ValueError(
+                f"batches = 1 must hold, but got {self.batches}: an ensemble cannot be written "
+                "into a model for the next batch."
+            )
+        return self
+
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the small model has senses and shares the model's tokenizer.
+
+        Raises:
+            ConfigError: it has not, does not, or cannot be loaded.
+        """
+        self._small_for(model, companions)
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        """Yield the ensemble after each epoch of training the small model's senses.
+
+        Raises:
+            ConfigError: the small model is none for this model, or for blocks of this length.
+            EditError: the training diverged or ran out of memory.
+        """
+        small = self._small_for(model, aux.companions)
+        length = aux.general.blocks.shape[1]
+        if length > small.context_length:
+            raise ConfigError(
+                f"The blocks of general text have {length} tokens, and {small.id} reads "
+                f"{small.context_length} at most. Use a small model with a longer context."
+            )
+        for delta, loss in self.train_senses(small, examples, aux, seed=seed):
+            yield Step(EnsembleDelta(LogRatio(small, delta)), loss)
+
+    def _small_for(self, model: LanguageModel, companions: Companions) -> LanguageModel:
+        small = companions.load(self.small)
+        check_backpack(small)
+        if not share_tokens(model.tokenizer, small.tokenizer):
+            raise ConfigError(
+                f"An ensemble adds the logits of two models token by token: {model.id} and "
+                f"{small.id} must share a tokenizer, and they do not. Give another `small`."
+            )
+        return small
