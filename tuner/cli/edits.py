@@ -104,6 +104,7 @@ def edit(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from tuner.bundle import make_bundle
+    from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.records import EpochRecord, Rule, SplitName
@@ -112,8 +113,10 @@ def edit(
     chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
     examples = load_task(task)
     base = _model(model, dtype, device)
-    method.check_model(base)
-    bench = Bench(base, examples, budget, load_general_text(general, base))
+    companions = Companions(device=str(base.device))
+    method.check_model(base, companions)
+    text = load_general_text(general, base)
+    bench = Bench(base, examples, budget, text, companions=companions)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=messages(), transient=True) as bar:
         epochs = bar.add_task("epochs", total=method.step_count)

@@ -22,7 +22,7 @@ from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import sequence_radius
-from tuner.evaluation.gradient import MeanGradient, mean_gradient
+from tuner.evaluation.gradient import MeanGradient, mean_gradient, shipped_mean_gradient
 from tuner.evaluation.sense_reading import SenseReading, touched
 
 _FIRST_CHUNK = 64
@@ -62,8 +62,6 @@ class DeviationMeter:
         self._cache = cache
         self._size = max(1, tokens_per_batch // corpus.blocks.shape[1])
         saved = cache.load("base_losses", self._key)
-        self._gradient: MeanGradient | None = None
-        self._gradient_sought = False
         self._base: Float[Tensor, " blocks"] = (
             torch.empty(0, dtype=torch.float64) if saved is None else saved["losses"]
         )
@@ -141,17 +139,23 @@ class DeviationMeter:
 
     def _begin_control(self, reading: "_Reading", stop: int) -> None:
         """Take the noise of the linear part out of a reading from here on, where possible."""
-        if not isinstance(reading.delta, (WeightDelta, SenseDelta)):
-            return
-        if not self._gradient_sought:
-            self._gradient_sought = True  # where there is none, or no memory, it is not tried again
-            self._gradient = mean_gradient(
-                self._model, self._corpus, batch=self._size, cache=self._cache, key=self._key
-            )
-        mean = None if self._gradient is None else self._gradient.along(reading.delta)
+        gradient = self._shipped_gradient
+        if gradient is None and isinstance(reading.delta, WeightDelta):
+            gradient = self._own_gradient
+        mean = None if gradient is None else gradient.along(reading.delta)
         if mean is not None:
-            reading.gradient, reading.linear_mean = self._gradient, mean
+            reading.gradient, reading.linear_mean = gradient, mean
             reading.linear.append(self._linear_rise(reading, range(stop)))
+
+    @cached_property
+    def _shipped_gradient(self) -> MeanGradient | None:
+        return shipped_mean_gradient(self._model, self._corpus)
+
+    @cached_property
+    def _own_gradient(self) -> MeanGradient | None:
+        return mean_gradient(
+            self._model, self._corpus, batch=self._size, cache=self._cache, key=self._key
+        )
 
     def _settled(
         self, found: Deviation, reading: "_Reading", epsilon: float, sure: bool, least: int

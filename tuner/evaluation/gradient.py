@@ -21,6 +21,7 @@ from tuner.editing.likelihood import token_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 
+_PRECISE = (torch.float32, torch.float64)
 # More than most certificates need; the gradient costs three times as much as reading.
 _MOST_TOKENS = 400_000
 # A gradient is as large as the model, in memory and in the cache.
@@ -63,25 +64,29 @@ class MeanGradient:
         return None
 
 
+def shipped_mean_gradient(model: LanguageModel, corpus: Corpus) -> MeanGradient | None:
+    """Return the gradient that a built-in model brings, from much more text of the same source."""
+    if not corpus.name.startswith("builtin:") or model.dtype not in _PRECISE:
+        return None
+    shipped = shipped_gradient(model.network)
+    if shipped is None or shipped.length != corpus.blocks.shape[1]:
+        return None
+    tensors = {name: value.to(model.device) for name, value in shipped.tensors.items()}
+    return MeanGradient(tensors, shipped.blocks, nested=False)
+
+
 def mean_gradient(
     model: LanguageModel, corpus: Corpus, *, batch: int, cache: Cache, key: Key
 ) -> MeanGradient | None:
     """Return the mean gradient on the first blocks of a corpus, `batch` blocks at a time.
 
-    A built-in model brings its own, from much more text of the same source. None where there
-    cannot be one: a model in half precision rounds away the small step by which
+    None where there cannot be one: a model in half precision rounds away the small step by which
     the linear part of each block is taken, and a gradient may not fit into memory.
     """
-    parameters = dict(model.network.named_parameters())
-    if model.dtype not in (torch.float32, torch.float64):
+    if model.dtype not in _PRECISE:
         return None
-    if sum(weight.numel() for weight in parameters.values()) > _MOST_PARAMETERS:
+    if sum(weight.numel() for weight in model.network.parameters()) > _MOST_PARAMETERS:
         return None
-    if corpus.name.startswith("builtin:"):
-        shipped = shipped_gradient(model.network)
-        if shipped is not None and shipped.length == corpus.blocks.shape[1]:
-            tensors = {name: value.to(model.device) for name, value in shipped.tensors.items()}
-            return MeanGradient(tensors, shipped.blocks, nested=False)
     blocks = corpus.blocks[: max(batch, _MOST_TOKENS // corpus.blocks.shape[1])]
     key = {**key, "blocks": len(blocks)}
     saved = cache.load("mean_gradient", key)
