@@ -118,8 +118,9 @@ def _write_merged(bundle: Bundle, model: LanguageModel, folder: Path) -> str:
 
 def _write_peft(bundle: Bundle, folder: Path, rank: int | None) -> str:
     if not isinstance(bundle.delta, WeightDelta):
+        others = "`merged` or `delta`" if isinstance(bundle.delta, AdditiveDelta) else "`delta`"
         raise ConfigError(
-            f"A change of {bundle.delta.kind} has no PEFT form; export it as `merged` or `delta`."
+            f"A change of kind {bundle.delta.kind!r} has no PEFT form; export it as {others}."
         )
     architecture = architecture_of(bundle.manifest.model_type)
     factors = {
