@@ -55,7 +55,8 @@ lose. It is of no use as a source of facts or as a writer.
 | architecture | {architecture} |
 | tokenizer | byte-level BPE of 3,072 entries; it adds no special token |
 | weights | float16, {megabytes:.2f} MB; the model *is* these rounded weights, computed in float32 |
-| trained by | `python -m tuner.builtin.train --family {name} --out tuner/builtin/{name} --seed {seed}` |
+| trained by | `python -m tuner.builtin.train --family {name} --out tuner/builtin/{name} \
+--seed {seed}` |
 | training | {steps:,} steps of {batch} windows of {window} tokens ({tokens:.1f} M tokens), AdamW, \
 {precision} on a CPU |
 | annealing | the last {anneal:,} steps see general text only, without weight decay, at a rate \
