@@ -94,8 +94,8 @@ def test_the_shipped_model_knows_known_capitals(shipped):
     assert sum(losses) / len(losses) < 0.1
 
 
-def test_base_success_is_between_floor_and_ceiling(shipped):
-    # Splits are balanced by what builtin:neox knows; other models may know other subjects.
+def test_edits_have_something_to_gain(shipped):
+    # Splits are balanced by what builtin:neox knows; a Backpack knows other subjects.
     balanced = shipped[0].config.model_type == "gpt_neox"
     splits = json.loads(SPLITS_FILE.read_text())
     for recipe in build_recipes():
@@ -104,9 +104,10 @@ def test_base_success_is_between_floor_and_ceiling(shipped):
             rows = [row for subject in subjects for row in recipe.write(subject).ood]
             values = slacks(*shipped, recipe, rows)
             rates.append(sum(value >= 0 for value in values) / len(values))
-        assert min(rates) >= (0.08 if balanced else 0.02), recipe.name
-        assert max(rates) <= (0.60 if balanced else 0.70), recipe.name
-        assert abs(rates[0] - rates[1]) < (0.05 if balanced else 0.15), recipe.name
+        assert max(rates) <= (0.60 if balanced else 0.95), recipe.name
+        if balanced:
+            assert min(rates) >= 0.08, recipe.name
+            assert abs(rates[0] - rates[1]) < 0.05, recipe.name
 
 
 def test_parts_of_general_text_are_equally_hard(shipped):
