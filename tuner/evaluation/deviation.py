@@ -30,6 +30,9 @@ _NEXT_CHUNK = 32
 # Rare blocks carry much of an edit's cost. That none has come up yet proves nothing, so "within"
 # waits for this many blocks that can change; "over" may be said as soon as it is seen.
 _LEAST = 128
+# Of fewer blocks that can change, neither their spread nor what it has in common with their linear
+# part can be told: with a single one the two would seem to agree perfectly.
+_LEAST_TO_JUDGE = 32
 _LEAST_TOKENS_FOR_CERTIFICATE = 32_000
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
 _PLANNED_BLOCKS = 256
@@ -89,8 +92,10 @@ class DeviationMeter:
             if reading.gradient is not None:
                 reading.linear.append(self._linear_rise(reading, chunk))
             found = self._estimate(reading, base)
-            if reading.gradient is None and any(
-                _decision(found, epsilon, sure) is Verdict.UNRESOLVED for epsilon in asked
+            if (
+                reading.gradient is None
+                and reading.could_rise >= _LEAST_TO_JUDGE
+                and any(_decision(found, epsilon, sure) is Verdict.UNRESOLVED for epsilon in asked)
             ):
                 self._begin_control(reading, chunk.stop)
                 found = self._estimate(reading, base)
@@ -163,6 +168,8 @@ class DeviationMeter:
         """Return whether a budget is decided, or the rest of the corpus would not decide it."""
         total = len(self._corpus.blocks)
         read = found.tokens // self._predicted_per_block
+        if read < total and reading.could_rise < min(least, _LEAST_TO_JUDGE):
+            return False
         decision = _decision(found, epsilon, sure)
         if decision is Verdict.OVER:
             return True
