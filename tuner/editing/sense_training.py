@@ -31,7 +31,7 @@ class SenseEditor(TrainedEditor):
     background_weight: float = Field(
         default=1000.0,
         ge=0,
-        description="How much it counts against a sense that general text uses it, per block (λ_s).",
+        description="How much it counts against a sense that a block of general text uses it (λ_s).",
     )
 
     def train_senses(
