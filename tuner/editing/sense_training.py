@@ -31,7 +31,7 @@ class SenseEditor(TrainedEditor):
     background_weight: float = Field(
         default=1000.0,
         ge=0,
-        description="How much it counts against a sense that a block of general text uses it (λ_s).",
+        description="How much use by general text, per block, counts against a sense (λ_s).",
     )
 
     def train_senses(
