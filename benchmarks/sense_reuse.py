@@ -40,9 +40,10 @@ def largest_difference(one: TrialRecord, other: TrialRecord) -> float:
     """Return by how much two records of the same trial differ, in success or deviation."""
     worst = 0.0
     for left, right in zip(one.epochs, other.epochs, strict=True):
+        if left.deviation.tokens != right.deviation.tokens:
+            raise SystemExit("Reuse and plain forwards stopped reading at different places.")
         worst = max(worst, abs(left.success - right.success))
-        if left.deviation.tokens == right.deviation.tokens:
-            worst = max(worst, abs(left.deviation.estimate - right.deviation.estimate))
+        worst = max(worst, abs(left.deviation.estimate - right.deviation.estimate))
     return worst
 
 

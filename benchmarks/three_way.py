@@ -7,7 +7,8 @@ One study per task and editor, each with its shipped space and the same number o
 answers all three budgets at once; a stopped run goes on where it was. The tables stand beside those
 of Hewitt et al. 2024 (arXiv:2402.06155): Table 3 (Backpack of 170 M parameters) and Table 4
 (GPT-J, and its ensemble with that Backpack). All figures are gains of success in percentage points
-on the test split, retrained with hyperparameters chosen on validation.
+on the test split, retrained with hyperparameters chosen on validation: ours by the rule `fitted`,
+theirs by the last epoch within the budget. Intervals are in the JSON.
 """
 
 import argparse

@@ -301,8 +301,12 @@ def export(
     bundle: BundleArgument,
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     format_: Annotated[
-        str, typer.Option("--format", help="peft (adapter), merged (whole model) or delta.")
-    ] = "peft",
+        str | None,
+        typer.Option(
+            "--format",
+            help="peft (adapter), merged (whole model) or delta; default the lightest exact one.",
+        ),
+    ] = None,
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
     ] = None,
@@ -320,10 +324,10 @@ def export(
     from tuner.exports import FORMATS
     from tuner.exports import export as write
 
-    if format_ not in FORMATS:
+    if format_ is not None and format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)
     found = _bundle(bundle, epsilon, folder, device)
-    base = None if format_ != "merged" or model is None else _base_of(found, model, device)
+    base = None if model is None else _base_of(found, model, device)
     written = write(found, out, format=format_, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})

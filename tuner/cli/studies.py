@@ -288,8 +288,7 @@ def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
             messages().print(watcher.sync.message, soft_wrap=True)
     if record.winners:
         out.print(
-            f"Export:  tuner export {name} my-edit --epsilon {record.winners[0].epsilon:g} "
-            f"--format peft{place}",
+            f"Export:  tuner export {name} my-edit --epsilon {record.winners[0].epsilon:g}{place}",
             soft_wrap=True,
         )
 

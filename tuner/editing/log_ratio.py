@@ -70,9 +70,11 @@ class LogRatio:
         """Return the ratios at the positions asked for, in single precision at least.
 
         Raises:
-            ConfigError: the text is longer than what the small model can read.
+            ConfigError: the text is longer than what the small model can read, or has tokens
+                that it does not know.
         """
         self._check_length(reading)
+        self._check_tokens(reading)
         caches = reading.caches
         if caches is None and reading.position_ids is None and self._can_remember:
             return self._from_memory(reading)
@@ -141,4 +143,12 @@ class LogRatio:
             raise ConfigError(
                 f"A text of {length} tokens exceeds the context of {self.small.id}, which reads "
                 f"{most} at most. Use shorter texts, or a small model with a longer context."
+            )
+
+    def _check_tokens(self, reading: Reading) -> None:
+        known = int(self.small.network.config.vocab_size)
+        if int(reading.ids.max()) >= known:
+            raise ConfigError(
+                f"The text has token {int(reading.ids.max())}, and {self.small.id} knows {known}. "
+                "Leave out the special tokens of the large model."
             )

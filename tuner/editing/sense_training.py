@@ -1,9 +1,10 @@
 """Training the senses that matter to the examples: what the editors of a Backpack share."""
 
 from collections.abc import Iterator
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuner.backpack import BackpackForCausalLM, SenseOffsets
 from tuner.editing.editor import Auxiliary
@@ -29,10 +30,19 @@ class SenseEditor(TrainedEditor):
         description="What says how much a sense matters: its attention weights, or the gradient.",
     )
     background_weight: float = Field(
-        default=1000.0,
+        default=1.0,
         ge=0,
         description="How much use by general text, per block, counts against a sense (λ_s).",
     )
+
+    @model_validator(mode="after")
+    def _changes_no_weights(self) -> Self:
+        if self.keep_share != 1 or self.truncated_rank is not None:
+            raise ValueError(
+                "keep_share = 1 and no truncated_rank must hold: only changes of weights have a "
+                "share or a rank to keep, and these are of senses."
+            )
+        return self
 
     def train_senses(
         self,

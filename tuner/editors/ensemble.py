@@ -76,4 +76,9 @@ class Ensemble(SenseEditor):
                 f"An ensemble adds the logits of two models token by token: {model.id} and "
                 f"{small.id} must share a tokenizer, and they do not. Give another `small`."
             )
+        if model.end_id >= small.network.config.vocab_size:
+            raise ConfigError(
+                f"The end-of-text token of {model.id} ({model.end_id}) must be known to "
+                f"{small.id}, which knows {small.network.config.vocab_size} tokens. Give another `small`."
+            )
         return small

@@ -30,6 +30,14 @@ def sequence_radius(count: int, confidence: float, planned: int) -> float:
     return math.sqrt(scaled / (count**2 * rho2) * math.log(scaled / error**2))
 
 
+def most_events(seen: int, confidence: float) -> float:
+    """Return the upper bound of the expected number of events of which `seen` were observed.
+
+    Source: the exact bound of a Poisson mean (Garwood 1936); 3 for none seen, at 95 %.
+    """
+    return float(stats.chi2.ppf(confidence, 2 * (seen + 1)) / 2)
+
+
 def clustered_interval(
     differences: np.ndarray, clusters: np.ndarray, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:

@@ -21,7 +21,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
-from tuner.evaluation.confidence import sequence_radius
+from tuner.evaluation.confidence import most_events, sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient, shipped_mean_gradient
 from tuner.evaluation.sense_reading import SenseReading, touched
 
@@ -103,12 +103,38 @@ class DeviationMeter:
                 break
         if len(self._base) > known:
             self._cache.save("base_losses", self._key, {"losses": self._base})
-        return found
+        return self._widened(found, reading, base)
+
+    def _widened(
+        self, found: Deviation, reading: "_Reading", base: Float[Tensor, " blocks"]
+    ) -> Deviation:
+        """Return what is still sure where hardly any block could change.
+
+        The spread of a few rare events says little of how often they come and what they cost.
+        The bounds allow for as many of them as a Poisson count does, each as dear as the dearest
+        one seen, or as a whole block where none was seen.
+        """
+        if reading.could_rise >= min(_LEAST_TO_JUDGE, len(base)):
+            return found
+        total = float(base.sum())
+        seen = float(torch.cat(reading.differences).abs().max())
+        dearest = seen if seen > 0 else total / len(base)
+        reach = most_events(reading.could_rise, self._confidence) * dearest / total
+        error = math.sqrt(reading.could_rise + 1) * seen / total
+        return found.model_copy(
+            update={
+                "standard_error": max(found.standard_error, error),
+                "lower": min(found.lower, -reach),
+                "upper": max(found.upper, reach),
+            }
+        )
 
     def _rise(self, delta: Delta, rows: range) -> Float[Tensor, " blocks"]:
         senses = self._sense_reading
         if isinstance(delta, SenseDelta) and senses is not None:
             return _finite(senses.rises(delta, rows))
+        if self._can_rise(delta, rows) == 0:
+            return torch.zeros(len(rows), dtype=torch.float64)
         # One edited context per chunk: putting a delta in and out is not free on big models.
         with self._model.edited(delta):
             edited = self._losses(rows)

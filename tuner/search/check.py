@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tuner.editing.companions import Companions
+from tuner.editing.model import load_model
 from tuner.editing.task import Task, load_task
 from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
@@ -44,6 +46,13 @@ def check_study(path: Path) -> list[str]:
     if isinstance(space, Space) and isinstance(task, Task):
         try:
             space.check_task(task)
+        except TunerError as error:
+            problems.append(f"{path}:{line_of(node, ('space',))}: {error}")
+    if config is not None and isinstance(space, Space) and config.model.startswith("builtin:"):
+        # Other models may be large, or far away: a search refuses them on its first worker.
+        try:
+            model = load_model(config.model, device="cpu")
+            space.check_model(model, Companions(device="cpu"))
         except TunerError as error:
             problems.append(f"{path}:{line_of(node, ('space',))}: {error}")
     if config is not None and isinstance(task, Task):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
+from pydantic import ValidationError
 from sense_edits import random_senses
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from tuner.editing.sense_selection import Selection
 from tuner.editing.task import ExampleSet, LossKind, Task
 from tuner.editing.training import kl_from_base
 from tuner.editors.senses import Senses
-from tuner.errors import ConfigError, EditError
+from tuner.errors import ConfigError
 from tuner.evaluation.budget import Budget
 from tuner.trial import run_trial
 
@@ -193,12 +194,10 @@ def test_half_precision_models_are_trained_in_single_precision(
     model.check_unchanged()
 
 
-def test_shares_and_ranks_of_weights_are_refused(
-    backpack: LanguageModel, examples: ExampleSet, corpus: Corpus
-) -> None:
-    editor = Senses(learning_rate=0.03, epochs=1, keep_share=0.5)
-    with pytest.raises(EditError, match="Only changes of weights have a share"):
-        _last(editor, backpack, examples, corpus)
+def test_shares_and_ranks_of_weights_are_refused() -> None:
+    for given in ({"keep_share": 0.5}, {"truncated_rank": 2}):
+        with pytest.raises(ValidationError, match="only changes of weights have a share"):
+            Senses.model_validate({"learning_rate": 0.03, **given})
 
 
 def test_a_model_without_senses_is_refused(

@@ -176,12 +176,28 @@ def test_within_is_not_said_before_128_blocks_that_can_change(
 def test_within_may_be_said_of_the_whole_corpus(backpack: LanguageModel, tmp_path: Path) -> None:
     corpus = _text(200, every=4)
     meter = _meter(backpack, corpus, tmp_path, memory=True)
-    for delta in (random_senses(backpack, [RARE], size=1e-3), random_senses(backpack, [310])):
-        found = meter.measure(delta, (0.1,))
-        assert found.tokens == corpus.predicted_tokens
-        assert found.verdict(0.1) is Verdict.WITHIN
-    # The last is an edit of what the text does not hold.
+    found = meter.measure(random_senses(backpack, [RARE], size=1e-3), (0.1,))
+    assert found.tokens == corpus.predicted_tokens
+    assert found.verdict(0.1) is Verdict.WITHIN
+
+
+def test_what_hardly_any_block_holds_is_not_within_a_tight_budget(
+    backpack: LanguageModel, tmp_path: Path
+) -> None:
+    corpus = _text(200, every=100)
+    meter = _meter(backpack, corpus, tmp_path, memory=True)
+    rare, absent = random_senses(backpack, [RARE], size=3.0), random_senses(backpack, [310])
+    seen = meter.measure(rare, (1e-3,))
+    # Two blocks with the token may as well have been six.
+    rises = SenseReading(backpack.network, corpus.blocks, 8).rises(rare, range(200))
+    total = float(block_losses(backpack.network, corpus.blocks).sum())
+    assert seen.upper == pytest.approx(6.296 * float(rises.abs().max()) / total, rel=1e-3)
+    # None with it says no more than that fewer than three in two hundred are lost in full.
+    found = meter.measure(absent, (1e-3,))
     assert (found.estimate, found.standard_error) == (0.0, 0.0)
+    assert found.upper == pytest.approx(2.996 / 200, rel=1e-3)
+    assert found.verdict(1e-3) is Verdict.UNRESOLVED
+    assert found.verdict(0.1) is Verdict.WITHIN
 
 
 def test_over_is_said_as_soon_as_it_is_seen(backpack: LanguageModel, tmp_path: Path) -> None:
