@@ -79,6 +79,7 @@ class Ensemble(SenseEditor):
         if model.end_id >= small.network.config.vocab_size:
             raise ConfigError(
                 f"The end-of-text token of {model.id} ({model.end_id}) must be known to "
-                f"{small.id}, which knows {small.network.config.vocab_size} tokens. Give another `small`."
+                f"{small.id}, which knows {small.network.config.vocab_size} tokens. "
+                "Give another `small`."
             )
         return small
