@@ -113,10 +113,15 @@ def table(model: str, found: list[dict[str, Any]]) -> str:
                 row = gains.get((task, epsilon, editor))
                 theirs = PUBLISHED[model][task][level][place]
                 ours = math.nan if row is None or row["test_gain"] is None else row["test_gain"]
-                columns.setdefault(len(cells), []).append((100 * ours, theirs))
+                column = columns.setdefault(len(cells), [])
+                if row is None:
+                    cells.append(f"– / {theirs:+.1f}")
+                    continue
+                column.append((100 * ours, theirs))
                 broken = "!" if row and row["certificate"] == "over" else ""
                 cells.append(f"{100 * ours:+.1f}{broken} / {theirs:+.1f}")
         lines.append(f"| {task} | {' | '.join(cells)} |")
+    # Over the tasks that were run.
     means = [
         " / ".join(f"{sum(values) / len(values):+.1f}" for values in zip(*pairs, strict=True))
         for pairs in columns.values()
