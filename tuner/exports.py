@@ -34,6 +34,19 @@ class Export:
     note: str
 
 
+def suited_format(bundle: Bundle, rank: int | None = None) -> Format:
+    """Return the lightest exact form of a bundle, or `peft` where a dense one is to be cut.
+
+    It is `peft` for low-rank changes of weights, `merged` for others and for senses, and `delta`
+    for what runs beside the model.
+    """
+    delta = bundle.delta
+    if isinstance(delta, WeightDelta):
+        low_rank = all(isinstance(change, LowRank) for change in delta.changes.values())
+        return "peft" if low_rank or rank is not None else "merged"
+    return "merged" if isinstance(delta, AdditiveDelta) else "delta"
+
+
 def export(
     bundle: Bundle,
     folder: str | Path,
@@ -44,11 +57,10 @@ def export(
 ) -> Export:
     """Write a bundle for other tools and return what was written.
 
-    Without a `format` it is the lightest exact one: `peft` for low-rank changes of weights (and
-    where a `rank` is given), `merged` for others and for senses, `delta` for the rest. `peft` is
-    exact for low-rank deltas; dense ones are cut to `rank` by a singular value decomposition, and
-    the share of the change that is lost is stated. `merged` is a folder for
-    `AutoModelForCausalLM`; it needs the base, which is loaded unless `model` is given.
+    Without a `format` it is that of `suited_format`. `peft` is exact for low-rank deltas; dense
+    ones are cut to `rank` by a singular value decomposition, and the share of the change that is
+    lost is stated. `merged` is a folder for `AutoModelForCausalLM`; it needs the base, which is
+    loaded unless `model` is given.
 
     Raises:
         ConfigError: the format is unknown, the folder is in use, or the delta cannot take it.
@@ -59,7 +71,7 @@ def export(
         raise ConfigError("An export needs a folder of its own, not the one you are in.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty; choose another folder.")
-    format = format or _suited(bundle, rank)
+    format = format or suited_format(bundle, rank)
     match format:
         case "delta":
             note = _into(target, lambda part: _write_delta(bundle, part))
@@ -73,14 +85,6 @@ def export(
         case _:
             raise unknown_name("export format", str(format), FORMATS)
     return Export(target, format, note)
-
-
-def _suited(bundle: Bundle, rank: int | None) -> Format:
-    delta = bundle.delta
-    if isinstance(delta, WeightDelta):
-        low_rank = all(isinstance(change, LowRank) for change in delta.changes.values())
-        return "peft" if low_rank or rank is not None else "merged"
-    return "merged" if isinstance(delta, AdditiveDelta) else "delta"
 
 
 def _into(target: Path, write: Callable[[Path], str]) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import bundle_of
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tuner.bundle import Bundle, Manifest
+from tuner.bundle import Bundle
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary
@@ -16,10 +17,7 @@ from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import ExampleSet
 from tuner.editors import find_editor
 from tuner.errors import BaseMismatch, ConfigError
-from tuner.evaluation.budget import Deviation, Verdict
-from tuner.evaluation.scores import Scores
 from tuner.exports import export
-from tuner.records import Answer, Rule, SplitName
 
 IDS = torch.arange(24).reshape(2, 12)
 # float32 sums in another order; logits here are of the order of ten.
@@ -37,35 +35,9 @@ def _bundle(
 ) -> Bundle:
     chosen = find_editor(editor).model_validate(SETTINGS[editor])
     *_, step = chosen.edit(model, examples, Auxiliary(corpus), seed=0)
-    answer = Answer(
-        rule=Rule.FITTED,
-        epsilon=1e-3,
-        epoch=2,
-        alpha=1.0,
-        scores=Scores(success=0.5),
-        gain=0.25,
-        deviation=Deviation.none(0.95),
-        verdict=Verdict.WITHIN,
+    return bundle_of(
+        model, step.delta, editor=editor, hyperparameters=chosen.model_dump(mode="json")
     )
-    manifest = Manifest(
-        kind="weights",
-        base=model.id,
-        base_revision=None,
-        base_fingerprint=model.fingerprint,
-        base_dtype="float32",
-        model_type=str(model.network.config.model_type),
-        task="capitals",
-        task_hash="0",
-        editor=editor,
-        hyperparameters=chosen.model_dump(mode="json"),
-        seed=0,
-        split=SplitName.VAL,
-        epsilon=1e-3,
-        rule=Rule.FITTED,
-        answers=(answer,),
-        versions={"tuner": "0"},
-    )
-    return Bundle(step.delta, manifest)
 
 
 @torch.no_grad()

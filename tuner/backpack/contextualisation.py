@@ -28,7 +28,7 @@ class Contextualisation:
         """Return α: for each sense, how much each position takes from each position before it."""
         return torch.softmax(self.scores(), dim=-1).to(self.query.dtype)
 
-    def at(self, positions: Int[Tensor, " kept"] | slice) -> "Contextualisation":
+    def at(self, positions: Int[Tensor, " kept"]) -> "Contextualisation":
         """Return the same for some of the positions only."""
         return Contextualisation(
             self.query[:, :, positions], self.key, self.allowed[:, :, positions]

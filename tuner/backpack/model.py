@@ -222,8 +222,12 @@ class BackpackModel(BackpackPreTrainedModel):
         # An empty cache is false, and must be filled all the same.
         given = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         cache = given if use_cache else None
-        if cache is None and position_ids is None and self._serves_from_memory:
-            hidden = self._recalled(input_ids, attention_mask, kept)
+        offsets = self._offsets_served_from_memory
+        if cache is None and position_ids is None and offsets is not None:
+            known = self.recall(input_ids, attention_mask)
+            hidden = known.hidden[:, kept]
+            rows, shift = known.shift(offsets, kept, self.config.num_senses)
+            hidden[rows] += shift
         else:
             context = self.contextualise(
                 input_ids,
@@ -238,23 +242,9 @@ class BackpackModel(BackpackPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
     @property
-    def _serves_from_memory(self) -> bool:
+    def _offsets_served_from_memory(self) -> SenseOffsets | None:
         # A model without offsets is read no more often than its weights change.
-        edited = self.offsets is not None
-        return edited and self.memory is not None and not torch.is_grad_enabled()
-
-    def _recalled(
-        self,
-        ids: Int[Tensor, "batch length"],
-        mask: Int[Tensor, "batch length"] | None,
-        kept: Int[Tensor, " kept"],
-    ) -> Float[Tensor, "batch kept width"]:
-        known = self.recall(ids, mask)
-        hidden = known.hidden[:, kept]
-        if self.offsets is not None:
-            rows, shift = known.shift(self.offsets, kept, self.config.num_senses)
-            hidden[rows] += shift
-        return hidden
+        return None if self.memory is None or torch.is_grad_enabled() else self.offsets
 
     def _extended(
         self, context: Contextualisation, senses: Tensor, cache: Cache

@@ -1,5 +1,8 @@
 """Train a built-in model: `python -m tuner.builtin.train --family neox --out DIR`.
 
+The Backpack takes up rare facts more slowly and trains twice: once as above, and once more by
+`--family backpack --scale again --seed 1 --start DIR --out OTHER`.
+
 The last steps see general text only, at a falling learning rate and without weight decay. They
 leave the model at rest on the text that deviation is measured on, so that a small edit costs to
 second order; otherwise the first steps of every edit would spend budget on nothing.
@@ -70,17 +73,36 @@ class Scale:
 
 SCALES = {
     "full": Scale(steps=4200, anneal_steps=800, batch=32, hidden=128, layers=4),
+    # A second round, for a family that has not taken up the rare facts in the first.
+    "again": Scale(
+        steps=3000,
+        anneal_steps=600,
+        batch=32,
+        hidden=128,
+        layers=4,
+        warmup_steps=100,
+        learning_rate=2.5e-3,
+    ),
     "tiny": Scale(steps=12, anneal_steps=3, batch=4, hidden=32, layers=2, tokenizer_documents=300),
 }
 
 
-def train(out: Path, seed: int, scale: Scale, family: Family = "neox") -> None:
-    """Write a model trained from scratch, its tokenizer and configuration into a folder."""
-    documents = islice(tokenizer_documents(seed), scale.tokenizer_documents)
-    tokenizer = train_tokenizer(documents)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(_configuration(tokenizer, scale, family))
+def train(
+    out: Path, seed: int, scale: Scale, family: Family = "neox", start: Path | None = None
+) -> None:
+    """Write a trained model, its tokenizer and configuration into a folder.
+
+    It begins from scratch, or from the model of this family in the folder `start`.
+    """
+    if start is None:
+        documents = islice(tokenizer_documents(seed), scale.tokenizer_documents)
+        tokenizer = train_tokenizer(documents)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(_configuration(tokenizer, scale, family))
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     _fit(model, tokenizer, seed, scale)
     model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -199,9 +221,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--family", choices=FAMILIES, default="neox")
     parser.add_argument("--scale", choices=sorted(SCALES), default="full")
+    parser.add_argument("--start", type=Path, help="folder of a model to train further")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train(options.out, options.seed, SCALES[options.scale], options.family)
+    train(options.out, options.seed, SCALES[options.scale], options.family, options.start)
 
 
 if __name__ == "__main__":

@@ -321,14 +321,15 @@ def export(
     json_: JsonFlag = False,
 ) -> None:
     """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
-    from tuner.exports import FORMATS
+    from tuner.exports import FORMATS, suited_format
     from tuner.exports import export as write
 
     if format_ is not None and format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)
     found = _bundle(bundle, epsilon, folder, device)
-    base = None if model is None else _base_of(found, model, device)
-    written = write(found, out, format=format_, model=base, rank=rank)
+    chosen = format_ or suited_format(found, rank)
+    base = None if chosen != "merged" or model is None else _base_of(found, model, device)
+    written = write(found, out, format=chosen, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
     else:

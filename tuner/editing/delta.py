@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, final, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tuner.errors import BaseMismatch, ConfigError, EditError
@@ -25,6 +26,10 @@ class Delta(Protocol):
 
     def scaled(self, alpha: float) -> Self:
         """Return the change at `alpha` times its strength; 0 is no change."""
+        ...
+
+    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
+        """Return which blocks of text it can change at all; all others stay as they are."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -195,6 +200,10 @@ class WeightDelta:
     def scaled(self, alpha: float) -> WeightDelta:
         """Return the change at `alpha` times its size."""
         return WeightDelta({name: change.scaled(alpha) for name, change in self.changes.items()})
+
+    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
+        """Return which blocks of text it can change at all: any."""
+        return torch.ones(len(blocks), dtype=torch.bool)
 
     def plus(self, other: WeightDelta) -> WeightDelta:
         """Return the sum of two changes of the same model."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
@@ -55,6 +55,10 @@ class EnsembleDelta:
     def scaled(self, alpha: float) -> Self:
         """Return the ensemble with `alpha` times its strength; the small edit stays as it is."""
         return replace(self, strength=self.strength * alpha)
+
+    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
+        """Return which blocks of text it can change at all: those that the small edit can."""
+        return self.ratio.delta.can_change(blocks)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what must be stored, by name: the small model's change."""

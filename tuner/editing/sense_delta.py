@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tuner.backpack import BackpackForCausalLM, SenseOffsets
@@ -62,6 +62,13 @@ class SenseDelta:
         vectors = torch.cat([self.vectors, other.vectors])
         summed = vectors.new_zeros(len(pairs), vectors.shape[1]).index_add(0, place, vectors)
         return type(self)(pairs, summed)
+
+    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
+        """Return which blocks of text it can change at all: those with an edited token.
+
+        The last token of a block predicts nothing.
+        """
+        return torch.isin(blocks[:, :-1], self.pairs[:, 0].cpu()).any(dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what must be stored, by name."""

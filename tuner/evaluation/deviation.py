@@ -8,14 +8,13 @@ from typing import final
 
 import torch
 import transformers
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tuner.backpack import BackpackForCausalLM
 from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta, WeightDelta
-from tuner.editing.ensemble_delta import EnsembleDelta
 from tuner.editing.likelihood import block_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
@@ -23,7 +22,7 @@ from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import most_events, sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient, shipped_mean_gradient
-from tuner.evaluation.sense_reading import SenseReading, touched
+from tuner.evaluation.sense_reading import SenseReading
 
 _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
@@ -88,7 +87,7 @@ class DeviationMeter:
         for chunk in self._chunks():
             base = self._base_losses(chunk.stop)
             reading.differences.append(self._rise(delta, chunk))
-            reading.could_rise += self._can_rise(delta, chunk)
+            reading.could_rise += int(self._changeable(delta, chunk).sum())
             if reading.gradient is not None:
                 reading.linear.append(self._linear_rise(reading, chunk))
             found = self._estimate(reading, base)
@@ -133,20 +132,15 @@ class DeviationMeter:
         senses = self._sense_reading
         if isinstance(delta, SenseDelta) and senses is not None:
             return _finite(senses.rises(delta, rows))
-        if self._can_rise(delta, rows) == 0:
+        if not self._changeable(delta, rows).any():
             return torch.zeros(len(rows), dtype=torch.float64)
         # One edited context per chunk: putting a delta in and out is not free on big models.
         with self._model.edited(delta):
             edited = self._losses(rows)
         return _finite(edited - self._base[rows.start : rows.stop])
 
-    def _can_rise(self, delta: Delta, rows: range) -> int:
-        """Return how many of some blocks an edit can change at all."""
-        # An ensemble changes a text where the small model's edit does.
-        inner = delta.ratio.delta if isinstance(delta, EnsembleDelta) else delta
-        if isinstance(inner, SenseDelta):
-            return int(touched(inner, self._corpus.blocks[rows.start : rows.stop]).sum())
-        return len(rows)
+    def _changeable(self, delta: Delta, rows: range) -> Bool[Tensor, " rows"]:
+        return delta.can_change(self._corpus.blocks[rows.start : rows.stop])
 
     @cached_property
     def _sense_reading(self) -> SenseReading | None:

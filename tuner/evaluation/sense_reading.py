@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tuner.backpack import BackpackForCausalLM, SenseOffsets
@@ -33,7 +33,7 @@ class SenseReading:
         found = torch.zeros(len(rows), dtype=torch.float64)
         for start in range(rows.start - rows.start % self.batch, rows.stop, self.batch):
             here = range(max(start, rows.start), min(start + self.batch, rows.stop))
-            if touched(delta, self.blocks[here.start : here.stop]).any():
+            if delta.can_change(self.blocks[here.start : here.stop]).any():
                 rises = self._rises_in(start, delta)[here.start - start : here.stop - start]
                 found[here.start - rows.start : here.stop - rows.start] = rises
         return found
@@ -60,11 +60,3 @@ class SenseReading:
         if start not in self._base:
             self._base[start] = token_losses(self.network.lm_head(hidden[:, :-1]), ids[:, 1:])
         return self._base[start]
-
-
-def touched(delta: SenseDelta, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
-    """Return which blocks an edit can change at all: those with an edited token.
-
-    The last token of a block predicts nothing.
-    """
-    return torch.isin(blocks[:, :-1], delta.pairs[:, 0].cpu()).any(dim=1)

@@ -4,21 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import bundle_of
 from safetensors.torch import load_file
 from sense_edits import random_senses
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tuner.backpack import SenseOffsets
-from tuner.bundle import TENSORS_FILE, Bundle, Manifest
+from tuner.bundle import TENSORS_FILE, Bundle
 from tuner.editing.delta import AdditiveDelta, check_finite
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import BaseMismatch, ConfigError, EditError
-from tuner.evaluation.budget import Deviation, Verdict
-from tuner.evaluation.scores import Scores
 from tuner.exports import export
-from tuner.records import Answer, Rule, SplitName
 
 IDS = torch.arange(60, 84).reshape(2, 12)
 
@@ -40,38 +38,6 @@ def _in_full(model: LanguageModel, delta: SenseDelta) -> Tensor:
     for (token, sense), vector in zip(delta.pairs.tolist(), delta.vectors, strict=True):
         full[token, sense] += vector
     return full
-
-
-def _bundle(model: LanguageModel, delta: SenseDelta) -> Bundle:
-    answer = Answer(
-        rule=Rule.FITTED,
-        epsilon=1e-3,
-        epoch=2,
-        alpha=1.0,
-        scores=Scores(success=0.5),
-        gain=0.25,
-        deviation=Deviation.none(0.95),
-        verdict=Verdict.WITHIN,
-    )
-    manifest = Manifest(
-        kind="senses",
-        base=model.id,
-        base_revision=None,
-        base_fingerprint=model.fingerprint,
-        base_dtype="float32",
-        model_type="backpack",
-        task="capitals",
-        task_hash="0",
-        editor="senses",
-        hyperparameters={"learning_rate": 0.1},
-        seed=0,
-        split=SplitName.VAL,
-        epsilon=1e-3,
-        rule=Rule.FITTED,
-        answers=(answer,),
-        versions={"tuner": "0"},
-    )
-    return Bundle(delta, manifest)
 
 
 def test_only_the_named_senses_change_and_the_exact_bits_return(backpack: LanguageModel) -> None:
@@ -209,7 +175,7 @@ def test_applied_again_and_again_it_learns_nothing(backpack: LanguageModel) -> N
 
 def test_a_bundle_keeps_it(backpack: LanguageModel, tmp_path: Path) -> None:
     delta = random_senses(backpack, [62, 75])
-    bundle = _bundle(backpack, delta)
+    bundle = bundle_of(backpack, delta, editor="senses")
     folder = bundle.save(tmp_path / "edit")
     assert load_file(folder / TENSORS_FILE)["vectors"].shape == (4, 32)
     loaded = Bundle.load(folder)
@@ -225,7 +191,7 @@ def test_a_bundle_keeps_it(backpack: LanguageModel, tmp_path: Path) -> None:
 
 
 def test_merged_it_loads_as_the_edited_model(backpack: LanguageModel, tmp_path: Path) -> None:
-    bundle = _bundle(backpack, random_senses(backpack, [62, 75]))
+    bundle = bundle_of(backpack, random_senses(backpack, [62, 75]), editor="senses")
     said = _logits(backpack)
     export(bundle, tmp_path / "merged", format="merged", model=backpack)
     with backpack.edited(bundle.delta):
@@ -243,7 +209,7 @@ def test_merged_it_loads_as_the_edited_model(backpack: LanguageModel, tmp_path: 
 
 
 def test_it_has_no_peft_form(backpack: LanguageModel, tmp_path: Path) -> None:
-    bundle = _bundle(backpack, random_senses(backpack, [62]))
+    bundle = bundle_of(backpack, random_senses(backpack, [62]), editor="senses")
     with pytest.raises(ConfigError, match="no PEFT form; export it as `merged` or `delta`"):
         export(bundle, tmp_path / "adapter", format="peft")
     assert not (tmp_path / "adapter").exists()

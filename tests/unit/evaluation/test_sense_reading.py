@@ -16,7 +16,7 @@ from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import EditError
 from tuner.evaluation.budget import Verdict
 from tuner.evaluation.deviation import DeviationMeter
-from tuner.evaluation.sense_reading import SenseReading, touched
+from tuner.evaluation.sense_reading import SenseReading
 
 # No token of a random block.
 RARE = 300
@@ -109,7 +109,7 @@ def test_a_block_without_an_edited_token_changes_by_exactly_zero(
     holds = torch.arange(40) % 4 == 0
     assert (rises[~holds] == 0.0).all()
     assert (rises[holds] != 0.0).all()
-    assert torch.equal(touched(delta, blocks), holds)
+    assert torch.equal(delta.can_change(blocks), holds)
     assert (reading.rises(random_senses(backpack, [310]), range(40)) == 0.0).all()
     assert (reading.rises(delta.scaled(0.0), range(40)).abs() < 1e-5).all()
 
