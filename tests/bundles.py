@@ -5,6 +5,7 @@ from tuner.editing.delta import Delta
 from tuner.editing.model import LanguageModel
 from tuner.evaluation.budget import Deviation, Verdict
 from tuner.evaluation.scores import Scores
+from tuner.memories.memory import MemoryDelta
 from tuner.records import Answer, Rule, SplitName
 
 
@@ -28,6 +29,7 @@ def bundle_of(
     )
     manifest = Manifest(
         kind=delta.kind,
+        memory=delta.record if isinstance(delta, MemoryDelta) else None,
         base=model.id,
         base_revision=None,
         base_fingerprint=model.fingerprint,

@@ -16,16 +16,20 @@ from tuner.editing.companions import Companion, Companions
 from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta
 from tuner.editing.ensemble_delta import EnsembleDelta
 from tuner.editing.log_ratio import LogRatio
-from tuner.editing.model import Dtype, LanguageModel
+from tuner.editing.model import Dtype, LanguageModel, load_tokenizer
 from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import Task
 from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Certificate
+from tuner.memories.look_up import LookUpDelta, LookUpRecord
+from tuner.memories.memory import MemoryDelta, Surroundings
 from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
 from tuner.yaml_file import describe_problem
 
-Kind = Literal["weights", "senses", "ensemble"]
+Kind = Literal["weights", "senses", "ensemble", "look_up"]
+MemoryRecords = LookUpRecord
+_MEMORIES: dict[str, type[MemoryDelta]] = {kind.kind: kind for kind in (LookUpDelta,)}
 # What becomes of the tensors; an ensemble's are those of the small model's own change.
 _FROM_TENSORS: dict[str, Callable[[Mapping[str, Tensor]], AdditiveDelta]] = {
     WeightDelta.kind: WeightDelta.from_tensors,
@@ -45,6 +49,9 @@ class Manifest(BaseModel):
     kind: Kind
     companion: Companion | None = Field(
         default=None, description="The small model that an ensemble brings along."
+    )
+    memory: MemoryRecords | None = Field(
+        default=None, description="What a memory needs beside its tensors."
     )
     base: str = Field(description="Model id: builtin:NAME, a folder, or a hub id.")
     base_revision: str | None
@@ -75,6 +82,17 @@ class Manifest(BaseModel):
             raise ValueError(
                 f"an ensemble has a companion and nothing else has one, but kind is {self.kind!r} "
                 f"and companion is {'absent' if self.companion is None else 'given'}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_memory(self) -> Self:
+        expected = self.kind if self.kind in _MEMORIES else None
+        found = None if self.memory is None else self.memory.kind
+        if found != expected:
+            raise ValueError(
+                f"a delta of kind {self.kind!r} needs {expected or 'no'} memory, but memory is "
+                f"{found or 'absent'}."
             )
         return self
 
@@ -185,6 +203,7 @@ def make_bundle(
         Manifest(
             kind=TypeAdapter[Kind](Kind).validate_python(answer.delta.kind),
             companion=answer.delta.companion if isinstance(answer.delta, EnsembleDelta) else None,
+            memory=answer.delta.record if isinstance(answer.delta, MemoryDelta) else None,
             base=model.id,
             base_revision=model.revision,
             base_fingerprint=model.fingerprint,
@@ -207,6 +226,11 @@ def make_bundle(
 
 def _delta_from(tensors: Mapping[str, Tensor], manifest: Manifest, companions: Companions) -> Delta:
     companion = manifest.companion
+    if manifest.memory is not None:
+        surroundings = Surroundings(
+            companions, lambda: load_tokenizer(manifest.base, manifest.base_revision)
+        )
+        return _MEMORIES[manifest.kind].restore(manifest.memory, tensors, surroundings)
     if companion is None:
         return _FROM_TENSORS[manifest.kind](tensors)
     change = _FROM_TENSORS[companion.kind](tensors)

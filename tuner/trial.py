@@ -148,7 +148,10 @@ class Bench:
         self.companions = companions or Companions(device=str(model.device))
         """The small models that some editors need beside the model, loaded once for all trials."""
         self.auxiliary = Auxiliary(
-            general=general.corpus(Part.AUXILIARY), cache=self._cache, companions=self.companions
+            general=general.corpus(Part.AUXILIARY),
+            training=task.train,
+            cache=self._cache,
+            companions=self.companions,
         )
         """What editors may read beyond the examples, whatever the split."""
 

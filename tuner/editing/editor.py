@@ -14,7 +14,7 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta, check_finite
 from tuner.editing.model import LanguageModel
 from tuner.editing.postprocess import keep_largest, truncate_rank
-from tuner.editing.task import ExampleSet, Task
+from tuner.editing.task import ExampleSet, Split, Task
 from tuner.errors import EditError
 
 
@@ -27,6 +27,8 @@ class Auxiliary:
     """General text that neither the search nor the certificates read."""
     facts: ExampleSet | None = None
     """True facts that should stay as they are; no row of them is judged."""
+    training: Split | None = None
+    """Other edits with rows in and out of their scope, which learned editors train on."""
     cache: Cache | None = None
     """Where statistics and target vectors are kept; without one they are made anew."""
     earlier: tuple[ExampleSet, ...] = ()

@@ -1,17 +1,16 @@
 """A large model helped by what an edit taught a small one, while both run side by side."""
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 
+from tuner.editing.calls import Call
 from tuner.editing.companions import Companion
 from tuner.editing.log_ratio import LogRatio, Reading
 from tuner.editing.small_caches import SmallCaches
@@ -92,7 +91,7 @@ class EnsembleDelta:
         Raises:
             ConfigError: the call has no token ids, or another form that cannot be followed.
         """
-        call = _Call.of(network.forward, args, kwargs)
+        call = Call.of("An ensemble", network.forward, args, kwargs)
         if not isinstance(output, ModelOutput):
             raise ConfigError("An ensemble needs named outputs; leave return_dict at its default.")
         device = self.ratio.small.device
@@ -120,57 +119,3 @@ class EnsembleDelta:
         if call.labels is not None:
             output.loss = call.loss(network, logits)
         return output
-
-
-@final
-@dataclass(frozen=True)
-class _Call:
-    """What a causal language model was asked."""
-
-    ids: Int[Tensor, "batch length"]
-    kept: Int[Tensor, " kept"]
-    mask: Int[Tensor, "batch whole"] | None
-    position_ids: Int[Tensor, "#batch length"] | None
-    labels: Int[Tensor, "batch length"] | None
-    further: dict[str, Any]
-
-    @classmethod
-    def of(cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
-        """Return the call, whether its arguments were given by place or by name.
-
-        Raises:
-            ConfigError: there are no token ids, or the mask or the positions are not plain.
-        """
-        signature = inspect.signature(forward)
-        given = dict(signature.bind(*args, **kwargs).arguments)
-        rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-        further = {key: value for name in rest for key, value in given.pop(name, {}).items()}
-        ids, mask = given.get("input_ids"), given.get("attention_mask")
-        asked = given.get("logits_to_keep", 0)
-        if ids is None:
-            raise ConfigError(
-                "An ensemble needs input_ids: inputs_embeds mean nothing to the small model."
-            )
-        if mask is not None and mask.ndim != 2:
-            raise ConfigError(
-                f"An ensemble needs an attention mask of batch × tokens, but got {mask.ndim} "
-                "dimensions. Leave the cache implementation at its default."
-            )
-        if isinstance(asked, Tensor) and asked.ndim != 1:
-            raise ConfigError(
-                "An ensemble needs the same logits_to_keep for all rows, as a number or as a list "
-                f"of positions, but got {asked.ndim} dimensions."
-            )
-        places = torch.arange(ids.shape[1], device=ids.device)[None, :, None]
-        kept = slice_logits_to_keep(places, asked)[0, :, 0]
-        return cls(ids, kept, mask, given.get("position_ids"), given.get("labels"), further)
-
-    def loss(self, network: Any, logits: Float[Tensor, "batch kept vocabulary"]) -> Tensor:
-        """Return the loss of `logits`, formed as the network forms its own."""
-        loss: Tensor = network.loss_function(
-            logits=logits,
-            labels=self.labels,
-            vocab_size=network.config.vocab_size,
-            **self.further,
-        )
-        return loss

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.editing.model import LanguageModel
+from tuner.editing.prompts import prompts_end_at
 from tuner.editing.task import Example, LossKind
 from tuner.errors import EditError, TaskError
 
@@ -100,9 +101,10 @@ def _read_targets(
     # Logits are the dearest part of a small model: ask for the columns that predict a target.
     first = min(row.start for row in batch) - 1
     columns = torch.arange(first, length - 1, device=device)
-    logits = network(
-        input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
-    ).logits
+    with prompts_end_at([row.start for row in batch]):
+        logits = network(
+            input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
+        ).logits
     return _TargetLogits(logits, tokens=ids[:, first + 1 :], judged=judged[:, first + 1 :])
 
 

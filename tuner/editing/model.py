@@ -281,6 +281,24 @@ def load_model(
     return LanguageModel(network.to(place), tokenizer, id=id, revision=revision or resolved)
 
 
+def load_tokenizer(id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model without its weights.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    source, revision = _locate(id, revision)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    # transformers and the hub client each raise their own kinds here.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"The tokenizer of {id!r} cannot be loaded: {reason}") from None
+    return tokenizer
+
+
 def builtin_models() -> dict[str, Path]:
     """Return the folders of the models that travel with tuner, by name."""
     folder = Path(builtin.__file__).parent

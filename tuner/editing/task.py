@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -180,6 +180,12 @@ class Task(_Card):
 
     val: Split
     test: Split
+    train: Split | None = Field(
+        default=None,
+        exclude_if=_is_empty,
+        description="Other edits with rows in and out of their scope, for learned editors; never "
+        "judged.",
+    )
 
     @cached_property
     def hash(self) -> str:
@@ -206,6 +212,7 @@ def load_task(name_or_path: str | Path) -> Task:
         **card.model_dump(),
         val=_load_split(folder / "val", card),
         test=_load_split(folder / "test", card),
+        train=_load_split(folder / "train", card) if (folder / "train").is_dir() else None,
     )
     _refuse_leaks(folder, task)
     return task
@@ -324,15 +331,28 @@ def read_rows(path: Path, into: type[_Row]) -> Iterator[tuple[int, _Row]]:
             raise TaskError(f"{path}:{number}: {problems}") from None
 
 
+_SPLIT_WORDS = {"val": "validation", "test": "test", "train": "training"}
+
+
 def _refuse_leaks(folder: Path, task: Task) -> None:
+    splits = {"val": task.val, "test": task.test} | ({"train": task.train} if task.train else {})
     for part in ("canonical", "ood"):
-        val = {(row.prompt, row.target) for row in getattr(task.val, part).rows}
-        for number, row in enumerate(getattr(task.test, part).rows, start=1):
-            if (row.prompt, row.target) in val:
-                raise TaskError(
-                    f"{folder / 'test' / part}.jsonl:{number}: this row stands in the validation "
-                    f"split too: {row.prompt!r}."
-                )
+        seen: dict[tuple[str, str], str] = {}
+        for name, split in splits.items():
+            rows = getattr(split, part).rows
+            _refuse_seen(folder / name, part, rows, seen)
+            seen |= {(row.prompt, row.target): _SPLIT_WORDS[name] for row in rows}
+
+
+def _refuse_seen(
+    folder: Path, part: str, rows: Sequence[Example], seen: Mapping[tuple[str, str], str]
+) -> None:
+    for number, row in enumerate(rows, start=1):
+        if (row.prompt, row.target) in seen:
+            raise TaskError(
+                f"{folder / part}.jsonl:{number}: this row stands in the "
+                f"{seen[row.prompt, row.target]} split too: {row.prompt!r}."
+            )
 
 
 _NEEDED = ("canonical", "ood")
@@ -346,7 +366,8 @@ def save_task(task: Task, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "task.yaml").is_file():
         raise TaskError(f"{folder} exists and is no task; choose another folder.")
-    for name, split in (("val", task.val), ("test", task.test)):
+    splits = {"val": task.val, "test": task.test} | ({"train": task.train} if task.train else {})
+    for name, split in splits.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         parts = {
             "canonical": split.canonical.rows,
@@ -364,7 +385,7 @@ def save_task(task: Task, folder: Path) -> None:
                 continue
             lines = (row.model_dump_json(exclude_defaults=True) for row in rows)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    card = task.model_dump(mode="json", exclude={"val", "test"})
+    card = task.model_dump(mode="json", exclude={"val", "test", "train"})
     (folder / "task.yaml").write_text(
         yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )

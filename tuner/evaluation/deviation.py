@@ -22,7 +22,9 @@ from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
 from tuner.evaluation.confidence import most_events, sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient, shipped_mean_gradient
+from tuner.evaluation.memory_reading import MemoryReading
 from tuner.evaluation.sense_reading import SenseReading
+from tuner.memories.memory import MemoryDelta
 
 _FIRST_CHUNK = 64
 _NEXT_CHUNK = 32
@@ -132,6 +134,8 @@ class DeviationMeter:
         senses = self._sense_reading
         if isinstance(delta, SenseDelta) and senses is not None:
             return _finite(senses.rises(delta, rows))
+        if isinstance(delta, MemoryDelta):
+            return _finite(self._memory_reading.rises(delta, rows))
         if not self._changeable(delta, rows).any():
             return torch.zeros(len(rows), dtype=torch.float64)
         # One edited context per chunk: putting a delta in and out is not free on big models.
@@ -140,7 +144,13 @@ class DeviationMeter:
         return _finite(edited - self._base[rows.start : rows.stop])
 
     def _changeable(self, delta: Delta, rows: range) -> Bool[Tensor, " rows"]:
+        if isinstance(delta, MemoryDelta):
+            return self._memory_reading.changeable(delta, rows)
         return delta.can_change(self._corpus.blocks[rows.start : rows.stop])
+
+    @cached_property
+    def _memory_reading(self) -> MemoryReading:
+        return MemoryReading(self._model, self._corpus.blocks, self._size)
 
     @cached_property
     def _sense_reading(self) -> SenseReading | None:

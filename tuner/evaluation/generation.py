@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tuner.editing.model import LanguageModel
+from tuner.editing.prompts import prompts_end_at
 
 
 @torch.no_grad()
@@ -38,24 +39,25 @@ def generate_sampled(
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     said = []
     past = None
-    for _ in range(length - min(len(prompt) for prompt in prompts)):
-        # Own steps: `generate` knows no generator, and takes settings that come with a model.
-        output = model.network(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        past = output.past_key_values
-        highest, tokens = output.logits[:, -1].float().topk(top_k)
-        # The largest of log p plus Gumbel noise is a draw from p.
-        noise = -torch.empty(highest.shape).exponential_(generator=random).log()
-        ids = tokens.gather(1, (highest + noise.to(model.device)).argmax(dim=1, keepdim=True))
-        mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
-        positions = positions[:, -1:] + 1
-        said.append(ids)
+    with prompts_end_at(ids.shape[1]):
+        for _ in range(length - min(len(prompt) for prompt in prompts)):
+            # Own steps: `generate` knows no generator, and takes settings that come with a model.
+            output = model.network(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            past = output.past_key_values
+            highest, tokens = output.logits[:, -1].float().topk(top_k)
+            # The largest of log p plus Gumbel noise is a draw from p.
+            noise = -torch.empty(highest.shape).exponential_(generator=random).log()
+            ids = tokens.gather(1, (highest + noise.to(model.device)).argmax(dim=1, keepdim=True))
+            mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
+            positions = positions[:, -1:] + 1
+            said.append(ids)
     rows = torch.cat(said, dim=1).tolist()
     return [row[: length - len(prompt)] for row, prompt in zip(rows, prompts, strict=True)]
 

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
     # One batch of everything, so only what the prefixes are depends on the seed.
     "locft_bf": {"learning_rate": 1e-3, "epochs": 2, "depth": 0.5, "prefixes": 2},
+    "look_up": {"threshold": 1.0},
     "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
     "memit": {**_FREE, "covariance_weight": 1e-3},
     "rome": {**_FREE, "clamp": 1.0},
@@ -41,7 +42,7 @@ SETTINGS: dict[str, dict[str, float]] = {
 }
 
 # Closed forms draw their contexts by a seed of their own, so that trials share them.
-WITHOUT_CHANCE = {"alphaedit", "emmet", "memit", "rome"}
+WITHOUT_CHANCE = {"alphaedit", "emmet", "look_up", "memit", "rome"}
 
 
 @pytest.fixture(params=editor_names())

@@ -1,0 +1,118 @@
+"""Memories inside a model: the output of one linear map changes where a prompt is in scope."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuner.editing.activations import recorded
+from tuner.editing.prompts import Prompts, Routes, Turns
+from tuner.errors import BaseMismatch
+from tuner.memories.memory import MemoryDelta
+
+
+@final
+@dataclass(frozen=True)
+class LayerPass:
+    """What flows through the linear map in one pass, in rows that are in scope.
+
+    The columns are those that the pass reads: of the whole text, or what is new after a cache.
+    """
+
+    inputs: Float[Tensor, "rows columns d_in"]
+    output: Float[Tensor, "rows columns d_out"]
+    prompt: Bool[Tensor, "rows columns"]
+    """Which columns are the prompt's."""
+    last: Bool[Tensor, "rows columns"]
+    """Which column is the prompt's last, if it is among them."""
+
+
+@dataclass(frozen=True)
+class LayeredMemory(MemoryDelta):
+    """A memory that changes the output of the linear map at the path `module`."""
+
+    module: str
+
+    @abstractmethod
+    def decide(
+        self, module: nn.Module, inputs: Float[Tensor, "prompts width d_in"], prompts: Prompts
+    ) -> Routes:
+        """Return the routes of prompts by what the linear map reads of them."""
+        ...
+
+    @abstractmethod
+    def changed(
+        self, module: nn.Module, entries: Tensor, seen: LayerPass
+    ) -> Float[Tensor, "rows columns d_out"]:
+        """Return what takes the place of `seen.output`, for rows routed to `entries`."""
+        ...
+
+    @torch.no_grad()
+    def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
+        """Return the route of each prompt, whatever the strength."""
+        module = self._module(network)
+        with recorded(module) as found:
+            network.base_model(
+                input_ids=prompts.ids,
+                attention_mask=prompts.mask.long(),
+                position_ids=prompts.positions,
+                use_cache=False,
+            )
+        return self.decide(module, found.input, prompts)
+
+    @contextmanager
+    def applied(self, network: PreTrainedModel) -> Iterator[None]:
+        """Change what `network` computes inside the context, in `forward` and in `generate`.
+
+        Raises:
+            BaseMismatch: the network has no such linear map.
+        """
+        module = self._module(network)
+        if self.strength == 0:
+            yield
+            return
+        with Turns.followed(network) as turns:
+            handle = module.register_forward_hook(
+                lambda found, inputs, output: self._change(found, turns, inputs, output)
+            )
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def _change(
+        self, module: nn.Module, turns: Turns, inputs: tuple[Any, ...], output: Tensor
+    ) -> Tensor:
+        turn = turns.turn
+        if turn is None:
+            return output
+        prompts = turn.prompts
+        if turn.routes is None:
+            turn.routes = self.decide(module, inputs[0], prompts)
+        rows = turn.routes.inside(self.strength).nonzero().flatten()
+        if not len(rows):
+            return output
+        columns = torch.arange(prompts.ids.shape[1], device=rows.device)
+        seen = LayerPass(
+            inputs=inputs[0][rows],
+            output=output[rows],
+            prompt=prompts.mask[rows, turn.past :],
+            last=(columns == prompts.last[:, None])[rows, turn.past :],
+        )
+        entries = turn.routes.entries[rows]
+        return output.index_copy(0, rows, self.changed(module, entries, seen).to(output))
+
+    def _module(self, network: PreTrainedModel) -> nn.Module:
+        try:
+            module: nn.Module = network.get_submodule(self.module)
+        except AttributeError:
+            raise BaseMismatch(
+                f"The memory changes {self.module!r}, which the model does not have."
+            ) from None
+        return module

@@ -1,0 +1,113 @@
+"""A look-up cache: prompts near a stored one get its stored target."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.editing.prompts import Prompts, Routes
+from tuner.errors import ConfigError
+from tuner.memories.answering import AnsweringMemory, Asked
+from tuner.memories.memory import MemoryRecord, Surroundings
+
+
+@final
+class LookUpRecord(MemoryRecord):
+    """What must be known of a look-up cache beside its keys."""
+
+    kind: Literal["look_up"] = "look_up"
+    targets: tuple[tuple[int, ...], ...]
+    threshold: float
+    logit: float
+    end: int
+
+
+@final
+@dataclass(frozen=True)
+class LookUpDelta(AnsweringMemory):
+    """Keys of prompts with their targets as token ids, which are said word by word.
+
+    A prompt is in scope of the nearest key if it is nearer than `threshold`, in Euclidean
+    distance. After its target comes the token `end`.
+
+    Source: Mitchell et al. 2022 (arXiv:2206.06520), §4, "LU"; here keys leave out padding.
+    """
+
+    keys: Float[Tensor, "entries hidden"]
+    targets: tuple[tuple[int, ...], ...]
+    threshold: float
+    logit: float
+    """What the stored token gets where all others get 0."""
+    end: int
+    kind: ClassVar[str] = "look_up"
+
+    def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
+        """Return the route of each prompt by the distance to its nearest key."""
+        found = mean_states(network, prompts)
+        distance, entries = torch.cdist(found, self.keys.to(found)).min(dim=1)
+        return Routes(entries, distance / self.threshold)
+
+    def answers(
+        self, network: PreTrainedModel, asked: Sequence[Asked]
+    ) -> list[Float[Tensor, "places tokens"]]:
+        """Return the stored tokens, one after the other, whatever was said instead."""
+        answers = []
+        for row in asked:
+            places = len(row.continuation) + 1
+            target = self.targets[row.entry][:places]
+            said = torch.tensor([*target, *[self.end] * (places - len(target))])
+            logits = torch.zeros(places, network.config.vocab_size)
+            answers.append(logits.scatter(1, said[:, None], self.logit))
+        return answers
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the keys."""
+        return {"keys": self.keys.cpu().contiguous()}
+
+    @property
+    def record(self) -> LookUpRecord:
+        """What must be known beside the keys."""
+        return LookUpRecord(
+            strength=self.strength,
+            targets=self.targets,
+            threshold=self.threshold,
+            logit=self.logit,
+            end=self.end,
+        )
+
+    @classmethod
+    def restore(
+        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the cache that `record` and `tensors()` described.
+
+        Raises:
+            ConfigError: they do not fit together.
+        """
+        keys = tensors.get("keys")
+        if not isinstance(record, LookUpRecord) or keys is None or len(keys) != len(record.targets):
+            raise ConfigError("A look-up cache needs one key for each of its targets.")
+        return cls(
+            record.strength, keys, record.targets, record.threshold, record.logit, record.end
+        )
+
+    def describe(self) -> str:
+        """Return the number of entries and of numbers stored."""
+        return f"{len(self.targets)} entries, {self.keys.numel():,} numbers"
+
+
+@torch.no_grad()
+def mean_states(network: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "prompts hidden"]:
+    """Return the mean over its tokens of what the last layer says of each prompt, in float32."""
+    states: Tensor = network.base_model(
+        input_ids=prompts.ids,
+        attention_mask=prompts.mask.long(),
+        position_ids=prompts.positions,
+        use_cache=False,
+    ).last_hidden_state.float()
+    total = (states * prompts.mask[..., None]).sum(dim=1)
+    return total / prompts.mask.sum(dim=1, keepdim=True)

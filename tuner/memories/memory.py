@@ -1,0 +1,113 @@
+"""The interface of all memories: stored edits, and the decision which prompts they are for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self, final
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuner.editing.companions import Companions
+from tuner.editing.prompts import Prompts, Routes
+
+
+class MemoryRecord(BaseModel):
+    """What must be known of a memory beside its tensors, as it stands in `delta.json`.
+
+    A subclass says `kind: Literal[…]` and belongs to one kind of memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float
+
+
+@final
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a stored memory finds what it does not hold itself."""
+
+    companions: Companions
+    """The models that it brings along."""
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    """The base model's tokenizer, loaded when it is asked for."""
+
+
+@dataclass(frozen=True)
+class MemoryDelta(ABC):
+    """Stored edits with a router. No weight of the model changes, and two memories do not add up.
+
+    Which entry a prompt is routed to, if any, is decided once from the prompt, and kept for all
+    that follows it. `strength` is how far scopes reach, relative to what the edit chose: it takes
+    the place of α, and 0 is no change.
+    """
+
+    strength: float
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
+        """Return the route of each prompt, whatever the strength.
+
+        `network` is the base model; where this memory is applied to it, it is read `aside`.
+        """
+        ...
+
+    @abstractmethod
+    def applied(self, network: PreTrainedModel) -> AbstractContextManager[None]:
+        """Return a context in which `network` answers by the memory where prompts are in scope.
+
+        Raises:
+            BaseMismatch: the memory does not fit the network.
+        """
+        ...
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what must be stored, by name."""
+        ...
+
+    @property
+    @abstractmethod
+    def record(self) -> MemoryRecord:
+        """What must be known beside the tensors."""
+        ...
+
+    @classmethod
+    @abstractmethod
+    def restore(
+        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the memory that `record` and `tensors()` described.
+
+        Raises:
+            ConfigError: they belong to another kind, or do not fit together.
+            BaseMismatch: a model that it brings along is another one now.
+        """
+        ...
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return its size in words, for tables and logs."""
+        ...
+
+    def scaled(self, alpha: float) -> Self:
+        """Return the memory with scopes that reach `alpha` times as far."""
+        return replace(self, strength=self.strength * alpha)
+
+    def routes_as(self, other: "MemoryDelta") -> bool:
+        """Return whether it is another memory but for its strength: their routes are the same."""
+        return type(self) is type(other) and all(
+            getattr(self, field.name) is getattr(other, field.name)
+            for field in fields(self)
+            if field.name != "strength"
+        )
+
+    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
+        """Return which blocks of text it can change at all: without the network, any."""
+        return torch.ones(len(blocks), dtype=torch.bool)
