@@ -141,6 +141,13 @@ def small(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathF
     return save_model(make_tiny_model("backpack", tokenizer), folder)
 
 
+@pytest.fixture(scope="session")
+def tiny(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny GPT-NeoX model that shares its tokenizer with all tiny models."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return save_model(make_tiny_model("gpt_neox", tokenizer), folder)
+
+
 @pytest.fixture
 def examples() -> ExampleSet:
     return ExampleSet(
@@ -153,6 +160,33 @@ def examples() -> ExampleSet:
                 ("Chile", "Santiago"),
             )
         ),
+    )
+
+
+@pytest.fixture
+def training() -> Split:
+    """Other edits than the examples, for learned editors: four records in and out of scope."""
+    canonical, ood, hard_negatives = [], [], []
+    for place, city in (
+        ("Port", "Lome"),
+        ("Louis", "Santiago"),
+        ("Santiago", "Port Louis"),
+        ("Lome", "Lome"),
+    ):
+        said = {"target": f" {city}", "subject": place, "record": f"capital: {place}"}
+        canonical.append(Example(prompt=f"The capital of {place} is", **said))
+        ood += [
+            Example(prompt=f"{frame} {place} is", **said)
+            for frame in ("a big capital of", "The capital city of")
+        ]
+        hard_negatives += [
+            Example(prompt=f"{frame} {place}", **said | {"target": " town"})
+            for frame in ("a big town and", "a town and a city of")
+        ]
+    return Split(
+        canonical=ExampleSet(loss=LossKind.LIKELIHOOD, rows=tuple(canonical)),
+        ood=ExampleSet(loss=LossKind.LIKELIHOOD, rows=tuple(ood)),
+        hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=tuple(hard_negatives)),
     )
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -23,13 +23,17 @@ from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Certificate
 from tuner.memories.look_up import LookUpDelta, LookUpRecord
 from tuner.memories.memory import MemoryDelta, Surroundings
+from tuner.memories.retrieval import RetrievalDelta, RetrievalRecord
+from tuner.memories.serac import SeracDelta, SeracRecord
 from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
 from tuner.yaml_file import describe_problem
 
-Kind = Literal["weights", "senses", "ensemble", "look_up"]
-MemoryRecords = LookUpRecord
-_MEMORIES: dict[str, type[MemoryDelta]] = {kind.kind: kind for kind in (LookUpDelta,)}
+Kind = Literal["weights", "senses", "ensemble", "look_up", "retrieve_and_prompt", "serac"]
+MemoryRecords = Annotated[LookUpRecord | RetrievalRecord | SeracRecord, Field(discriminator="kind")]
+_MEMORIES: dict[str, type[MemoryDelta]] = {
+    kind.kind: kind for kind in (LookUpDelta, RetrievalDelta, SeracDelta)
+}
 # What becomes of the tensors; an ensemble's are those of the small model's own change.
 _FROM_TENSORS: dict[str, Callable[[Mapping[str, Tensor]], AdditiveDelta]] = {
     WeightDelta.kind: WeightDelta.from_tensors,
@@ -68,6 +72,12 @@ class Manifest(BaseModel):
     rule: Rule
     answers: tuple[Answer, ...] = Field(description="What the trial gave for every budget.")
     certificate: Certificate | None = None
+    changed: bool = Field(
+        default=False,
+        exclude_if=lambda changed: not changed,
+        description="Whether edits were added or removed after the trial: its answers are those "
+        "of the memory before.",
+    )
     versions: dict[str, str]
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 from pydantic import ValidationError
 
+from tuner.cli.bundles import BundleArgument, bundle_folder, find_bundle
 from tuner.cli.options import (
     STUDIES,
     DeviceOption,
@@ -73,10 +74,6 @@ _FIGURES = {
     "fluency": "fluency (sampled text)",
     "consistency": "consistency (sampled text)",
 }
-
-BundleArgument = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
-]
 
 
 def edit(
@@ -183,7 +180,7 @@ def evaluate(
     json_: JsonFlag = False,
 ) -> None:
     """Judge a delta: success, generation, hard negatives, related text and deviation."""
-    found = _bundle(bundle, epsilon, folder, device)
+    found = find_bundle(bundle, epsilon, folder, device)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.evaluation.budget import Budget
@@ -266,7 +263,7 @@ def certify(
     The certificate is written into the bundle, unless it has one for the same budget at a higher
     confidence. Exit code 1 where the budget is not surely kept.
     """
-    found = _bundle(bundle, epsilon, folder, device)
+    found = find_bundle(bundle, epsilon, folder, device)
     budget = _budget([found.manifest.epsilon if epsilon is None else epsilon])
     from tuner.cache import Cache, cache_folder
     from tuner.editing.corpus import Part, load_general_text
@@ -292,7 +289,7 @@ def certify(
             f"ε={certificate.epsilon:g}, deviation {show_deviation(certificate.deviation)} in "
             f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
         )
-    _keep_certificate(found, certificate, _bundle_folder(bundle, epsilon, folder))
+    _keep_certificate(found, certificate, bundle_folder(bundle, epsilon, folder))
     if not certificate.holds:
         raise typer.Exit(1)
 
@@ -326,7 +323,7 @@ def export(
 
     if format_ is not None and format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)
-    found = _bundle(bundle, epsilon, folder, device)
+    found = find_bundle(bundle, epsilon, folder, device)
     chosen = format_ or suited_format(found, rank)
     base = None if chosen != "merged" or model is None else _base_of(found, model, device)
     written = write(found, out, format=chosen, model=base, rank=rank)
@@ -392,36 +389,6 @@ def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel
     base = _model(model or manifest.base, manifest.base_dtype, device, revision)
     bundle.check_base(base)
     return base
-
-
-def _bundle(name: str, epsilon: float | None, folder: Path, device: str) -> "Bundle":
-    from tuner.bundle import Bundle
-    from tuner.editing.companions import Companions
-
-    return Bundle.load(_bundle_folder(name, epsilon, folder), Companions(device))
-
-
-def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
-    """Return a bundle's folder, or that of a study's winner."""
-    if (Path(name) / "delta.json").is_file():
-        return Path(name)
-    study = folder / name
-    winners = {
-        float(path.parent.name): path.parent for path in study.glob("winners/[0-9]*/delta.json")
-    }
-    if not study.is_dir():
-        raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
-    if not winners:
-        raise ConfigError(f"The study {name!r} has no winner yet; see `tuner status {name}`.")
-    if epsilon is None:
-        if len(winners) > 1:
-            known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
-            raise ConfigError(f"The study {name!r} has winners for {known}: give --epsilon.")
-        return next(iter(winners.values()))
-    if epsilon not in winners:
-        known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
-        raise ConfigError(f"The study {name!r} has no winner for {epsilon:g}; it has {known}.")
-    return winners[epsilon]
 
 
 def _print_facts(answers: Sequence["Answer"]) -> None:

@@ -5,13 +5,13 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuner.editing.encoder import Encoder, load_encoder
 from tuner.editing.model import Device, Dtype, LanguageModel, load_model
 from tuner.errors import BaseMismatch
 
 
-@final
-class Companion(BaseModel):
-    """What a stored delta must say of the small model that it brings along, to find it again."""
+class ModelRecord(BaseModel):
+    """What a stored delta must say of a model that it brings along, to find it again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,6 +19,12 @@ class Companion(BaseModel):
     revision: str | None
     fingerprint: str = Field(description="Hash of its weights, dtype and tokenizer.")
     dtype: Dtype
+
+
+@final
+class Companion(ModelRecord):
+    """The small model of an ensemble."""
+
     kind: Literal["weights", "senses"] = Field(description="What the tensors change in it.")
     strength: float = Field(description="How much of that reaches the base (β).")
 
@@ -30,6 +36,7 @@ class Companions:
 
     device: Device = "auto"
     _loaded: dict[tuple[str, str | None, Dtype], LanguageModel] = field(default_factory=dict)
+    _encoders: dict[tuple[str, str | None], Encoder] = field(default_factory=dict)
 
     def load(
         self, id: str, *, revision: str | None = None, dtype: Dtype = "float32"
@@ -44,7 +51,18 @@ class Companions:
             self._loaded[key] = load_model(id, revision=revision, dtype=dtype, device=self.device)
         return self._loaded[key]
 
-    def recall(self, companion: Companion) -> LanguageModel:
+    def load_encoder(self, id: str, *, revision: str | None = None) -> Encoder:
+        """Return the encoder called so, in single precision.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        key = (id, revision)
+        if key not in self._encoders:
+            self._encoders[key] = load_encoder(id, revision=revision, device=self.device)
+        return self._encoders[key]
+
+    def recall(self, companion: ModelRecord) -> LanguageModel:
         """Return the very model that a delta was made with.
 
         Raises:
@@ -52,12 +70,18 @@ class Companions:
             BaseMismatch: what is found under its name is another one.
         """
         found = self.load(companion.id, revision=companion.revision, dtype=companion.dtype)
-        if found.fingerprint != companion.fingerprint:
-            raise BaseMismatch(
-                f"This delta brings along {companion.id} ({companion.dtype}, fingerprint "
-                f"{companion.fingerprint[:12]}…), but what is found there now has the fingerprint "
-                f"{found.fingerprint[:12]}…. Put the same weights back."
-            )
+        _check_same(found.fingerprint, companion)
+        return found
+
+    def recall_encoder(self, companion: ModelRecord) -> Encoder:
+        """Return the very encoder that a delta was made with.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+            BaseMismatch: what is found under its name is another one.
+        """
+        found = self.load_encoder(companion.id, revision=companion.revision)
+        _check_same(found.fingerprint, companion)
         return found
 
     def check_unchanged(self) -> None:
@@ -68,3 +92,14 @@ class Companions:
         """
         for model in self._loaded.values():
             model.check_unchanged()
+        for encoder in self._encoders.values():
+            encoder.check_unchanged()
+
+
+def _check_same(fingerprint: str, companion: ModelRecord) -> None:
+    if fingerprint != companion.fingerprint:
+        raise BaseMismatch(
+            f"This delta brings along {companion.id} ({companion.dtype}, fingerprint "
+            f"{companion.fingerprint[:12]}…), but what is found there now has the fingerprint "
+            f"{fingerprint[:12]}…. Put the same weights back."
+        )

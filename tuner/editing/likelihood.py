@@ -59,6 +59,16 @@ def continuation_losses(
     return torch.where(read.judged, token_losses(read.logits, read.tokens), 0.0).sum(dim=1)
 
 
+def unlikelihood_losses(
+    network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
+) -> Float[Tensor, " batch"]:
+    """Return −log (1 − p) of each target token given what is before it, summed, in nats."""
+    read = _read_targets(network, batch, pad_id)
+    # A token that is certain would make an infinite loss.
+    likely = (-token_losses(read.logits, read.tokens)).clamp(max=-1e-6)
+    return torch.where(read.judged, -torch.log(-torch.expm1(likely)), 0.0).sum(dim=1)
+
+
 @torch.no_grad()
 def predicted_tokens(
     network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int

@@ -51,7 +51,7 @@ class LanguageModel:
         self.id = id
         self.revision = revision
         self.architecture: Architecture = architecture_of(str(network.config.model_type))
-        self._checksum = self._current_checksum()
+        self._checksum = checksum_of(self.network)
         if isinstance(network, BackpackForCausalLM):
             network.backpack.memory = ContextualisationMemory()
 
@@ -81,14 +81,7 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of weights, precision, settings and tokenizer: what a delta belongs to."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-            flat = weight.detach().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.cpu().numpy().tobytes())
-        digest.update(tokenizer_hash(self.tokenizer).encode())
-        digest.update(self._settings().encode())
-        return digest.hexdigest()
+        return fingerprint_of(self.network, self.tokenizer)
 
     @cached_property
     def end_id(self) -> int:
@@ -101,7 +94,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """The most tokens that the model reads at once."""
-        return int(getattr(self.network.config, "max_position_embeddings", 2048))
+        return context_length_of(self.network)
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Return the token ids of `text`; special tokens such as a BOS only on request."""
@@ -128,13 +121,7 @@ class LanguageModel:
         Editors train a twin, so the model itself never changes and no memory is spent on
         weights that stay as they are.
         """
-        keep = set(own)
-        shared: dict[int, nn.Parameter | Tensor] = {
-            id(weight): weight
-            for name, weight in (*self.network.named_parameters(), *self.network.named_buffers())
-            if name not in keep
-        }
-        return copy.deepcopy(self.network, dict(shared))
+        return twin_of(self.network, own)
 
     def after(self, delta: AdditiveDelta) -> "LanguageModel":
         """Return a second model into which `delta` is written; the other weights are shared."""
@@ -145,7 +132,7 @@ class LanguageModel:
     @property
     def unchanged(self) -> bool:
         """Whether the weights hold the bits they were loaded with, as they do outside an edit."""
-        return self._current_checksum() == self._checksum
+        return checksum_of(self.network) == self._checksum
 
     def check_unchanged(self) -> None:
         """Verify that the weights still hold the bits they were loaded with.
@@ -187,21 +174,52 @@ class LanguageModel:
             self.network.generation_config = own
         return output[:, ids.shape[1] :]
 
-    def _settings(self) -> str:
-        """Return what the configuration says about the computation, apart from names and versions.
 
-        The same weights under another normalisation or activation are another model.
-        """
-        settings = self.network.config.to_dict()
-        for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-            settings.pop(key, None)
-        return json.dumps(settings, sort_keys=True, default=str)
+def context_length_of(network: PreTrainedModel) -> int:
+    """Return the most tokens that a network reads at once."""
+    return int(getattr(network.config, "max_position_embeddings", 2048))
 
-    def _current_checksum(self) -> tuple[int, ...]:
-        # Cheap on every device: one reduction per weight, no copy to the host.
-        return tuple(
-            int(torch.hash_tensor(weight).view(torch.int64)) for weight in self.network.parameters()
-        )
+
+def fingerprint_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of weights, precision, settings and tokenizer."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        flat = weight.detach().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.cpu().numpy().tobytes())
+    digest.update(tokenizer_hash(tokenizer).encode())
+    digest.update(_settings_of(network).encode())
+    return digest.hexdigest()
+
+
+def checksum_of(network: PreTrainedModel) -> tuple[int, ...]:
+    """Return numbers that change when a weight does."""
+    # Cheap on every device: one reduction per weight, no copy to the host.
+    return tuple(
+        int(torch.hash_tensor(weight).view(torch.int64)) for weight in network.parameters()
+    )
+
+
+def twin_of(network: PreTrainedModel, own: Collection[str]) -> PreTrainedModel:
+    """Return a second network over the same weights, with copies of those named in `own`."""
+    keep = set(own)
+    shared: dict[int, nn.Parameter | Tensor] = {
+        id(weight): weight
+        for name, weight in (*network.named_parameters(), *network.named_buffers())
+        if name not in keep
+    }
+    return copy.deepcopy(network, dict(shared))
+
+
+def _settings_of(network: PreTrainedModel) -> str:
+    """Return what the configuration says about the computation, apart from names and versions.
+
+    The same weights under another normalisation or activation are another model.
+    """
+    settings = network.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        settings.pop(key, None)
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -242,8 +260,8 @@ def load_model(
         ConfigError: there is no such model, its family cannot be edited, its files are damaged,
             or the device is absent.
     """
-    place = _choose_device(device)
-    source, revision = _locate(id, revision)
+    place = choose_device(device)
+    source, revision = locate(id, revision)
     try:
         config = read_published_config(source, revision) or AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False
@@ -287,7 +305,7 @@ def load_tokenizer(id: str, revision: str | None = None) -> PreTrainedTokenizerB
     Raises:
         ConfigError: there is none.
     """
-    source, revision = _locate(id, revision)
+    source, revision = locate(id, revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
@@ -305,7 +323,12 @@ def builtin_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
 
-def _locate(id: str, revision: str | None) -> tuple[str, str | None]:
+def locate(id: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the folder or hub id, and the revision, that a model's name stands for.
+
+    Raises:
+        ConfigError: there is no such built-in model, or no such folder.
+    """
     scheme, mark, name = id.partition(":")
     if mark and scheme == "builtin":
         shipped = builtin_models()
@@ -317,7 +340,12 @@ def _locate(id: str, revision: str | None) -> tuple[str, str | None]:
     return str(Path(id).expanduser()) if Path(id).expanduser().is_dir() else id, revision
 
 
-def _choose_device(device: Device) -> torch.device:
+def choose_device(device: Device) -> torch.device:
+    """Return the device called so; `auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: it is no device, or is absent.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from bundles import bundle_of
+from conftest import save_model
 from torch import Tensor
 
 from tuner.bundle import Bundle
+from tuner.cache import Cache, cache_folder
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts, prompts_end_at
-from tuner.editing.task import Example, ExampleSet, LossKind
+from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors import find_editor
 from tuner.errors import ConfigError
 from tuner.evaluation.memory_reading import MemoryReading
@@ -22,6 +24,13 @@ from tuner.memories.memory import MemoryDelta
 # Narrow enough that the prompts below are told apart, wide enough that theirs are in scope.
 SETTINGS: dict[str, dict[str, float | int | str]] = {
     "look_up": {"threshold": 0.01},
+    "retrieve_and_prompt": {"classifier_learning_rate": 1e-2, "classifier_steps": 40},
+    "serac": {
+        "classifier_learning_rate": 1e-2,
+        "classifier_steps": 40,
+        "counterfactual_learning_rate": 1e-2,
+        "counterfactual_steps": 20,
+    },
 }
 EDITED = "The capital of Togo is"
 OTHER = "a big town and a city"
@@ -34,16 +43,23 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def memory(name: str, model: LanguageModel, corpus: Corpus) -> MemoryDelta:
+def memory(
+    name: str, model: LanguageModel, corpus: Corpus, training: Split, tiny: str
+) -> MemoryDelta:
     """A memory of one edit, in a tiny model of each family in turn."""
-    editor = find_editor(name).model_validate(SETTINGS[name])
+    kind = find_editor(name)
+    known = {"classifier": tiny, "counterfactual": tiny}
+    beside = {field: folder for field, folder in known.items() if field in kind.model_fields}
+    editor = kind.model_validate({**SETTINGS[name], **beside})
     try:
         editor.check_model(model, Companions())
     except ConfigError as error:
         pytest.skip(str(error))
     rows = (Example(prompt=EDITED, target=" Santiago"),)
     examples = ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows)
-    *_, step = editor.edit(model, examples, Auxiliary(corpus), seed=0)
+    # What is trained is the same for all tests: the cache keeps it.
+    aux = Auxiliary(corpus, training=training, cache=Cache(cache_folder()))
+    *_, step = editor.edit(model, examples, aux, seed=0)
     assert isinstance(step.delta, MemoryDelta)
     return step.delta
 
@@ -172,6 +188,8 @@ def test_strength_widens_scopes(memory: MemoryDelta, model: LanguageModel) -> No
 
 
 def test_a_bundle_keeps_it(memory: MemoryDelta, model: LanguageModel, tmp_path: Path) -> None:
+    # Some memories bring along the base's tokenizer, which they find where the base is.
+    model.id = save_model(model, tmp_path / "base")
     bundle = bundle_of(model, memory)
     with model.edited(memory):
         said = _generate(model, EDITED, OTHER)

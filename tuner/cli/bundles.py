@@ -1,0 +1,54 @@
+"""Where the verbs find a bundle: in a folder, or as a study's winner."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tuner.bundle import Bundle
+
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
+]
+
+
+def find_bundle(name: str, epsilon: float | None, folder: Path, device: str) -> "Bundle":
+    """Return the bundle in a folder, or that of a study's winner.
+
+    Raises:
+        ConfigError: there is none, or it is not clear which.
+    """
+    from tuner.bundle import Bundle
+    from tuner.editing.companions import Companions
+
+    return Bundle.load(bundle_folder(name, epsilon, folder), Companions(device))
+
+
+def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
+    """Return a bundle's folder, or that of a study's winner.
+
+    Raises:
+        ConfigError: there is none, or it is not clear which.
+    """
+    if (Path(name) / "delta.json").is_file():
+        return Path(name)
+    study = folder / name
+    winners = {
+        float(path.parent.name): path.parent for path in study.glob("winners/[0-9]*/delta.json")
+    }
+    if not study.is_dir():
+        raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
+    if not winners:
+        raise ConfigError(f"The study {name!r} has no winner yet; see `tuner status {name}`.")
+    if epsilon is None:
+        if len(winners) > 1:
+            known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
+            raise ConfigError(f"The study {name!r} has winners for {known}: give --epsilon.")
+        return next(iter(winners.values()))
+    if epsilon not in winners:
+        known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
+        raise ConfigError(f"The study {name!r} has no winner for {epsilon:g}; it has {known}.")
+    return winners[epsilon]

@@ -1,0 +1,92 @@
+"""SERAC: a small counterfactual model answers where a prompt is in the scope of an edit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, final
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.editing.companions import ModelRecord
+from tuner.editing.counterfactual import Counterfactual
+from tuner.errors import ConfigError
+from tuner.memories.memory import MemoryRecord, Surroundings
+from tuner.memories.scoped import (
+    Reader,
+    ScopedMemory,
+    ScopedRecord,
+    classifier_record,
+    named,
+    restore_scope,
+    unnamed,
+)
+
+
+@final
+class SeracRecord(ScopedRecord):
+    """What must be known of a SERAC memory beside the trained weights."""
+
+    kind: Literal["serac"] = "serac"
+    counterfactual: ModelRecord
+
+
+@final
+@dataclass(frozen=True)
+class SeracDelta(ScopedMemory):
+    """Edits as text; in their scope a counterfactual model answers, which reads edit and prompt.
+
+    Routing is hard: the base model has no part in an answer in scope.
+
+    Source: Mitchell et al. 2022 (arXiv:2206.06520), §3.
+    """
+
+    counterfactual: Counterfactual
+    kind: ClassVar[str] = "serac"
+
+    def reader(self, network: PreTrainedModel) -> Reader:
+        """Return the counterfactual model."""
+        return Reader(self.counterfactual.network, self.counterfactual.small.tokenizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights that were trained."""
+        return super().tensors() | named("counterfactual", self.counterfactual.weights)
+
+    @property
+    def record(self) -> SeracRecord:
+        """What must be known beside the weights."""
+        small = self.counterfactual.small
+        return SeracRecord(
+            strength=self.strength,
+            edits=self.edits,
+            threshold=self.scope.threshold,
+            joint=self.joint,
+            form=self.scope.classifier.form,
+            classifier=classifier_record(self.scope.classifier),
+            counterfactual=ModelRecord(
+                id=small.id,
+                revision=small.revision,
+                fingerprint=small.fingerprint,
+                dtype="float32",
+            ),
+        )
+
+    @classmethod
+    def restore(
+        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the memory that `record` and `tensors()` described.
+
+        Raises:
+            ConfigError: they belong to another kind, or a model cannot be loaded.
+            BaseMismatch: a model that it brings along is another one now.
+        """
+        if not isinstance(record, SeracRecord):
+            raise ConfigError("A SERAC memory needs a record of its own kind.")
+        small = surroundings.companions.recall(record.counterfactual)
+        return cls(
+            record.strength,
+            restore_scope(record, tensors, surroundings),
+            record.joint,
+            surroundings.tokenizer(),
+            Counterfactual(small, unnamed("counterfactual", tensors)),
+        )
