@@ -145,3 +145,31 @@ def test_token_accuracy_needs_no_contrast(tmp_path: Path) -> None:
     )
     assert task.loss is LossKind.LIKELIHOOD
     assert task.val.neighbours[0].contrast is None
+
+
+def _with_training(tmp_path: Path, prompt: str) -> Path:
+    folder = write(tmp_path / "towns", CARD)
+    (folder / "train").mkdir()
+    for name in ("canonical", "ood"):
+        lines = json.dumps(row(f"{prompt} {name}", " Lome", " Port", record="9"))
+        (folder / "train" / f"{name}.jsonl").write_text(f"{lines}\n")
+    return folder
+
+
+def test_a_task_may_hold_other_edits_to_train_on(tmp_path: Path) -> None:
+    plain = load_task(write(tmp_path / "plain", CARD))
+    task = load_task(_with_training(tmp_path, "Mauritius"))
+    assert plain.train is None
+    assert task.train is not None
+    assert task.train.canonical.rows[0].prompt == "Mauritius canonical"
+    assert task.hash != plain.hash
+    save_task(task, tmp_path / "copy")
+    assert load_task(tmp_path / "copy") == task
+
+
+def test_what_is_judged_is_never_trained_on(tmp_path: Path) -> None:
+    folder = _with_training(tmp_path, "Mauritius")
+    judged = (folder / "test" / "ood.jsonl").read_text()
+    (folder / "train" / "ood.jsonl").write_text(judged)
+    with pytest.raises(TaskError, match=r"train/ood.jsonl:1: .* stands in the test split too"):
+        load_task(folder)
