@@ -40,6 +40,8 @@ class SuccessRule(StrEnum):
     THRESHOLD = "threshold"  # its loss meets the task's threshold, in nats
     LIKELIER = "likelier"  # the target is likelier per token than the contrast (CounterFact)
     TOKENS = "tokens"  # its share of target tokens that are the most likely ones (zsRE)
+    SEQUENCE = "sequence"  # every token of the target is the most likely one (SERAC)
+    SENTIMENT = "sentiment"  # the target's sentiment, on topic, against the contrast's (SERAC)
 
 
 def _is_empty(value: object) -> bool:
@@ -159,6 +161,12 @@ class _Card(BaseModel):
         exclude_if=_is_empty,
         description="What an edit must keep beside the deviation budget.",
     )
+    simultaneous_edits: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=_is_empty,
+        description="How many edits are made at once; all of a split if not given.",
+    )
 
     @model_validator(mode="after")
     def _rule_has_what_it_needs(self) -> Self:
@@ -231,7 +239,8 @@ def find_task(name_or_path: str | Path) -> Path:
 
 
 def _load_split(folder: Path, card: _Card) -> Split:
-    judged = "the rule likelier" if card.success is SuccessRule.LIKELIER else None
+    compares = card.success in (SuccessRule.LIKELIER, SuccessRule.SENTIMENT)
+    judged = f"the rule {card.success}" if compares else None
     if card.loss.needs_contrast:
         judged = f"the loss {card.loss}"
     neighbours = folder / "neighbours.jsonl"

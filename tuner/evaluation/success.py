@@ -176,6 +176,8 @@ class SuccessMeter:
             case SuccessRule.TOKENS:
                 gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
                 return _agreement(self._predictions(rows.targets), gold)
+            case SuccessRule.SEQUENCE | SuccessRule.SENTIMENT:
+                raise ConfigError(f"Success by the rule {self._rule} cannot be judged yet.")
 
     def _losses(self, rows: _Rows) -> Tensor:
         """Return each row's loss, summed over the target's tokens."""
