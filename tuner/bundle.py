@@ -60,6 +60,11 @@ class Manifest(BaseModel):
     model_type: str
     task: str
     task_hash: str
+    edits: int | None = Field(
+        default=None,
+        exclude_if=lambda edits: edits is None,
+        description="How many edits were made at once; None is all of the split's.",
+    )
     editor: str
     hyperparameters: dict[str, Any]
     seed: int
@@ -211,6 +216,7 @@ def make_bundle(
             model_type=str(model.network.config.model_type),
             task=task.name,
             task_hash=task.hash,
+            edits=task.simultaneous_edits,
             editor=record.editor,
             hyperparameters=record.hyperparameters,
             seed=record.seed,

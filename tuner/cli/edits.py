@@ -11,6 +11,7 @@ from tuner.cli.options import (
     STUDIES,
     DeviceOption,
     DtypeOption,
+    EditsOption,
     EpsilonsOption,
     FolderOption,
     GeneralOption,
@@ -72,6 +73,11 @@ _FIGURES = {
     "locality_base": "locality, against the base model",
     "fluency": "fluency (sampled text)",
     "consistency": "consistency (sampled text)",
+    "drawdown": "drawdown",
+    "scope_precision": "scope, precision",
+    "scope_recall": "scope, recall",
+    "scope_entry_recall": "scope, recall by the right edit",
+    "scope_auc": "scope, AUC",
 }
 
 BundleArgument = Annotated[
@@ -90,6 +96,7 @@ def edit(
     model: ModelOption = "builtin:neox",
     split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
     rule: Annotated[str, typer.Option("--rule", help="fitted, best or published.")] = "fitted",
+    edits: EditsOption = None,
     general: GeneralOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
@@ -111,7 +118,7 @@ def edit(
     from tuner.trial import Bench
 
     chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
-    examples = load_task(task)
+    examples = load_task(task, edits)
     base = _model(model, dtype, device)
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)
@@ -171,6 +178,10 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option("--split", help="val or test; by default the one it was made on.")
     ] = None,
+    edits: Annotated[
+        int | None,
+        typer.Option("--edits", min=1, help="Edits of the split; by default as it was made."),
+    ] = None,
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
     ] = None,
@@ -191,8 +202,8 @@ def evaluate(
     from tuner.trial import Bench
 
     manifest = found.manifest
-    judged = load_task(task or manifest.task)
-    if task is None and judged.hash != manifest.task_hash:
+    judged = load_task(task or manifest.task, edits or (manifest.edits if task is None else None))
+    if task is None and edits is None and judged.hash != manifest.task_hash:
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
@@ -201,8 +212,7 @@ def evaluate(
     bench = Bench(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else _member(SplitName, split, "split")
     before = bench.base_scores(name)
-    with base.edited(found.delta):
-        after = bench.success_meter(name).scores()
+    after = bench.full_scores(name, found.delta)
     gain = bench.success_meter(name).gain_interval(after, before)
     deviation = bench.meter.measure(found.delta, budget.epsilons)
     violations = bench.violations(name, after)
@@ -227,11 +237,12 @@ def evaluate(
         show_share(after.success),
         show_interval(after.success - before.success, gain),
     )
-    figures = after.figures()
-    for name, one in before.figures().items():
-        if name in _FIGURES and name in figures:
-            other = figures[name]
-            table.add_row(_FIGURES[name], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
+    figures, of_base = after.figures(), before.figures()
+    for figure in (figure for figure in _FIGURES if figure in figures):
+        one, other = of_base.get(figure), figures[figure]
+        # The base model has no memory whose scope could be judged.
+        change = show_interval(None if one is None else other - one, None)
+        table.add_row(_FIGURES[figure], show_share(one), show_share(other), change)
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
