@@ -164,6 +164,31 @@ def corpus() -> Corpus:
 
 
 @pytest.fixture
+def training() -> Split:
+    """Six other edits for learned editors, with rows in and out of their scope."""
+    countries = ("Peru", "Mali", "Oman", "Cuba", "Fiji", "Iran")
+    cities = (" Lome", " Port Louis", " Santiago", " Chile", " Togo", " Mauritius")
+
+    def rows(frame: str, targets: tuple[str, ...]) -> tuple[Example, ...]:
+        return tuple(
+            Example(prompt=frame.format(country), target=target, subject=country, record=country)
+            for country, target in zip(countries, targets, strict=True)
+        )
+
+    likelihood = LossKind.LIKELIHOOD
+    return Split(
+        canonical=ExampleSet(loss=likelihood, rows=rows("The capital of {} is", cities)),
+        ood=ExampleSet(
+            loss=likelihood,
+            rows=(*rows("a big town of {} is", cities), *rows("The city of {} is", cities)),
+        ),
+        hard_negatives=ExampleSet(
+            loss=likelihood, rows=rows("The town is big and {} is a", (" city",) * 6)
+        ),
+    )
+
+
+@pytest.fixture
 def task(examples: ExampleSet) -> Task:
     """A task of three countries; its splits differ in wording only."""
     splits = {}

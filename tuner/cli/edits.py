@@ -119,6 +119,7 @@ def edit(
 
     chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
     examples = load_task(task, edits)
+    method.check_task(examples)
     base = _model(model, dtype, device)
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)

@@ -10,7 +10,7 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import ExampleSet
+from tuner.editing.task import ExampleSet, Split
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
 from tuner.search.space import load_space
@@ -37,12 +37,22 @@ SETTINGS: dict[str, dict[str, float]] = {
     "look_up": {"threshold": 1.0},
     "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
     "memit": {**_FREE, "covariance_weight": 1e-3},
+    "mend": {
+        "learning_rate": 1e-4,
+        "step_size_rate": 1e-3,
+        "rank": 8,
+        "edits_per_step": 2,
+        "accumulation": 1,
+        "training_steps": 10,
+        "check_every": 2,
+    },
     "rome": {**_FREE, "clamp": 1.0},
     "senses": {"learning_rate": 0.1, "epochs": 2},
 }
 
-# Closed forms draw their contexts by a seed of their own, so that trials share them.
-WITHOUT_CHANCE = {"alphaedit", "emmet", "look_up", "memit", "rome"}
+# Closed forms draw their contexts by a seed of their own, and learned editors are trained by one,
+# so that trials share them.
+WITHOUT_CHANCE = {"alphaedit", "emmet", "look_up", "memit", "mend", "rome"}
 
 
 @pytest.fixture(params=editor_names())
@@ -51,6 +61,11 @@ def editor(request: pytest.FixtureRequest, small: str) -> Editor:
     kind = find_editor(name)
     beside = {"small": small} if "small" in kind.model_fields else {}
     return kind.model_validate({**SETTINGS[name], **beside})
+
+
+@pytest.fixture
+def aux(corpus: Corpus, training: Split) -> Auxiliary:
+    return Auxiliary(general=corpus, training=training)
 
 
 @pytest.fixture
@@ -74,9 +89,8 @@ def one(editor: Editor, neox: LanguageModel, backpack: LanguageModel) -> Languag
 
 
 def _edit(
-    editor: Editor, model: LanguageModel, examples: ExampleSet, corpus: Corpus, seed: int = 0
+    editor: Editor, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int = 0
 ) -> Iterator[Delta]:
-    aux = Auxiliary(general=corpus)
     return (step.delta for step in editor.edit(model, examples, aux, seed=seed))
 
 
@@ -86,9 +100,9 @@ def _same(one: Delta, other: Delta) -> bool:
 
 
 def test_the_model_is_bit_identical_after_and_between_epochs(
-    editor: Editor, base: LanguageModel, examples: ExampleSet, corpus: Corpus
+    editor: Editor, base: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
-    for delta in _edit(editor, base, examples, corpus):
+    for delta in _edit(editor, base, examples, aux):
         base.check_unchanged()
         with base.edited(delta):
             pass
@@ -98,45 +112,45 @@ def test_the_model_is_bit_identical_after_and_between_epochs(
 
 
 def test_the_edit_lowers_the_loss_of_its_examples(
-    editor: Editor, base: LanguageModel, examples: ExampleSet, corpus: Corpus
+    editor: Editor, base: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
     from tuner.editing.likelihood import encode_example, training_losses
 
     rows = [encode_example(base, row) for row in examples.rows]
     with torch.no_grad():
         before = training_losses(base.network, examples.loss, rows, base.end_id).mean()
-        *_, last = _edit(editor, base, examples, corpus)
+        *_, last = _edit(editor, base, examples, aux)
         with base.edited(last):
             after = training_losses(base.network, examples.loss, rows, base.end_id).mean()
     assert after < before
 
 
 def test_same_seed_same_bits_whatever_ran_before(
-    editor: Editor, one: LanguageModel, examples: ExampleSet, corpus: Corpus
+    editor: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
-    *_, first = _edit(editor, one, examples, corpus, seed=3)
+    *_, first = _edit(editor, one, examples, aux, seed=3)
     torch.manual_seed(99)
     torch.randn(1000)
-    *_, other = _edit(editor, one, examples, corpus, seed=4)
-    *_, again = _edit(editor, one, examples, corpus, seed=3)
+    *_, other = _edit(editor, one, examples, aux, seed=4)
+    *_, again = _edit(editor, one, examples, aux, seed=3)
     assert _same(first, again)
     assert _same(first, other) == (editor.name() in WITHOUT_CHANCE)
 
 
 def test_global_random_state_is_left_alone(
-    editor: Editor, one: LanguageModel, examples: ExampleSet, corpus: Corpus
+    editor: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
     state = torch.random.get_rng_state()
-    for _ in _edit(editor, one, examples, corpus):
+    for _ in _edit(editor, one, examples, aux):
         pass
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_evaluation_between_epochs_changes_nothing(
-    editor: Editor, one: LanguageModel, examples: ExampleSet, corpus: Corpus
+    editor: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
-    *_, undisturbed = _edit(editor, one, examples, corpus)
-    for delta in _edit(editor, one, examples, corpus):
+    *_, undisturbed = _edit(editor, one, examples, aux)
+    for delta in _edit(editor, one, examples, aux):
         with one.edited(delta):
             one.complete("The capital of Togo is", max_new_tokens=2)
         last = delta
