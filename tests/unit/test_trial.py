@@ -22,7 +22,6 @@ from tuner.editing.task import (
 from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.budget import Budget
-from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
 from tuner.trial import Bench, TrialResult
 
@@ -263,7 +262,8 @@ def test_a_fact_task_goes_through_a_trial(
     assert len(record.epochs) == 1
     assert record.base is not None
     for scores in (record.base, record.answer(1e-1).scores):
-        assert tuple(scores.fact_figures()) == FACT_FIGURES
+        figures = scores.fact_figures()
+        assert {"efficacy", "generalisation", "specificity", "edit_score"} <= figures.keys()
         assert scores.generalisation == scores.success
         assert scores.fluency is not None
         assert (scores.locality_base is not None) == (rule is SuccessRule.TOKENS)
