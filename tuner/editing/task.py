@@ -195,6 +195,11 @@ class Task(_Card):
         "judged.",
     )
 
+    def with_edits(self, count: int) -> Self:
+        """Return the task with another number of edits made at once."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**fields | {"simultaneous_edits": count})
+
     @cached_property
     def hash(self) -> str:
         """A hash of everything that the task holds."""
