@@ -250,8 +250,8 @@ def test_list_and_doctor_know_what_is_here(run: Run) -> None:
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    verbs = "search status compare best certify export edit evaluate stop check list doctor".split()
-    for verb in verbs:
+    verbs = "search status compare best certify export edit evaluate sweep stop check list".split()
+    for verb in (*verbs, "doctor"):
         code, out, _ = run(verb, "--help")
         assert code == 0
         assert "Example" in out

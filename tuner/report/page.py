@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialEntry, TrialState, Winner
 from tuner.report import words
 from tuner.report.importance import importances, searched_names
+from tuner.sweep import SweepRow
 
 
 def write_report(result: StudyResultRecord, path: Path) -> Path:
@@ -68,6 +70,21 @@ def write_figures(result: StudyResultRecord, folder: Path) -> tuple[Path, ...]:
         )
         for name, (title, figure) in shown.items()
     )
+
+
+def write_sweep(rows: Sequence[SweepRow], title: str, path: Path) -> Path:
+    """Write the curves of a sweep as a page to `path` and return it.
+
+    Raises:
+        MissingExtra: the packages that draw and lay out are not installed.
+    """
+    _require_packages()
+    from tuner.report import figures
+
+    page = _template("figure.html.j2").render(
+        title=title, plot=_json(figures.sweep_curves(rows)), plotly=_packed_plotly()
+    )
+    return _write(path, page)
 
 
 def _require_packages() -> None:
