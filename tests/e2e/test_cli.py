@@ -159,6 +159,44 @@ def test_edits_say_whether_the_task_s_constraints_are_kept(run: Run, tmp_path: P
     assert json.loads(out)["violations"]["related_loss.rise"] <= 0
 
 
+def test_some_edits_of_a_pool_are_made_and_judged_by_drawdown_and_scope(
+    run: Run, tmp_path: Path
+) -> None:
+    world, bundle = make_world(tmp_path / "world"), str(tmp_path / "edit")
+    card = world / "task" / "task.yaml"
+    lines = [line for line in card.read_text().splitlines() if not line.startswith("threshold")]
+    card.write_text("\n".join([*lines, "success: sequence", "simultaneous_edits: 3", ""]))
+    for split in ("val", "test"):
+        folder = world / "task" / split
+        edits = len((folder / "canonical.jsonl").read_text().splitlines())
+        for part in ("canonical", "ood", "hard_negatives"):
+            rows = (folder / f"{part}.jsonl").read_text().splitlines()
+            named = (json.loads(row) | {"record": str(n % edits)} for n, row in enumerate(rows))
+            (folder / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in named))
+        rows_per_edit = len((folder / "ood.jsonl").read_text().splitlines()) // edits
+    given = ["--task", str(world / "task"), "--general", str(world / "general.txt")]
+    asked = ["edit", *given, "--model", str(world / "model"), "--editor", "look_up"]
+    code, out, err = run(*asked, "--epsilon", "0.9", "--edits", "2", "--out", bundle)
+    assert code == 0, err
+    assert "drawdown" in out
+    assert "Which prompts the memory takes for its edits'" in out
+    assert json.loads((tmp_path / "edit" / "delta.json").read_text())["edits"] == 2
+    code, out, err = run("evaluate", bundle, *given)
+    assert code == 0, err
+    for words in ("drawdown", "scope, precision", "scope, recall by the right edit", "scope, AUC"):
+        assert words in out
+    for asked_for, made in (([], 2), (["--edits", "2"], 2), (["--edits", "3"], 3)):
+        code, out, _ = run("evaluate", bundle, *given, *asked_for, "--json")
+        assert code == 0
+        found = json.loads(out)
+        assert len(found["edited"]["row_success"]) == rows_per_edit * made
+        assert found["base"]["scope_recall"] is None
+        assert found["base"]["drawdown"] == 0.0
+    code, _, err = run(*asked, "--edits", "99", "--out", str(tmp_path / "other"))
+    assert code == 2
+    assert "99 edits at once need as many canonical rows" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

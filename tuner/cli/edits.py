@@ -33,6 +33,7 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.evaluation.scores import FACT_FIGURES
 from tuner.yaml_file import describe_problem
 
 if TYPE_CHECKING:
@@ -203,7 +204,9 @@ def evaluate(
     from tuner.trial import Bench
 
     manifest = found.manifest
-    judged = load_task(task or manifest.task, edits or (manifest.edits if task is None else None))
+    judged = load_task(task or manifest.task)
+    as_made = manifest.edits if judged.name == manifest.task else None
+    judged = judged.with_edits(edits or as_made)
     if task is None and edits is None and judged.hash != manifest.task_hash:
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
@@ -437,15 +440,20 @@ def _bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
 
 
 def _print_facts(answers: Sequence["Answer"]) -> None:
-    """Print the published figures of fact edits, where the task has them."""
-    known = [answer for answer in answers if answer.scores.fact_figures()]
-    if not known:
-        return
-    names = tuple(known[0].scores.fact_figures())
-    heads = ("ε", "rule", *(name.replace("_", " ") for name in names))
-    table = make_table("Facts, the true tokens given", heads, right=heads[2:])
-    for answer in known:
-        shares = answer.scores.fact_figures()
-        cells = (show_share(shares.get(name)) for name in names)
-        table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
-    console().print(table)
+    """Print the published figures of fact edits and of memories, where there are any."""
+    had = [name for name in FACT_FIGURES if any(name in a.scores.fact_figures() for a in answers)]
+    of_scope = [name for name in had if name.startswith("scope_")]
+    for title, names in (
+        ("Facts, the true tokens given", [name for name in had if name not in of_scope]),
+        ("Which prompts the memory takes for its edits'", of_scope),
+    ):
+        known = [a for a in answers if any(name in a.scores.fact_figures() for name in names)]
+        if not known:
+            continue
+        heads = ("ε", "rule", *(name.removeprefix("scope_").replace("_", " ") for name in names))
+        table = make_table(title, heads, right=heads[2:])
+        for answer in known:
+            shares = answer.scores.fact_figures()
+            cells = (show_share(shares.get(name)) for name in names)
+            table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
+        console().print(table)
