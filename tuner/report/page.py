@@ -11,6 +11,7 @@ from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialEntry, TrialState, Winner
 from tuner.report import words
 from tuner.report.importance import importances, searched_names
+from tuner.stream import StreamRecord
 
 
 def write_report(result: StudyResultRecord, path: Path) -> Path:
@@ -58,16 +59,29 @@ def write_figures(result: StudyResultRecord, folder: Path) -> tuple[Path, ...]:
         "best_so_far": ("Best gain so far", figures.best_so_far(result, over_time=False)),
     }
     return tuple(
-        _write(
-            folder / f"{name}.html",
-            _template("figure.html.j2").render(
-                title=f"{title}: {result.summary.name}",
-                plot=_json(figure),
-                plotly=_packed_plotly(),
-            ),
-        )
+        _write_figure(folder / f"{name}.html", f"{title}: {result.summary.name}", figure)
         for name, (title, figure) in shown.items()
     )
+
+
+def write_retention(stream: StreamRecord, path: Path) -> Path:
+    """Write the plot of a stream's retention as a page of its own, and return its path.
+
+    Raises:
+        MissingExtra: the packages that draw and lay out are not installed.
+    """
+    _require_packages()
+    from tuner.report import figures
+
+    title = f"Retention: {stream.header.editor} on {stream.header.task}"
+    return _write_figure(path, title, figures.retention(stream))
+
+
+def _write_figure(path: Path, title: str, figure: Any) -> Path:
+    page = _template("figure.html.j2").render(
+        title=title, plot=_json(figure), plotly=_packed_plotly()
+    )
+    return _write(path, page)
 
 
 def _require_packages() -> None:
