@@ -265,6 +265,29 @@ def test_check_knows_what_a_task_cannot_measure(run: Run, tmp_path: Path) -> Non
     assert f"{study}:2" in run("check", str(study))[1]
 
 
+def test_a_stream_is_run_plotted_and_goes_on(run: Run, tmp_path: Path, general: Path) -> None:
+    out = tmp_path / "mine"
+    asked = ["stream", "--task", "counterfact_world", "--editor", "lora", "--set", "epochs=2"]
+    asked += ["--set", "learning_rate=1e-2", "--every", "15", "--general", str(general)]
+    asked += ["--out", str(out)]
+    code, shown, _ = run(*asked, "--json")
+    assert code == 0
+    entries = json.loads(shown)["entries"]
+    assert len(entries) == 30
+    assert [entry["number"] for entry in entries if entry["retention"] is not None] == [15, 30]
+    assert 0 <= entries[-1]["retention"] <= 1
+    assert entries[-1]["deviation"]["estimate"] != 0
+    assert (out / "retention.html").read_text().startswith("<!")
+    lines = (out / "stream.jsonl").read_text()
+    code, shown, _ = run(*asked)
+    assert code == 0
+    assert "retention" in shown
+    assert (out / "stream.jsonl").read_text() == lines
+    code, _, err = run(*asked, "--seed", "1")
+    assert code == 2
+    assert "differs in seed" in err
+
+
 def test_no_complaint_shows_a_password(run: Run, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text("task: temporal\nstorage: postgresql://me:S3cret@db/x\nepsilon: 0.5\n")
@@ -288,8 +311,8 @@ def test_list_and_doctor_know_what_is_here(run: Run) -> None:
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    verbs = "search status compare best certify export edit evaluate sweep stop check list".split()
-    for verb in (*verbs, "doctor"):
+    verbs = "search status compare best certify export edit evaluate stream sweep stop check list"
+    for verb in (*verbs.split(), "doctor"):
         code, out, _ = run(verb, "--help")
         assert code == 0
         assert "Example" in out

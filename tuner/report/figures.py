@@ -28,6 +28,7 @@ from tuner.report.words import (
     settings,
     share,
 )
+from tuner.stream import StreamRecord
 from tuner.sweep import Estimate, SweepRow
 
 # Okabe and Ito's colours: told apart by all common kinds of colour vision.
@@ -279,6 +280,48 @@ def _sweep_text(title: str, row: SweepRow, value: Estimate) -> str:
     return _plain(
         f"{row.editor}, {row.edits} edits<br>{title} {share(value.mean)}{span}<br>{draws}"
     )
+
+
+def retention(stream: StreamRecord) -> go.Figure:
+    """Return what is left of all edits so far, and of the rest, after each edit of a stream."""
+    figure = _figure(height=420)
+    shown = stream.measured
+    lines = {
+        "all edits so far (retention)": [entry.retention for entry in shown],
+        "their OOD rows": [entry.generalisation for entry in shown],
+        "hard negatives and neighbours unchanged": [entry.unchanged for entry in shown],
+    }
+    numbers = [entry.number for entry in shown]
+    text = [
+        f"deviation {deviation(entry.deviation.estimate)}" if entry.deviation else ""
+        for entry in shown
+    ]
+    for style, dash, (name, values) in zip(_styles(), _cycle(_DASHES), lines.items(), strict=False):
+        if all(value is None for value in values):
+            continue
+        figure.add_scatter(
+            x=numbers,
+            y=values,
+            mode="lines+markers",
+            name=name,
+            line={"color": style[0], "dash": dash, "width": 2},
+            marker={"symbol": style[1], "size": 7},
+            text=text,
+            hovertemplate="%{y:.3f} after %{x} edits, %{text}<extra></extra>",
+        )
+    made = [entry for entry in stream.entries if entry.applied]
+    figure.add_scatter(
+        x=[entry.number for entry in made],
+        y=[entry.success for entry in made],
+        mode="markers",
+        name="the edit itself, at once",
+        marker={"color": _FAINT, "symbol": "line-ns-open", "size": 9},
+        text=[entry.prompt for entry in made],
+        hovertemplate="%{text}: %{y:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(title="edits, one after another", rangemode="tozero")
+    figure.update_yaxes(title="share of rows", range=[-0.03, 1.03])
+    return figure
 
 
 class _DeviationAxis:
