@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, float | int | str]] = {
         "density": 1.0,
         "unrelated": 16,
         "learning_rate": 0.3,
+        "act_ratio": 0.88,
     },
 }
 EDITED = "The capital of Togo is"
