@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -21,15 +21,21 @@ from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import Task
 from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Certificate
+from tuner.memories.grace import GraceDelta, GraceRecord
 from tuner.memories.look_up import LookUpDelta, LookUpRecord
 from tuner.memories.memory import MemoryDelta, Surroundings
+from tuner.memories.wise import WiseDelta, WiseRecord
 from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
 from tuner.yaml_file import describe_problem
 
-Kind = Literal["weights", "senses", "ensemble", "look_up"]
-MemoryRecords = LookUpRecord
-_MEMORIES: dict[str, type[MemoryDelta]] = {kind.kind: kind for kind in (LookUpDelta,)}
+Kind = Literal["weights", "senses", "ensemble", "look_up", "grace", "wise"]
+MemoryRecords: TypeAlias = Annotated[
+    LookUpRecord | GraceRecord | WiseRecord, Field(discriminator="kind")
+]
+_MEMORIES: dict[str, type[MemoryDelta]] = {
+    kind.kind: kind for kind in (LookUpDelta, GraceDelta, WiseDelta)
+}
 # What becomes of the tensors; an ensemble's are those of the small model's own change.
 _FROM_TENSORS: dict[str, Callable[[Mapping[str, Tensor]], AdditiveDelta]] = {
     WeightDelta.kind: WeightDelta.from_tensors,

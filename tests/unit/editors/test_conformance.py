@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "emmet": {**_FREE, "regulariser": 1e-3},
     "ensemble": {"learning_rate": 0.1, "epochs": 2},
     "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
+    "grace": {"value_steps": 20},
     # One batch of everything, so only what the prefixes are depends on the seed.
     "locft_bf": {"learning_rate": 1e-3, "epochs": 2, "depth": 0.5, "prefixes": 2},
     "look_up": {"threshold": 1.0},
@@ -48,6 +49,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     },
     "rome": {**_FREE, "clamp": 1.0},
     "senses": {"learning_rate": 0.1, "epochs": 2},
+    "wise": {"most_steps": 10, "prefixes": 2},
 }
 
 # Closed forms draw their contexts by a seed of their own, and learned editors are trained by one,
