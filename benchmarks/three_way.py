@@ -8,7 +8,7 @@ answers all three budgets at once; a stopped run goes on where it was. The table
 of Hewitt et al. 2024 (arXiv:2402.06155): Table 3 (Backpack of 170 M parameters) and Table 4
 (GPT-J, and its ensemble with that Backpack). All figures are gains of success in percentage points
 on the test split, retrained with hyperparameters chosen on validation: ours by the rule `fitted`,
-theirs by the last epoch within the budget. Intervals are in the JSON.
+theirs by the last epoch within the budget.
 """
 
 import argparse
@@ -99,7 +99,10 @@ def rows(model: str, record: StudyResultRecord) -> list[dict[str, Any]]:
 
 
 def table(model: str, found: list[dict[str, Any]]) -> str:
-    """Return the gains on test as Markdown, ours / the published ones, in percentage points."""
+    """Return the gains on test as Markdown, ours / the published ones, in percentage points.
+
+    Ours carry half the width of their intervals; `!` marks a certificate that says "over".
+    """
     editors = EDITORS[model]
     gains = {(row["task"], row["epsilon"], row["editor"]): row for row in found}
     tasks = [task for task in TASKS if any(row["task"] == task for row in found)]
@@ -119,7 +122,7 @@ def table(model: str, found: list[dict[str, Any]]) -> str:
                     continue
                 column.append((100 * ours, theirs))
                 broken = "!" if row and row["certificate"] == "over" else ""
-                cells.append(f"{100 * ours:+.1f}{broken} / {theirs:+.1f}")
+                cells.append(f"{100 * ours:+.1f}{_spread(row)}{broken} / {theirs:+.1f}")
         lines.append(f"| {task} | {' | '.join(cells)} |")
     # Over the tasks that were run.
     means = [
@@ -127,6 +130,14 @@ def table(model: str, found: list[dict[str, Any]]) -> str:
         for pairs in columns.values()
     ]
     return "\n".join([*lines, f"| mean | {' | '.join(means)} |"])
+
+
+def _spread(row: dict[str, Any]) -> str:
+    """Return half the width of a gain's interval, in percentage points; nothing for the base."""
+    interval = row["test_gain_interval"]
+    if interval is None or interval["high"] == interval["low"]:
+        return ""
+    return f" ± {50 * (interval['high'] - interval['low']):.1f}"
 
 
 def main() -> None:

@@ -164,37 +164,35 @@ def examples() -> ExampleSet:
 
 
 @pytest.fixture
-def training() -> Split:
-    """Other edits than the examples, for learned editors: four records in and out of scope."""
-    canonical, ood, hard_negatives = [], [], []
-    for place, city in (
-        ("Port", "Lome"),
-        ("Louis", "Santiago"),
-        ("Santiago", "Port Louis"),
-        ("Lome", "Lome"),
-    ):
-        said = {"target": f" {city}", "subject": place, "record": f"capital: {place}"}
-        canonical.append(Example(prompt=f"The capital of {place} is", **said))
-        ood += [
-            Example(prompt=f"{frame} {place} is", **said)
-            for frame in ("a big capital of", "The capital city of")
-        ]
-        hard_negatives += [
-            Example(prompt=f"{frame} {place}", **said | {"target": " town"})
-            for frame in ("a big town and", "a town and a city of")
-        ]
-    return Split(
-        canonical=ExampleSet(loss=LossKind.LIKELIHOOD, rows=tuple(canonical)),
-        ood=ExampleSet(loss=LossKind.LIKELIHOOD, rows=tuple(ood)),
-        hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=tuple(hard_negatives)),
-    )
-
-
-@pytest.fixture
 def corpus() -> Corpus:
     """Random blocks in place of general text."""
     blocks = torch.randint(0, 256, (96, 16), generator=torch.Generator().manual_seed(1))
     return Corpus(name="random blocks", blocks=blocks)
+
+
+@pytest.fixture
+def training() -> Split:
+    """Six other edits for learned editors, with rows in and out of their scope."""
+    countries = ("Peru", "Mali", "Oman", "Cuba", "Fiji", "Iran")
+    cities = (" Lome", " Port Louis", " Santiago", " Chile", " Togo", " Mauritius")
+
+    def rows(frame: str, targets: tuple[str, ...]) -> tuple[Example, ...]:
+        return tuple(
+            Example(prompt=frame.format(country), target=target, subject=country, record=country)
+            for country, target in zip(countries, targets, strict=True)
+        )
+
+    likelihood = LossKind.LIKELIHOOD
+    return Split(
+        canonical=ExampleSet(loss=likelihood, rows=rows("The capital of {} is", cities)),
+        ood=ExampleSet(
+            loss=likelihood,
+            rows=(*rows("a big town of {} is", cities), *rows("The city of {} is", cities)),
+        ),
+        hard_negatives=ExampleSet(
+            loss=likelihood, rows=rows("The town is big and {} is a", (" city",) * 6)
+        ),
+    )
 
 
 @pytest.fixture

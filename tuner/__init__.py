@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tuner.evaluation.budget import Budget, Certificate, Deviation, Verdict
     from tuner.exports import export
     from tuner.records import Rule, TrialRecord
+    from tuner.stream import StreamRecord, run_stream
     from tuner.trial import Bench, TrialResult, run_trial
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "tuner.evaluation.budget": ("Budget", "Certificate", "Deviation", "Verdict"),
     "tuner.exports": ("export",),
     "tuner.records": ("Rule", "TrialRecord"),
+    "tuner.stream": ("StreamRecord", "run_stream"),
     "tuner.trial": ("Bench", "TrialResult", "run_trial"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -50,6 +52,7 @@ __all__ = [
     "LanguageModel",
     "Rule",
     "Step",
+    "StreamRecord",
     "Task",
     "TrialRecord",
     "TrialResult",
@@ -63,6 +66,7 @@ __all__ = [
     "load_model",
     "load_task",
     "make_bundle",
+    "run_stream",
     "run_trial",
 ]
 

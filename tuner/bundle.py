@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -21,18 +21,25 @@ from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import Task
 from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.budget import Certificate
+from tuner.memories.grace import GraceDelta, GraceRecord
 from tuner.memories.look_up import LookUpDelta, LookUpRecord
 from tuner.memories.memory import MemoryDelta, Surroundings
 from tuner.memories.retrieval import RetrievalDelta, RetrievalRecord
 from tuner.memories.serac import SeracDelta, SeracRecord
+from tuner.memories.wise import WiseDelta, WiseRecord
 from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
 from tuner.yaml_file import describe_problem
 
-Kind = Literal["weights", "senses", "ensemble", "look_up", "retrieve_and_prompt", "serac"]
-MemoryRecords = Annotated[LookUpRecord | RetrievalRecord | SeracRecord, Field(discriminator="kind")]
+Kind = Literal[
+    "weights", "senses", "ensemble", "look_up", "grace", "wise", "retrieve_and_prompt", "serac"
+]
+MemoryRecords: TypeAlias = Annotated[
+    LookUpRecord | GraceRecord | WiseRecord | RetrievalRecord | SeracRecord,
+    Field(discriminator="kind"),
+]
 _MEMORIES: dict[str, type[MemoryDelta]] = {
-    kind.kind: kind for kind in (LookUpDelta, RetrievalDelta, SeracDelta)
+    kind.kind: kind for kind in (LookUpDelta, GraceDelta, WiseDelta, RetrievalDelta, SeracDelta)
 }
 # What becomes of the tensors; an ensemble's are those of the small model's own change.
 _FROM_TENSORS: dict[str, Callable[[Mapping[str, Tensor]], AdditiveDelta]] = {
@@ -64,6 +71,11 @@ class Manifest(BaseModel):
     model_type: str
     task: str
     task_hash: str
+    edits: int | None = Field(
+        default=None,
+        exclude_if=lambda edits: edits is None,
+        description="How many edits were made at once; None is all of the split's.",
+    )
     editor: str
     hyperparameters: dict[str, Any]
     seed: int
@@ -221,6 +233,7 @@ def make_bundle(
             model_type=str(model.network.config.model_type),
             task=task.name,
             task_hash=task.hash,
+            edits=task.simultaneous_edits,
             editor=record.editor,
             hyperparameters=record.hyperparameters,
             seed=record.seed,

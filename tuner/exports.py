@@ -229,6 +229,7 @@ _MERGED_USE = """\
 
 def _write_card(bundle: Bundle, folder: Path, what: str, use: str) -> None:
     manifest, answer = bundle.manifest, bundle.manifest.answer
+    exact = answer.scores.exact
     certificate = manifest.certificate
     settings = "\n".join(f"| {key} | {value} |" for key, value in manifest.hyperparameters.items())
     # The folder still bears the name under which it is filled.
@@ -260,7 +261,7 @@ Made by tuner {manifest.versions.get("tuner", "")} with the editor `{manifest.ed
 `{manifest.task}` ({manifest.split.value} split, seed {manifest.seed}).
 
 - Success on out-of-distribution rows: {answer.success:.3f}, a gain of {answer.gain:+.3f} over the
-  base; without teacher forcing {answer.scores.exact if answer.scores.exact is not None else "–"}.
+  base; without teacher forcing {"–" if exact is None else f"{exact:.3f}"}.
 {_fact_line(answer.scores)}\
 - {statement}
 

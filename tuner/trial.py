@@ -24,8 +24,10 @@ from tuner.evaluation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.constraints import check_measured, violations
 from tuner.evaluation.deviation import DeviationMeter
 from tuner.evaluation.fitting import LEAST_ALPHA, StrengthSearch, strongest, surely_over
+from tuner.evaluation.routing import scope_figures
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.success import SuccessMeter
+from tuner.memories.memory import MemoryDelta
 from tuner.records import (
     Answer,
     EpochRecord,
@@ -142,6 +144,10 @@ class Bench:
         self._cache = cache or Cache(cache_folder())
         self._meter = self._deviation_meter(Part.SEARCH, budget.confidence)
         self.noise_floor = self._meter.check_budget(budget)
+        self._splits = {
+            SplitName.VAL: task.val.limited(task.simultaneous_edits),
+            SplitName.TEST: task.test.limited(task.simultaneous_edits),
+        }
         self._certifiers: dict[float, DeviationMeter] = {}
         self._success: dict[SplitName, SuccessMeter] = {}
         self._base: dict[SplitName, Scores] = {}
@@ -225,6 +231,15 @@ class Bench:
         metrics = dict.fromkeys(constraint.metric for constraint in self.constraints)
         return self.success_meter(split).scores(metrics)
 
+    def full_scores(self, split: SplitName, delta: Delta) -> Scores:
+        """Return all scores of an edit; of a memory also how well it tells its edits' prompts."""
+        meter = self.success_meter(split)
+        with self.model.edited(delta):
+            found = meter.scores()
+        if not isinstance(delta, MemoryDelta):
+            return found
+        return found.model_copy(update=scope_figures(self.model, delta, self.split(split)))
+
     def violations(self, split: SplitName, edited: Scores) -> dict[str, float]:
         """Return by how much an edit breaks each constraint beside the budget."""
         if not self.constraints:
@@ -232,8 +247,8 @@ class Bench:
         return violations(self.constraints, edited, self.base_scores(split))
 
     def split(self, name: SplitName) -> Split:
-        """Return a split of the task."""
-        return self.task.val if name is SplitName.VAL else self.task.test
+        """Return a split of the task, with the edits that are made at once."""
+        return self._splits[name]
 
     @property
     def meter(self) -> DeviationMeter:
@@ -409,8 +424,8 @@ class _Trial:
                 delta = candidate.delta if alpha == 1 else candidate.delta.scaled(alpha)
                 key = (candidate.epoch, alpha)
                 if key not in known:
-                    with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):
-                        known[key] = self._judge(rule)
+                    with self._timed(Phase.SUCCESS):
+                        known[key] = self._judge(rule, delta)
                 scores = known[key]
                 deltas[rule, epsilon] = delta
                 answers.append(
@@ -431,12 +446,13 @@ class _Trial:
                 )
         return tuple(answers), deltas
 
-    def _judge(self, rule: Rule) -> Scores:
+    def _judge(self, rule: Rule, delta: Delta) -> Scores:
         """Return all scores, or the needed ones for the rules that stand beside the default."""
         beside = len(self.rules) > 1 and rule is not Rule.FITTED
-        if beside:
+        if not beside:
+            return self.bench.full_scores(self.split, delta)
+        with self.bench.model.edited(delta):
             return self.bench.constrained_scores(self.split)
-        return self.bench.success_meter(self.split).scores()
 
     def _strength(
         self, rule: Rule, epsilon: float, candidate: _Candidate | None

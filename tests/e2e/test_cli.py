@@ -159,6 +159,44 @@ def test_edits_say_whether_the_task_s_constraints_are_kept(run: Run, tmp_path: P
     assert json.loads(out)["violations"]["related_loss.rise"] <= 0
 
 
+def test_some_edits_of_a_pool_are_made_and_judged_by_drawdown_and_scope(
+    run: Run, tmp_path: Path
+) -> None:
+    world, bundle = make_world(tmp_path / "world"), str(tmp_path / "edit")
+    card = world / "task" / "task.yaml"
+    lines = [line for line in card.read_text().splitlines() if not line.startswith("threshold")]
+    card.write_text("\n".join([*lines, "success: sequence", "simultaneous_edits: 3", ""]))
+    for split in ("val", "test"):
+        folder = world / "task" / split
+        edits = len((folder / "canonical.jsonl").read_text().splitlines())
+        for part in ("canonical", "ood", "hard_negatives"):
+            rows = (folder / f"{part}.jsonl").read_text().splitlines()
+            named = (json.loads(row) | {"record": str(n % edits)} for n, row in enumerate(rows))
+            (folder / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in named))
+        rows_per_edit = len((folder / "ood.jsonl").read_text().splitlines()) // edits
+    given = ["--task", str(world / "task"), "--general", str(world / "general.txt")]
+    asked = ["edit", *given, "--model", str(world / "model"), "--editor", "look_up"]
+    code, out, err = run(*asked, "--epsilon", "0.9", "--edits", "2", "--out", bundle)
+    assert code == 0, err
+    assert "drawdown" in out
+    assert "Which prompts the memory takes for its edits'" in out
+    assert json.loads((tmp_path / "edit" / "delta.json").read_text())["edits"] == 2
+    code, out, err = run("evaluate", bundle, *given)
+    assert code == 0, err
+    for words in ("drawdown", "scope, precision", "scope, recall by the right edit", "scope, AUC"):
+        assert words in out
+    for asked_for, made in (([], 2), (["--edits", "2"], 2), (["--edits", "3"], 3)):
+        code, out, _ = run("evaluate", bundle, *given, *asked_for, "--json")
+        assert code == 0
+        found = json.loads(out)
+        assert len(found["edited"]["row_success"]) == rows_per_edit * made
+        assert found["base"]["scope_recall"] is None
+        assert found["base"]["drawdown"] == 0.0
+    code, _, err = run(*asked, "--edits", "99", "--out", str(tmp_path / "other"))
+    assert code == 2
+    assert "99 edits at once need as many canonical rows" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -227,6 +265,29 @@ def test_check_knows_what_a_task_cannot_measure(run: Run, tmp_path: Path) -> Non
     assert f"{study}:2" in run("check", str(study))[1]
 
 
+def test_a_stream_is_run_plotted_and_goes_on(run: Run, tmp_path: Path, general: Path) -> None:
+    out = tmp_path / "mine"
+    asked = ["stream", "--task", "counterfact_world", "--editor", "lora", "--set", "epochs=2"]
+    asked += ["--set", "learning_rate=1e-2", "--every", "15", "--general", str(general)]
+    asked += ["--out", str(out)]
+    code, shown, _ = run(*asked, "--json")
+    assert code == 0
+    entries = json.loads(shown)["entries"]
+    assert len(entries) == 30
+    assert [entry["number"] for entry in entries if entry["retention"] is not None] == [15, 30]
+    assert 0 <= entries[-1]["retention"] <= 1
+    assert entries[-1]["deviation"]["estimate"] != 0
+    assert (out / "retention.html").read_text().startswith("<!")
+    lines = (out / "stream.jsonl").read_text()
+    code, shown, _ = run(*asked)
+    assert code == 0
+    assert "retention" in shown
+    assert (out / "stream.jsonl").read_text() == lines
+    code, _, err = run(*asked, "--seed", "1")
+    assert code == 2
+    assert "differs in seed" in err
+
+
 def test_no_complaint_shows_a_password(run: Run, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text("task: temporal\nstorage: postgresql://me:S3cret@db/x\nepsilon: 0.5\n")
@@ -250,8 +311,8 @@ def test_list_and_doctor_know_what_is_here(run: Run) -> None:
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    verbs = "search status compare best certify export edit evaluate stop check list doctor".split()
-    for verb in verbs:
+    verbs = "search status compare best certify export edit evaluate stream sweep stop check list"
+    for verb in (*verbs.split(), "doctor"):
         code, out, _ = run(verb, "--help")
         assert code == 0
         assert "Example" in out

@@ -128,20 +128,49 @@ def test_a_clone_of_the_canonical_examples_becomes_a_task(run: Run, tmp_path: Pa
     assert "Known: company_ceo, country_capital" in err
 
 
+def topics(start: int) -> list[dict[str, Any]]:
+    return [
+        {"ent": f"Ship {n}", "pos": ["Fine."], "neg": ["Dull."]} for n in range(start, start + 8)
+    ]
+
+
+def test_seracs_files_become_a_task_with_a_training_split(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("import", "serac_dialogue", "serac", "--out", "task")
+    assert code == 2
+    assert "serac: missing: blender_test.json. To be had: the archive on Google Drive" in err
+    folder = tmp_path / "serac/data/sentiment"
+    folder.mkdir(parents=True)
+    for place, part in enumerate(("train", "val", "test")):
+        (folder / f"blender_{part}.json").write_text(json.dumps(topics(10 * place)))
+    command = ("import", "serac_dialogue", "serac", "--out", "task", "--at-once", "2")
+    code, out, _ = run(*command, "--test", "9")
+    assert code == 2
+    code, out, _ = run(*command, "--test", "3")
+    assert code == 0
+    assert "3 for test, 4 for validation, 4 for training" in out
+    task = load_task("task")
+    assert task.train is not None
+    assert task.simultaneous_edits == 2
+
+
 def test_list_shows_tasks_and_files(run: Run) -> None:
     code, out, _ = run("list", "--json")
     assert code == 0
     known = json.loads(out)
     assert known["tasks"]["counterfact_world"]["canonical"] == 60
     assert known["files"]["zsre"]["url"].startswith("https://")
+    assert known["by_hand"]["serac_dialogue"]["files"] == ["blender_{train,val,test}.json"]
     code, out, _ = run("list")
     assert code == 0
+    assert "serac_fact_checking" in out
     assert "zsre_world" in out
     assert "multi_counterfact" in out
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    imports = (("import", name) for name in ("counterfact", "zsre", "canonical_examples"))
+    names = ("counterfact", "zsre", "canonical_examples", "serac_qa", "serac_qa_hard")
+    names += ("serac_fact_checking", "serac_dialogue")
+    imports = (("import", name) for name in names)
     for verb in (("list",), ("fetch",), *imports):
         code, out, _ = run(*verb, "--help")
         assert code == 0

@@ -271,3 +271,35 @@ def test_constraints_are_told_and_who_breaks_them_leads_nowhere(study, tmp_path)
 
 def test_without_constraints_none_are_mentioned(page):
     assert "constraint" not in page.words
+
+
+def test_problems_are_shown_with_drawdown_and_what_a_memory_takes_for_its_edits(study, tmp_path):
+    def told(value, seed=None):
+        if isinstance(value, list):
+            return [told(item, seed) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "row_success" in value:
+            # The first seed's memory takes no prompt, so that it has no precision.
+            precision = {} if seed == 0 else {"scope_precision": 0.875}
+            return value | {"efficacy": 0.9, "drawdown": 0.025, "scope_auc": 0.75} | precision
+        if "certificate" in value and "seed" in value:
+            seed = value["seed"]
+        return {key: told(item, seed) for key, item in value.items()}
+
+    page = page_of(StudyResultRecord.model_validate(told(study.model_dump(mode="json"))), tmp_path)
+    assert "drawdown 0.025" in page.words
+    assert "scope auc 0.750" in page.words
+    assert "how far the edited model says something else than the base model" in page.words
+    assert "harmonic mean" not in page.words
+
+
+def test_seeds_without_a_figure_keep_their_columns(study):
+    scores = study.winners[0].test[0].answer.scores
+    some = scores.model_copy(update={"efficacy": 0.5, "scope_auc": 0.25})
+    assert words.fact_cells(some, ["efficacy", "scope_precision", "scope_auc"]) == [
+        "0.500",
+        "–",
+        "0.250",
+    ]
+    assert words.fact_names(study.winners[0].test) == []

@@ -22,7 +22,6 @@ from tuner.editing.task import (
 from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.budget import Budget
-from tuner.evaluation.scores import FACT_FIGURES
 from tuner.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
 from tuner.trial import Bench, TrialResult
 
@@ -263,8 +262,77 @@ def test_a_fact_task_goes_through_a_trial(
     assert len(record.epochs) == 1
     assert record.base is not None
     for scores in (record.base, record.answer(1e-1).scores):
-        assert tuple(scores.fact_figures()) == FACT_FIGURES
+        figures = scores.fact_figures()
+        assert {"efficacy", "generalisation", "specificity", "edit_score"} <= figures.keys()
         assert scores.generalisation == scores.success
         assert scores.fluency is not None
         assert (scores.locality_base is not None) == (rule is SuccessRule.TOKENS)
     assert TrialRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def _pool(task: Task) -> Task:
+    """The task with a record per edit, of which one is made, judged as questions are."""
+
+    def named(split: Split) -> Split:
+        def rows(some: ExampleSet, prompt: str = "{}") -> ExampleSet:
+            named = (
+                row.model_copy(
+                    update={
+                        "record": str(number % len(split.canonical)),
+                        "prompt": prompt.format(row.prompt),
+                    }
+                )
+                for number, row in enumerate(some.rows)
+            )
+            return ExampleSet(loss=some.loss, rows=tuple(named))
+
+        parts = {name: rows(getattr(split, name)) for name in ("canonical", "ood")}
+        outside = rows(split.hard_negatives, "The {}")
+        return split.model_copy(update=parts | {"hard_negatives": outside})
+
+    given = {"success": SuccessRule.SEQUENCE, "threshold": None, "simultaneous_edits": 1}
+    kept = {name: getattr(task, name) for name in ("name", "description", "source", "licence")}
+    return Task(**kept, loss=task.loss, val=named(task.val), test=named(task.test), **given)
+
+
+def test_only_the_edits_that_are_made_at_once_are_made_and_judged(
+    neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path
+) -> None:
+    pool = _pool(task)
+    assert len(pool.val.canonical) > 1
+    budget = Budget(epsilons=(0.9,))
+    bench = Bench(neox, pool, budget, general, cache=Cache(tmp_path / "cache"))
+    split = bench.split(SplitName.VAL)
+    assert [row.record for row in split.canonical.rows] == ["0"]
+    assert len(bench.base_scores(SplitName.VAL).row_success) == len(split.ood)
+    seen: list[ExampleSet] = []
+
+    class Watching(Scripted):
+        def steps(
+            self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+        ) -> Iterator[Step]:
+            seen.append(examples)
+            yield from super().steps(model, examples, aux, seed=seed)
+
+    answer = bench.run(Watching(strengths=(0.1,)), seed=0).at(0.9).record
+    assert seen == [split.canonical]
+    assert len(answer.scores.row_success) == len(split.ood)
+    assert answer.scores.drawdown is not None
+    # A change of weights has no scope that could be judged.
+    assert answer.scores.scope_auc is None
+
+
+def test_a_memory_is_judged_by_its_scope_too(
+    neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path
+) -> None:
+    bench = Bench(neox, _pool(task), Budget(epsilons=(0.9,)), general, cache=Cache(tmp_path / "c"))
+    editor = find_editor("look_up").model_validate({"threshold": 1e-3})
+    scores = bench.run(editor, seed=0).at(0.9).record.scores
+    split = bench.split(SplitName.VAL)
+    prompts = {row.prompt for row in (*split.canonical.rows, *split.ood.rows)}
+    # The stored prompt alone is found.
+    assert scores.scope_precision == 1.0
+    assert scores.scope_recall == scores.scope_entry_recall == 1 / len(prompts)
+    assert scores.scope_auc is not None
+    assert bench.base_scores(SplitName.VAL).scope_recall is None
+    assert scores.fact_figures()["scope_recall"] == scores.scope_recall

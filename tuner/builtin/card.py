@@ -5,7 +5,7 @@ Every figure in it is measured when the card is written.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -59,7 +59,7 @@ lose. It is of no use as a source of facts or as a writer.
 --seed {seed}` |
 | training | {steps:,} steps of {batch} windows of {window} tokens ({tokens:.1f} M tokens), AdamW, \
 {precision} on a CPU |
-| annealing | the last {anneal:,} steps see general text only, without weight decay, at a rate \
+| annealing | {anneal} steps see general text only, without weight decay, at a rate \
 falling from {anneal_rate:g} to 0 |
 | mean gradient | of the loss on {gradient_tokens:.1f} M fresh tokens of general text, float16, by \
 `python -m tuner.builtin.gradient tuner/builtin/{name}`; it makes small deviations exact |
@@ -106,9 +106,13 @@ This file is written by `python -m tuner.builtin.card`.
 
 
 def write_card(
-    model_folder: Path, tasks_folder: Path, seed: int, scale: Scale, family: Family
+    model_folder: Path, tasks_folder: Path, seed: int, rounds: Sequence[Scale], family: Family
 ) -> None:
-    """Measure the model, which has its mean gradient beside it, and write its card there too."""
+    """Measure the model, which has its mean gradient beside it, and write its card there too.
+
+    `rounds` are the trainings that it went through, one after the other.
+    """
+    scale, steps = rounds[-1], sum(one.steps for one in rounds)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     gradient = shipped_gradient(model, model_folder)
@@ -120,12 +124,12 @@ def write_card(
         gradient_tokens=gradient.blocks * gradient.length / 1e6 if gradient else 0,
         parameters=model.num_parameters(),
         megabytes=(model_folder / "model.safetensors").stat().st_size / 1e6,
-        steps=scale.steps,
+        steps=steps,
         batch=scale.batch,
-        anneal=scale.anneal_steps,
+        anneal=" and ".join(f"the last {one.anneal_steps:,}" for one in rounds),
         anneal_rate=scale.anneal_learning_rate,
         window=WINDOW,
-        tokens=scale.steps * scale.batch * WINDOW / 1e6,
+        tokens=steps * scale.batch * WINDOW / 1e6,
         seed=seed,
         general="\n".join(
             f"| {part} | {count:,} | {general_loss(model, tokenizer, part, count):.4f} |"
@@ -218,11 +222,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, required=True, help="folder that holds all tasks")
     parser.add_argument("--seed", type=int, default=0, help="seed the model was trained with")
     parser.add_argument("--family", choices=FAMILIES, default="neox")
-    parser.add_argument("--scale", choices=sorted(SCALES), default="full")
+    parser.add_argument("--scale", nargs="+", choices=sorted(SCALES), default=["full"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    scale = SCALES[options.scale]
-    write_card(options.model, options.tasks, options.seed, scale, options.family)
+    rounds = [SCALES[name] for name in options.scale]
+    write_card(options.model, options.tasks, options.seed, rounds, options.family)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tuner.errors import ConfigError
 
 if TYPE_CHECKING:
     from tuner.editing.task import Task
+    from tuner.published.scoped_edits import EditCounts
     from tuner.published.selection import Selection
 
 
@@ -40,6 +41,16 @@ def register(app: typer.Typer) -> None:
         epilog="Example: `tuner data import canonical_examples model-editing-canonical-examples "
         "--task country_capital --out my-capitals`",
     )(canonical_examples)
+    for verb, out in (
+        (serac_qa, "questions"),
+        (serac_qa_hard, "hard-questions"),
+        (serac_fact_checking, "facts"),
+        (serac_dialogue, "opinions"),
+    ):
+        name = verb.__name__
+        importing.command(
+            name, epilog=f"Example: `tuner data import {name} serac --out my-{out} --test 100`"
+        )(verb)
     data.add_typer(importing, name="import")
     app.add_typer(data, name="data")
 
@@ -60,9 +71,36 @@ FactsOption = Annotated[
 ]
 
 
+SeracArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="SERAC's archive, unpacked, or the folder of the files."),
+]
+TrainOption = Annotated[
+    int | None,
+    typer.Option(
+        "--train", min=0, help="Edits to train on, 0 for none; default 10000, at most half of all."
+    ),
+]
+ScopedValOption = Annotated[
+    int | None,
+    typer.Option("--val", min=1, help="Edits for validation; default 1000, at most half of all."),
+]
+ScopedTestOption = Annotated[
+    int | None,
+    typer.Option("--test", min=1, help="Edits for test; default 1000, at most half of all."),
+]
+AtOnceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--at-once", min=1, help="Edits made at once, 10 in the paper; default all of a split."
+    ),
+]
+
+
 def list_(json_: JsonFlag = False) -> None:
     """List shipped tasks and the published files that can be fetched."""
     from tuner.editing.task import load_task, task_names
+    from tuner.published.by_hand import published_by_hand
     from tuner.published.catalogue import published_files
 
     tasks = {name: load_task(name) for name in task_names()}
@@ -81,6 +119,16 @@ def list_(json_: JsonFlag = False) -> None:
                     }
                     for file in published_files()
                 },
+                "by_hand": {
+                    one.name: {
+                        "about": one.about,
+                        "files": one.files,
+                        "where": one.where,
+                        "source": one.source,
+                        "licence": one.licence,
+                    }
+                    for one in published_by_hand()
+                },
             }
         )
         return
@@ -98,6 +146,11 @@ def list_(json_: JsonFlag = False) -> None:
     for file in published_files():
         here = "yes" if _present(folder / file.file_name) else "no"
         table.add_row(file.name, file.about, file.licence, here)
+    console().print(table)
+    title = "Published files to get by hand: tuner data import NAME"
+    table = make_table(title, ("name", "", "files", "licence"))
+    for one in published_by_hand():
+        table.add_row(one.name, one.about, ", ".join(one.files), one.licence)
     console().print(table)
 
 
@@ -262,6 +315,82 @@ def canonical_examples(
 
     name = _name(out)
     _save(import_canonical_examples(folder, task, name, divide_val=split_val), out, json_)
+
+
+def serac_qa(
+    folder: SeracArgument,
+    out: OutOption,
+    train: TrainOption = None,
+    val: ScopedValOption = None,
+    test: ScopedTestOption = None,
+    at_once: AtOnceOption = None,
+    seed: SeedOption = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Import SERAC's QA: zsRE's questions with rephrases."""
+    from tuner.published.serac_qa import import_serac_qa
+
+    counts = _edit_counts(train, val, test, at_once, seed)
+    _save(import_serac_qa(folder, _name(out), counts), out, json_)
+
+
+def serac_qa_hard(
+    folder: SeracArgument,
+    out: OutOption,
+    train: TrainOption = None,
+    val: ScopedValOption = None,
+    test: ScopedTestOption = None,
+    at_once: AtOnceOption = None,
+    seed: SeedOption = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Import SERAC's QA-hard: QA with implied and True/False questions and hard negatives."""
+    from tuner.published.serac_qa import import_serac_qa_hard
+
+    counts = _edit_counts(train, val, test, at_once, seed)
+    _save(import_serac_qa_hard(folder, _name(out), counts), out, json_)
+
+
+def serac_fact_checking(
+    folder: SeracArgument,
+    out: OutOption,
+    train: TrainOption = None,
+    val: ScopedValOption = None,
+    test: ScopedTestOption = None,
+    at_once: AtOnceOption = None,
+    seed: SeedOption = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Import SERAC's fact checking: VitaminC's evidence and claims."""
+    from tuner.published.serac_fact_checking import import_serac_fact_checking
+
+    counts = _edit_counts(train, val, test, at_once, seed)
+    _save(import_serac_fact_checking(folder, _name(out), counts), out, json_)
+
+
+def serac_dialogue(
+    folder: SeracArgument,
+    out: OutOption,
+    train: TrainOption = None,
+    val: ScopedValOption = None,
+    test: ScopedTestOption = None,
+    at_once: AtOnceOption = None,
+    seed: SeedOption = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Import SERAC's ConvSent: the sentiment about topics."""
+    from tuner.published.serac_dialogue import import_serac_dialogue
+
+    counts = _edit_counts(train, val, test, at_once, seed)
+    _save(import_serac_dialogue(folder, _name(out), counts), out, json_)
+
+
+def _edit_counts(
+    train: int | None, val: int | None, test: int | None, at_once: int | None, seed: int
+) -> "EditCounts":
+    from tuner.published.scoped_edits import EditCounts
+
+    return EditCounts(train=train, val=val, test=test, simultaneous=at_once, seed=seed)
 
 
 def _selection(val: int | None, test: int | None, facts: int | None, seed: int) -> "Selection":

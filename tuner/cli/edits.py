@@ -1,4 +1,4 @@
-"""Verbs about single edits: edit, evaluate, certify, export."""
+"""Verbs about edits apart from studies: edit, stream, evaluate, certify, export."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from tuner.cli.options import (
     STUDIES,
     DeviceOption,
     DtypeOption,
+    EditsOption,
     EpsilonsOption,
     FolderOption,
     GeneralOption,
@@ -32,7 +33,8 @@ from tuner.cli.output import (
     show_share,
     show_violations,
 )
-from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.errors import ConfigError, EditError, MissingExtra, unknown_name
+from tuner.evaluation.scores import FACT_FIGURES
 from tuner.yaml_file import describe_problem
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ def register(app: typer.Typer) -> None:
             edit,
             "Example: `tuner edit --task country_capital --editor lora --set learning_rate=5e-3 "
             "--epsilon 1e-3 --out my-edit`",
+        ),
+        (
+            stream,
+            "Example: `tuner stream --task counterfact_world --editor rome --every 5 --out mine`",
         ),
         (evaluate, "Example: `tuner evaluate my-edit --split test`"),
         (certify, "Example: `tuner certify my-edit`"),
@@ -73,6 +79,11 @@ _FIGURES = {
     "locality_base": "locality, against the base model",
     "fluency": "fluency (sampled text)",
     "consistency": "consistency (sampled text)",
+    "drawdown": "drawdown",
+    "scope_precision": "scope, precision",
+    "scope_recall": "scope, recall",
+    "scope_entry_recall": "scope, recall by the right edit",
+    "scope_auc": "scope, AUC",
 }
 
 
@@ -87,6 +98,7 @@ def edit(
     model: ModelOption = "builtin:neox",
     split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
     rule: Annotated[str, typer.Option("--rule", help="fitted, best or published.")] = "fitted",
+    edits: EditsOption = None,
     general: GeneralOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
@@ -108,7 +120,8 @@ def edit(
     from tuner.trial import Bench
 
     chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
-    examples = load_task(task)
+    examples = load_task(task, edits)
+    method.check_task(examples)
     base = _model(model, dtype, device)
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)
@@ -160,6 +173,97 @@ def edit(
         console().print(f"Bundle for ε={epsilon:g}: {written}", soft_wrap=True)
 
 
+def stream(
+    task: TaskOption,
+    editor: Annotated[str, typer.Option("--editor", help="The method: see `tuner list`.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A folder; one that holds this stream goes on.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
+    ] = None,
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Measure after every so many edits.")
+    ] = 1,
+    only_wrong: Annotated[
+        bool,
+        typer.Option("--only-wrong", help="Leave out edits that the model gets right already."),
+    ] = False,
+    model: ModelOption = "builtin:neox",
+    split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
+    general: GeneralOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
+    json_: JsonFlag = False,
+) -> None:
+    """Make the edits of a task one after another, and see what is left of the earlier ones.
+
+    Writes stream.jsonl, a line per edit, and retention.html, a plot.
+    """
+    method = _editor(editor, parse_settings(settings or []))
+    if out.exists() and any(out.iterdir()) and not (out / "stream.jsonl").is_file():
+        raise ConfigError(f"{out} exists and holds no stream; choose another folder.")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from tuner.editing.companions import Companions
+    from tuner.editing.corpus import load_general_text
+    from tuner.editing.task import load_task
+    from tuner.records import SplitName
+    from tuner.report import write_retention
+    from tuner.stream import StreamEntry, run_stream
+    from tuner.trial import Bench
+
+    chosen = _member(SplitName, split, "split")
+    edits = load_task(task)
+    method.check_task(edits)
+    base = _model(model, dtype, device)
+    companions = Companions(device=str(base.device))
+    method.check_model(base, companions)
+    text = load_general_text(general, base)
+    bench = Bench(base, edits, _budget(None), text, companions=companions)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=messages(), transient=True) as bar:
+        shown = bar.add_task("edits", total=len(bench.split(chosen).canonical))
+
+        def note(entry: StreamEntry) -> None:
+            bar.update(shown, completed=entry.number)
+
+        found = run_stream(
+            bench,
+            method,
+            seed=seed,
+            split=chosen,
+            every=every,
+            only_wrong=only_wrong,
+            path=out / "stream.jsonl",
+            on_entry=note,
+        )
+    plot: Path | None = None
+    try:
+        plot = write_retention(found, out / "retention.html")
+    except MissingExtra as error:
+        messages().print(f"No plot: {error}", soft_wrap=True)
+    if json_:
+        print_json({"header": found.header, "entries": found.entries, "plot": plot})
+        return
+    heads = ("edits", "made", "retention", "OOD rows", "unchanged", "deviation")
+    table = make_table(f"{edits.name} with {method.name()}, in a stream", heads, right=heads)
+    for entry in found.measured:
+        table.add_row(
+            str(entry.number),
+            str(sum(one.applied for one in found.entries[: entry.number])),
+            show_share(entry.retention),
+            show_share(entry.generalisation),
+            show_share(entry.unchanged),
+            "–" if entry.deviation is None else show_deviation(entry.deviation),
+        )
+    console().print(table)
+    console().print(f"Stream: {out / 'stream.jsonl'}", soft_wrap=True)
+    if plot is not None:
+        console().print(f"Plot: {plot}", soft_wrap=True)
+
+
 def evaluate(
     bundle: BundleArgument,
     task: Annotated[
@@ -167,6 +271,10 @@ def evaluate(
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="val or test; by default the one it was made on.")
+    ] = None,
+    edits: Annotated[
+        int | None,
+        typer.Option("--edits", min=1, help="Edits of the split; by default as it was made."),
     ] = None,
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
@@ -189,7 +297,9 @@ def evaluate(
 
     manifest = found.manifest
     judged = load_task(task or manifest.task)
-    if task is None and judged.hash != manifest.task_hash:
+    as_made = manifest.edits if judged.name == manifest.task else None
+    judged = judged.with_edits(edits or as_made)
+    if task is None and edits is None and judged.hash != manifest.task_hash:
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
@@ -198,8 +308,7 @@ def evaluate(
     bench = Bench(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else _member(SplitName, split, "split")
     before = bench.base_scores(name)
-    with base.edited(found.delta):
-        after = bench.success_meter(name).scores()
+    after = bench.full_scores(name, found.delta)
     gain = bench.success_meter(name).gain_interval(after, before)
     deviation = bench.meter.measure(found.delta, budget.epsilons)
     violations = bench.violations(name, after)
@@ -224,11 +333,12 @@ def evaluate(
         show_share(after.success),
         show_interval(after.success - before.success, gain),
     )
-    figures = after.figures()
-    for name, one in before.figures().items():
-        if name in _FIGURES and name in figures:
-            other = figures[name]
-            table.add_row(_FIGURES[name], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}")
+    figures, of_base = after.figures(), before.figures()
+    for figure in (figure for figure in _FIGURES if figure in figures):
+        one, other = of_base.get(figure), figures[figure]
+        # The base model has no memory whose scope could be judged.
+        change = show_interval(None if one is None else other - one, None)
+        table.add_row(_FIGURES[figure], show_share(one), show_share(other), change)
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
@@ -392,15 +502,20 @@ def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel
 
 
 def _print_facts(answers: Sequence["Answer"]) -> None:
-    """Print the published figures of fact edits, where the task has them."""
-    known = [answer for answer in answers if answer.scores.fact_figures()]
-    if not known:
-        return
-    names = tuple(known[0].scores.fact_figures())
-    heads = ("ε", "rule", *(name.replace("_", " ") for name in names))
-    table = make_table("Facts, the true tokens given", heads, right=heads[2:])
-    for answer in known:
-        shares = answer.scores.fact_figures()
-        cells = (show_share(shares.get(name)) for name in names)
-        table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
-    console().print(table)
+    """Print the published figures of fact edits and of memories, where there are any."""
+    had = [name for name in FACT_FIGURES if any(name in a.scores.fact_figures() for a in answers)]
+    of_scope = [name for name in had if name.startswith("scope_")]
+    for title, names in (
+        ("Facts, the true tokens given", [name for name in had if name not in of_scope]),
+        ("Which prompts the memory takes for its edits'", of_scope),
+    ):
+        known = [a for a in answers if any(name in a.scores.fact_figures() for name in names)]
+        if not known:
+            continue
+        heads = ("ε", "rule", *(name.removeprefix("scope_").replace("_", " ") for name in names))
+        table = make_table(title, heads, right=heads[2:])
+        for answer in known:
+            shares = answer.scores.fact_figures()
+            cells = (show_share(shares.get(name)) for name in names)
+            table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
+        console().print(table)

@@ -12,6 +12,10 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="builtin:NAME, a local folder or a hub id.")
 ]
 TaskOption = Annotated[str, typer.Option("--task", "-t", help="A task's name or folder.")]
+EditsOption = Annotated[
+    int | None,
+    typer.Option("--edits", min=1, help="Edits made at once; by default what the task says."),
+]
 GeneralOption = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tuner.cli.options import (
     STUDIES,
+    EditsOption,
     EpsilonsOption,
     FolderOption,
     GeneralOption,
@@ -96,6 +97,7 @@ def search(
     sampler: Annotated[
         str | None, typer.Option("--sampler", help="auto, gp, tpe or random.")
     ] = None,
+    edits: EditsOption = None,
     general: GeneralOption = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the study.")] = None,
     workers: Annotated[
@@ -146,6 +148,7 @@ def search(
             "epsilon": steer,
             "rule": rule,
             "sampler": sampler,
+            "edits": edits,
             "general": general,
             "seed": seed,
             "workers": int(workers) if workers is not None and workers.isdigit() else workers,
@@ -486,6 +489,8 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
             "exact": show_share(row["exact"]),
             FACTS_HEADING: show_facts(row["scores"]),
             "edit score": show_share(row["scores"].get("edit_score")),
+            "efficacy": show_share(row["scores"].get("efficacy")),
+            "drawdown": show_share(row["scores"].get("drawdown")),
             "deviation": f"{row['deviation']['estimate']:+.1e}",
             "verdict": row["verdict"],
             "constraints": show_violations(row["violations"]) if row["violations"] else "–",
@@ -497,7 +502,10 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
     ]
     wide = out.width >= _WIDE
     facts = any("efficacy" in row["scores"] for row in rows)
-    judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
+    if any("drawdown" in row["scores"] for row in rows):
+        judged: tuple[str, ...] = ("efficacy", "drawdown")
+    else:
+        judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
     columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation")
     if any(row["violations"] for row in rows):
         columns += ("constraints",)

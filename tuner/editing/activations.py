@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tuner.editing.prompts import Prompts
 from tuner.editing.subject import LocatedPrompt, right_padded
 
 _ROWS = 128
@@ -58,6 +59,19 @@ def changed_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Ite
 
 def _first(output: Any) -> Tensor:
     found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+@torch.no_grad()
+def prompt_activations(network: PreTrainedModel, module: nn.Module, prompts: Prompts) -> Recording:
+    """Return what flows through `module` while the network reads prompts."""
+    with recorded(module) as found:
+        network.base_model(
+            input_ids=prompts.ids,
+            attention_mask=prompts.mask.long(),
+            position_ids=prompts.positions,
+            use_cache=False,
+        )
     return found
 
 

@@ -22,11 +22,12 @@ class Metric(StrEnum):
     LOCALITY_BASE = "locality_base"
     FLUENCY = "fluency"
     CONSISTENCY = "consistency"
+    DRAWDOWN = "drawdown"
 
     @property
     def is_loss(self) -> bool:
-        """Whether more of it is worse."""
-        return self in (Metric.HARD_NEGATIVE_LOSS, Metric.RELATED_LOSS)
+        """Whether more of it is worse, so that a limit is a most."""
+        return self in (Metric.HARD_NEGATIVE_LOSS, Metric.RELATED_LOSS, Metric.DRAWDOWN)
 
     @property
     def is_of_free_text(self) -> bool:
@@ -64,6 +65,7 @@ class Constraint(BaseModel):
 
     {metric: hard_negative_loss, rise: 0.05}    at most 0.05 nats above the base model's
     {metric: hard_negative_loss, ceiling: 2.5}  at most 2.5 nats
+    {metric: drawdown, ceiling: 0.05}           at most 0.05
     {metric: exact, drop: 0.05}                 at most 0.05 below the base model's
     {metric: exact, floor: 0.7}                 at least 0.7
     """
@@ -72,7 +74,7 @@ class Constraint(BaseModel):
 
     metric: Metric
     rise: _Bound = Field(default=None, description="Most above the base model's loss.")
-    ceiling: _Bound = Field(default=None, description="Highest loss.")
+    ceiling: _Bound = Field(default=None, description="Highest loss, or drawdown.")
     drop: _Bound = Field(default=None, description="Most below the base model's score.")
     floor: _Bound = Field(default=None, description="Lowest score.")
 

@@ -85,6 +85,17 @@ def predicted_tokens(
     return [row[judged].cpu() for row, judged in zip(tokens, read.judged, strict=True)]
 
 
+@torch.no_grad()
+def predicted_log_probs(
+    network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
+) -> list[Float[Tensor, "target vocabulary"]]:
+    """Return log p of all tokens at each place of each target, the true ones before it given."""
+    read = _read_targets(network, batch, pad_id)
+    precise = read.logits.to(torch.promote_types(read.logits.dtype, torch.float32))
+    found = precise.log_softmax(dim=-1)
+    return [row[judged].cpu() for row, judged in zip(found, read.judged, strict=True)]
+
+
 @final
 @dataclass(frozen=True)
 class _TargetLogits:

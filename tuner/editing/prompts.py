@@ -37,6 +37,14 @@ class Prompts:
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         return cls(ids.to(device), mask.to(device))
 
+    @classmethod
+    def batches(
+        cls, rows: Sequence[Sequence[int]], device: torch.device, size: int = 32
+    ) -> Iterator[Self]:
+        """Yield the prompts in their order, a few at a time."""
+        for start in range(0, len(rows), size):
+            yield cls.of(rows[start : start + size], device)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuner.editing.constraint import Constraints
-from tuner.errors import TaskError, unknown_name
+from tuner.errors import ConfigError, TaskError, unknown_name
 from tuner.shipped import shipped_folder
 from tuner.yaml_file import describe_problem, load_yaml
 
@@ -40,6 +40,13 @@ class SuccessRule(StrEnum):
     THRESHOLD = "threshold"  # its loss meets the task's threshold, in nats
     LIKELIER = "likelier"  # the target is likelier per token than the contrast (CounterFact)
     TOKENS = "tokens"  # its share of target tokens that are the most likely ones (zsRE)
+    SEQUENCE = "sequence"  # every target token is the most likely one (SERAC's questions)
+    SENTIMENT = "sentiment"  # how much it takes the target's side on its topic (SERAC's dialogue)
+
+    @property
+    def needs_contrast(self) -> bool:
+        """Whether rows must carry a second continuation."""
+        return self in (SuccessRule.LIKELIER, SuccessRule.SENTIMENT)
 
 
 def _is_empty(value: object) -> bool:
@@ -132,6 +139,29 @@ class Split(BaseModel):
         description="True facts that editors may train on; they are never judged.",
     )
 
+    def limited(self, edits: int | None) -> Self:
+        """Return the split with the first `edits` edits and the rows of their records.
+
+        Rows without a record belong to no edit and stay. None is the split as it is.
+        """
+        if edits is None or edits == len(self.canonical):
+            return self
+        kept = {row.record for row in self.canonical.rows[:edits]} | {None}
+
+        def of_kept(rows: ExampleSet) -> ExampleSet:
+            some = tuple(row for row in rows.rows if row.record in kept)
+            return ExampleSet(loss=rows.loss, rows=some)
+
+        return type(self)(
+            canonical=ExampleSet(loss=self.canonical.loss, rows=self.canonical.rows[:edits]),
+            ood=of_kept(self.ood),
+            hard_negatives=of_kept(self.hard_negatives),
+            related=self.related,
+            neighbours=tuple(row for row in self.neighbours if row.record in kept),
+            generations=tuple(row for row in self.generations if row.record in kept),
+            facts=self.facts,
+        )
+
 
 class _Card(BaseModel):
     """`task.yaml`."""
@@ -158,6 +188,12 @@ class _Card(BaseModel):
         default=(),
         exclude_if=_is_empty,
         description="What an edit must keep beside the deviation budget.",
+    )
+    simultaneous_edits: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=_is_empty,
+        description="How many edits of a split are made at once, the first ones; by default all.",
     )
 
     @model_validator(mode="after")
@@ -187,10 +223,58 @@ class Task(_Card):
         "judged.",
     )
 
+    @model_validator(mode="after")
+    def _has_the_edits_that_are_made(self) -> Self:
+        if self.simultaneous_edits is not None:
+            for name, split in (("val", self.val), ("test", self.test)):
+                _check_pool(name, split, self.simultaneous_edits)
+        return self
+
+    def with_edits(self, count: int | None) -> Self:
+        """Return the task with another number of edits made at once; None leaves it as it is.
+
+        Raises:
+            ConfigError: a split has fewer edits, or its rows do not say which edit they are of.
+        """
+        if count is None or count == self.simultaneous_edits:
+            return self
+        if count < 1:
+            raise ConfigError(f"At least one edit must be made at once, but got {count}.")
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            return type(self)(**fields | {"simultaneous_edits": count})
+        except ValidationError as error:
+            problems = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
+            raise ConfigError(f"{self.name} with {count} edits at once: {problems}") from None
+
     @cached_property
     def hash(self) -> str:
         """A hash of everything that the task holds."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _check_pool(name: str, split: Split, edits: int) -> None:
+    """Refuse a split from which that many edits cannot be taken with all of their rows."""
+    if edits > len(split.canonical):
+        raise ValueError(
+            f"{edits} edits at once need as many canonical rows, but {name} has "
+            f"{len(split.canonical)}."
+        )
+    records = [row.record for row in split.canonical.rows]
+    if None in records or len(set(records)) < len(records):
+        raise ValueError(
+            f"{name}: where some edits of a split are made, each canonical row needs a `record` "
+            "of its own."
+        )
+    for part, rows in (("ood", split.ood.rows), ("hard_negatives", split.hard_negatives.rows)):
+        astray = next((row for row in rows if row.record not in records), None)
+        if astray is not None:
+            raise ValueError(
+                f"{name}/{part}: each row needs the `record` of an edit, but {astray.prompt!r} "
+                f"has {astray.record!r}."
+            )
+    if {row.record for row in split.ood.rows} != set(records):
+        raise ValueError(f"{name}/ood: each edit needs a row in its scope.")
 
 
 def task_names() -> tuple[str, ...]:
@@ -199,23 +283,26 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(card.parent.name for card in folder.glob("*/task.yaml")))
 
 
-def load_task(name_or_path: str | Path) -> Task:
+def load_task(name_or_path: str | Path, edits: int | None = None) -> Task:
     """Return the task of that name among the shipped ones, or in that folder.
+
+    `edits` is how many edits are made at once, instead of what the card says.
 
     Raises:
         TaskError: a row is malformed, splits share an example, or a file is missing.
-        ConfigError: there is no such task, or its card is malformed.
+        ConfigError: there is no such task, its card is malformed, or it has fewer edits.
     """
     folder = find_task(name_or_path)
     card = load_yaml(folder / "task.yaml", _Card)
-    task = Task(
-        **card.model_dump(),
-        val=_load_split(folder / "val", card),
-        test=_load_split(folder / "test", card),
-        train=_load_split(folder / "train", card) if (folder / "train").is_dir() else None,
-    )
+    val, test = _load_split(folder / "val", card), _load_split(folder / "test", card)
+    train = _load_split(folder / "train", card) if (folder / "train").is_dir() else None
+    try:
+        task = Task(**card.model_dump(), val=val, test=test, train=train)
+    except ValidationError as error:
+        problems = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
+        raise TaskError(f"{folder}: {problems}") from None
     _refuse_leaks(folder, task)
-    return task
+    return task.with_edits(edits)
 
 
 def find_task(name_or_path: str | Path) -> Path:
@@ -231,14 +318,14 @@ def find_task(name_or_path: str | Path) -> Path:
 
 
 def _load_split(folder: Path, card: _Card) -> Split:
-    judged = "the rule likelier" if card.success is SuccessRule.LIKELIER else None
+    judged = f"the rule {card.success}" if card.success.needs_contrast else None
     if card.loss.needs_contrast:
         judged = f"the loss {card.loss}"
     neighbours = folder / "neighbours.jsonl"
     if neighbours.is_file() and card.success is SuccessRule.THRESHOLD:
         raise TaskError(
-            f"{neighbours}: neighbours are judged by the rules likelier and tokens; this task's "
-            "rule is threshold. Set `success` in task.yaml, or take the file away."
+            f"{neighbours}: neighbours are judged by any rule but threshold, which is this "
+            "task's. Set `success` in task.yaml, or take the file away."
         )
     canonical = _example_set(folder / "canonical.jsonl", card.loss, judged)
     ood = _example_set(folder / "ood.jsonl", card.loss, judged)

@@ -1,6 +1,7 @@
 """Confidence that holds at every moment of a sequential evaluation."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -36,6 +37,15 @@ def most_events(seen: int, confidence: float) -> float:
     Source: the exact bound of a Poisson mean (Garwood 1936); 3 for none seen, at 95 %.
     """
     return float(stats.chi2.ppf(confidence, 2 * (seen + 1)) / 2)
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval | None:
+    """Return Student's interval of a mean of independent values; None where they do not differ."""
+    if len(values) < 2 or min(values) == max(values):
+        return None
+    mean = float(np.mean(values))
+    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=stats.sem(values))
+    return Interval(low=float(low), high=float(high), confidence=confidence)
 
 
 def clustered_interval(

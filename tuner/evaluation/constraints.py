@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from tuner.editing.constraint import Constraint, Metric
 from tuner.editing.task import Split, SuccessRule, Task
 from tuner.errors import ConfigError
+from tuner.evaluation.drawdown import measures_drawdown
 from tuner.evaluation.scores import Scores
 
 # An edit that is beyond a limit by five times the number given is as bad as can be: samplers
@@ -35,7 +36,7 @@ def check_measured(constraints: Sequence[Constraint], task: Task) -> None:
         ConfigError: the task has not what a constraint is about.
     """
     for name, split in (("val", task.val), ("test", task.test)):
-        measured = _measured(split, task.success)
+        measured = _measured(split.limited(task.simultaneous_edits), task.success)
         for constraint in constraints:
             if constraint.metric not in measured:
                 raise ConfigError(
@@ -60,6 +61,7 @@ def _measured(split: Split, rule: SuccessRule) -> set[Metric]:
         Metric.LOCALITY_BASE: rule is SuccessRule.TOKENS and bool(split.neighbours),
         Metric.FLUENCY: bool(split.generations),
         Metric.CONSISTENCY: any(row.references for row in split.generations),
+        Metric.DRAWDOWN: measures_drawdown(split, rule),
     }
     return {metric for metric, holds in known.items() if holds}
 

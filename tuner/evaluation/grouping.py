@@ -43,6 +43,12 @@ class Grouping:
             return float(sum(values) / len(values))
         return float(self._group_means(np.asarray(values, float)).mean())
 
+    def ratio(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return for each row its group's sum of `values` over its group's sum of `weights`."""
+        summed = np.bincount(self._index, weights=values)
+        found: np.ndarray = (summed / np.bincount(self._index, weights=weights))[self._index]
+        return found
+
     def interval(self, values: np.ndarray, *, confidence: float = 0.95) -> Interval:
         """Return a bootstrap interval of `mean(values)`, resampling whole groups."""
         if not self._average_within:

@@ -16,8 +16,18 @@ class Interval(BaseModel):
     confidence: float
 
 
-# What a fact editor is told by, in the order of the published tables.
-FACT_FIGURES = ("efficacy", "generalisation", "specificity", "edit_score")
+# What a fact editor and a memory are told by, in the order of the published tables.
+FACT_FIGURES = (
+    "efficacy",
+    "generalisation",
+    "specificity",
+    "edit_score",
+    "drawdown",
+    "scope_precision",
+    "scope_recall",
+    "scope_entry_recall",
+    "scope_auc",
+)
 
 
 @final
@@ -38,7 +48,7 @@ class Scores(BaseModel):
     )
     efficacy: float | None = Field(
         default=None,
-        description="Share of canonical rows that succeed; for the rules likelier and tokens.",
+        description="Share of canonical rows that succeed; for all rules but threshold.",
     )
     efficacy_exact: float | None = Field(
         default=None,
@@ -50,7 +60,7 @@ class Scores(BaseModel):
     specificity: float | None = Field(
         default=None,
         description="Share of neighbours whose true object stays likelier than the new one, or "
-        "the token accuracy of the true one (rule tokens).",
+        "the token accuracy of the true one (rule tokens); else success by the task's rule.",
     )
     edit_score: float | None = Field(
         default=None,
@@ -75,6 +85,30 @@ class Scores(BaseModel):
         default=None,
         description="100 times the TF-IDF cosine of what it says there with the references.",
     )
+    drawdown: float | None = Field(
+        default=None,
+        description="Share of hard negatives on which the model says something else than the "
+        "base model: by its likeliest tokens (rule sequence) or by which of target and contrast "
+        "is likelier (rule likelier); KL(base||edited) per token, in nats (rule sentiment).",
+    )
+    scope_precision: float | None = Field(
+        default=None,
+        description="Share of the prompts that a memory takes for its edits' that are; none where "
+        "it takes no prompt.",
+    )
+    scope_recall: float | None = Field(
+        default=None, description="Share of the edits' prompts that a memory takes for such."
+    )
+    scope_entry_recall: float | None = Field(
+        default=None,
+        description="Share of the edits' prompts that it takes for those of the right edit; where "
+        "its entries are edits.",
+    )
+    scope_auc: float | None = Field(
+        default=None,
+        description="How often an edit's prompt is nearer to the memory than one that is out of "
+        "all scopes, ties as a half; it does not depend on where scopes end.",
+    )
     row_success: tuple[float, ...] = Field(
         default=(), repr=False, description="Success of each OOD row, from 0 to 1."
     )
@@ -84,6 +118,6 @@ class Scores(BaseModel):
         return self.model_dump(exclude={"row_success"}, exclude_none=True)
 
     def fact_figures(self) -> dict[str, float]:
-        """Return those of `FACT_FIGURES` that were measured; none for other tasks."""
+        """Return those of `FACT_FIGURES` that were measured; none for other tasks and deltas."""
         figures = self.figures()
         return {name: figures[name] for name in FACT_FIGURES if name in figures}

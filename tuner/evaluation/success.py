@@ -25,10 +25,12 @@ from tuner.editing.likelihood import (
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, LossKind, Split, SuccessRule
 from tuner.errors import ConfigError, EditError
+from tuner.evaluation.drawdown import DrawdownMeter, measures_drawdown, refuse_edited
 from tuner.evaluation.free_text import FreeTextMeter
 from tuner.evaluation.generation import generate_greedily
 from tuner.evaluation.grouping import Grouping
 from tuner.evaluation.scores import Interval, Scores
+from tuner.evaluation.sentiment import SentimentMeter
 
 _BATCH = 32
 
@@ -40,10 +42,13 @@ class _Rows:
 
     encoded: tuple[EncodedExample, ...]
     groups: Grouping
+    sentiment: SentimentMeter | None
 
     @classmethod
-    def of(cls, model: LanguageModel, rows: Sequence[Example]) -> Self:
-        return cls(tuple(encode_example(model, row) for row in rows), Grouping.of(rows))
+    def of(cls, model: LanguageModel, rows: Sequence[Example], rule: SuccessRule) -> Self:
+        encoded, groups = tuple(encode_example(model, row) for row in rows), Grouping.of(rows)
+        meter = SentimentMeter(model, encoded, groups) if rule is SuccessRule.SENTIMENT else None
+        return cls(encoded, groups, meter)
 
     @property
     def targets(self) -> list[Continuation]:
@@ -54,11 +59,12 @@ class _Rows:
 class SuccessMeter:
     """Judges the model, as it stands at the moment of the call, on one split of a task.
 
-    It is made while the model is unedited: under the rule tokens it keeps what the base model
-    predicts for the neighbours.
+    It is made while the model is unedited: it keeps what the base model predicts for the
+    neighbours (rule tokens), for the hard negatives (where drawdown is measured) and for the rows
+    in scope (rule sentiment).
 
     Raises:
-        EditError: the rule is tokens, there are neighbours, and the model is edited already.
+        EditError: one of these is to be kept, and the model is edited already.
         TaskError: a row exceeds the model's context.
     """
 
@@ -75,7 +81,7 @@ class SuccessMeter:
         self._rule = rule
         self._threshold = math.nan if threshold is None else threshold
         self._loss = split.ood.loss
-        self._ood = _Rows.of(model, split.ood.rows)
+        self._ood = _Rows.of(model, split.ood.rows, rule)
         self._hard = [
             encode_continuation(model, row.prompt, row.target) for row in split.hard_negatives.rows
         ]
@@ -85,18 +91,17 @@ class SuccessMeter:
             for passage in split.related
         ]
         facts = rule is not SuccessRule.THRESHOLD
-        self._canonical = _Rows.of(model, split.canonical.rows) if facts else None
-        self._near = _Rows.of(model, split.neighbours) if facts and split.neighbours else None
+        self._canonical = _Rows.of(model, split.canonical.rows, rule) if facts else None
+        near = split.neighbours if facts else ()
+        self._near = _Rows.of(model, near, rule) if near else None
         self._free_text = FreeTextMeter(model, split.generations) if split.generations else None
         self._base_predictions: list[Int[Tensor, " target"]] = []
         if self._near is not None and rule is SuccessRule.TOKENS:
-            # Taken inside an edit they would praise that edit, and every like it, as local.
-            if not model.unchanged:
-                raise EditError(
-                    "What the base model predicts must be read before an edit is applied: make "
-                    "the meter outside `model.edited(...)`."
-                )
+            refuse_edited(model)
             self._base_predictions = self._predictions(self._near.targets)
+        self._drawdown: DrawdownMeter | None = None
+        if measures_drawdown(split, rule):
+            self._drawdown = DrawdownMeter(model, split.hard_negatives.rows, rule)
 
     def success(self) -> Scores:
         """Return the success of the OOD rows, and nothing else.
@@ -121,6 +126,8 @@ class SuccessMeter:
             measured["hard_negative_loss"] = self._mean_loss(self._hard, per_token=False)
         if Metric.RELATED_LOSS in metrics:
             measured["related_loss"] = self._mean_loss(self._related, per_token=True)
+        if Metric.DRAWDOWN in metrics and self._drawdown is not None:
+            measured["drawdown"] = self._drawdown.measure()
         if any(metric.is_of_facts for metric in metrics):
             exact = Metric.EFFICACY_EXACT in metrics
             measured |= self._fact_scores(found.success, exact=exact)
@@ -176,6 +183,12 @@ class SuccessMeter:
             case SuccessRule.TOKENS:
                 gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
                 return _agreement(self._predictions(rows.targets), gold)
+            case SuccessRule.SEQUENCE:
+                gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
+                shares = _agreement(self._predictions(rows.targets), gold)
+                return [float(share == 1) for share in shares]
+            case SuccessRule.SENTIMENT:
+                return [] if rows.sentiment is None else rows.sentiment.successes()
 
     def _losses(self, rows: _Rows) -> Tensor:
         """Return each row's loss, summed over the target's tokens."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuner.editing.activations import recorded
+from tuner.editing.activations import prompt_activations
 from tuner.editing.prompts import Prompts, Routes, Turns
 from tuner.errors import BaseMismatch
 from tuner.memories.memory import MemoryDelta
@@ -57,13 +57,7 @@ class LayeredMemory(MemoryDelta):
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt, whatever the strength."""
         module = self._module(network)
-        with recorded(module) as found:
-            network.base_model(
-                input_ids=prompts.ids,
-                attention_mask=prompts.mask.long(),
-                position_ids=prompts.positions,
-                use_cache=False,
-            )
+        found = prompt_activations(network, module, prompts)
         return self.decide(module, found.input, prompts)
 
     @contextmanager
@@ -94,7 +88,8 @@ class LayeredMemory(MemoryDelta):
             return output
         prompts = turn.prompts
         if turn.routes is None:
-            turn.routes = self.decide(module, inputs[0], prompts)
+            with torch.no_grad():
+                turn.routes = self.decide(module, inputs[0], prompts)
         rows = turn.routes.inside(self.strength).nonzero().flatten()
         if not len(rows):
             return output

@@ -44,6 +44,7 @@ class LookUpDelta(AnsweringMemory):
     """What the stored token gets where all others get 0."""
     end: int
     kind: ClassVar[str] = "look_up"
+    entries_are_edits: ClassVar[bool] = True
 
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by the distance to its nearest key."""

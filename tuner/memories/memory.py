@@ -49,6 +49,8 @@ class MemoryDelta(ABC):
 
     strength: float
     kind: ClassVar[str]
+    entries_are_edits: ClassVar[bool] = False
+    """Whether entry i belongs to edit i, so that routes can be judged entry by entry."""
 
     @abstractmethod
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:

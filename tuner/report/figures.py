@@ -1,7 +1,7 @@
 """The report's plots. Colours and shapes say the same thing twice, so either is enough."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from tuner.report.words import (
     settings,
     share,
 )
+from tuner.stream import StreamRecord
+from tuner.sweep import Estimate, SweepRow
 
 # Okabe and Ito's colours: told apart by all common kinds of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -220,6 +222,106 @@ def traces(result: StudyResultRecord) -> list[tuple[str, go.Figure]]:
     for figure in (success, drift):
         figure.update_xaxes(title="epoch (unscaled edit)", dtick=1 if len(x) <= 12 else None)
     return [("Success of the winners' trials", success), ("Deviation of the same trials", drift)]
+
+
+def sweep_curves(rows: Sequence[SweepRow]) -> go.Figure:
+    """Return ES, DD and ES − DD over the number of simultaneous edits, a curve per editor."""
+    panels: list[tuple[str, list[tuple[SweepRow, Estimate]]]] = [
+        ("edit success (ES)", [(row, row.success) for row in rows]),
+        ("drawdown (DD)", [(row, row.drawdown) for row in rows if row.drawdown]),
+        ("ES − DD", [(row, row.difference) for row in rows if row.difference]),
+    ]
+    panels = [(title, found) for title, found in panels if found]
+    figure = _figure(height=80 + 300 * len(panels))
+    figure.set_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    editors = list(dict.fromkeys(row.editor for row in rows))
+    for panel, (title, found) in enumerate(panels, start=1):
+        for style, dash, editor in zip(_styles(), _cycle(_DASHES), editors, strict=False):
+            mine = [(row, value) for row, value in found if row.editor == editor]
+            figure.add_scatter(
+                row=panel,
+                col=1,
+                x=[row.edits for row, _ in mine],
+                y=[value.mean for _, value in mine],
+                error_y=_error_bars([value for _, value in mine]),
+                mode="lines+markers",
+                name=editor,
+                legendgroup=editor,
+                showlegend=panel == 1,
+                line={"color": style[0], "dash": dash, "width": 2},
+                marker={"symbol": style[1], "size": 8},
+                text=[_sweep_text(title, row, value) for row, value in mine],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        figure.update_yaxes(title=title, row=panel, col=1)
+    counts = sorted({row.edits for row in rows})
+    figure.update_xaxes(type="log", tickvals=counts, showgrid=True, gridcolor="#ececec")
+    figure.update_yaxes(showgrid=True, gridcolor="#ececec", title_font_size=13)
+    figure.update_xaxes(title="simultaneous edits", row=len(panels), col=1)
+    return figure
+
+
+def _error_bars(values: list[Estimate]) -> dict[str, Any]:
+    """Return the intervals in plotly's words; none is drawn where there is none."""
+    ends = [(value.mean, value.interval) for value in values]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [interval.high - mean if interval else 0.0 for mean, interval in ends],
+        "arrayminus": [mean - interval.low if interval else 0.0 for mean, interval in ends],
+        "thickness": 1.2,
+    }
+
+
+def _sweep_text(title: str, row: SweepRow, value: Estimate) -> str:
+    interval = value.interval
+    span = f" ({share(interval.low)} to {share(interval.high)})" if interval else ""
+    draws = f"{row.draws} draws" + (f", {row.failed} failed" if row.failed else "")
+    return _plain(
+        f"{row.editor}, {row.edits} edits<br>{title} {share(value.mean)}{span}<br>{draws}"
+    )
+
+
+def retention(stream: StreamRecord) -> go.Figure:
+    """Return what is left of all edits so far, and of the rest, after each edit of a stream."""
+    figure = _figure(height=420)
+    shown = stream.measured
+    lines = {
+        "all edits so far (retention)": [entry.retention for entry in shown],
+        "their OOD rows": [entry.generalisation for entry in shown],
+        "hard negatives and neighbours unchanged": [entry.unchanged for entry in shown],
+    }
+    numbers = [entry.number for entry in shown]
+    text = [
+        f"deviation {deviation(entry.deviation.estimate)}" if entry.deviation else ""
+        for entry in shown
+    ]
+    for style, dash, (name, values) in zip(_styles(), _cycle(_DASHES), lines.items(), strict=False):
+        if all(value is None for value in values):
+            continue
+        figure.add_scatter(
+            x=numbers,
+            y=values,
+            mode="lines+markers",
+            name=name,
+            line={"color": style[0], "dash": dash, "width": 2},
+            marker={"symbol": style[1], "size": 7},
+            text=text,
+            hovertemplate="%{y:.3f} after %{x} edits, %{text}<extra></extra>",
+        )
+    made = [entry for entry in stream.entries if entry.applied]
+    figure.add_scatter(
+        x=[entry.number for entry in made],
+        y=[entry.success for entry in made],
+        mode="markers",
+        name="the edit itself, at once",
+        marker={"color": _FAINT, "symbol": "line-ns-open", "size": 9},
+        text=[entry.prompt for entry in made],
+        hovertemplate="%{text}: %{y:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(title="edits, one after another", rangemode="tozero")
+    figure.update_yaxes(title="share of rows", range=[-0.03, 1.03])
+    return figure
 
 
 class _DeviationAxis:

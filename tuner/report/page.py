@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,8 @@ from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialEntry, TrialState, Winner
 from tuner.report import words
 from tuner.report.importance import importances, searched_names
+from tuner.stream import StreamRecord
+from tuner.sweep import SweepRow
 
 
 def write_report(result: StudyResultRecord, path: Path) -> Path:
@@ -58,16 +61,41 @@ def write_figures(result: StudyResultRecord, folder: Path) -> tuple[Path, ...]:
         "best_so_far": ("Best gain so far", figures.best_so_far(result, over_time=False)),
     }
     return tuple(
-        _write(
-            folder / f"{name}.html",
-            _template("figure.html.j2").render(
-                title=f"{title}: {result.summary.name}",
-                plot=_json(figure),
-                plotly=_packed_plotly(),
-            ),
-        )
+        _write_figure(folder / f"{name}.html", f"{title}: {result.summary.name}", figure)
         for name, (title, figure) in shown.items()
     )
+
+
+def write_sweep(rows: Sequence[SweepRow], title: str, path: Path) -> Path:
+    """Write the curves of a sweep as a page to `path` and return it.
+
+    Raises:
+        MissingExtra: the packages that draw and lay out are not installed.
+    """
+    _require_packages()
+    from tuner.report import figures
+
+    return _write_figure(path, title, figures.sweep_curves(rows))
+
+
+def write_retention(stream: StreamRecord, path: Path) -> Path:
+    """Write the plot of a stream's retention as a page of its own, and return its path.
+
+    Raises:
+        MissingExtra: the packages that draw and lay out are not installed.
+    """
+    _require_packages()
+    from tuner.report import figures
+
+    title = f"Retention: {stream.header.editor} on {stream.header.task}"
+    return _write_figure(path, title, figures.retention(stream))
+
+
+def _write_figure(path: Path, title: str, figure: Any) -> Path:
+    page = _template("figure.html.j2").render(
+        title=title, plot=_json(figure), plotly=_packed_plotly()
+    )
+    return _write(path, page)
 
 
 def _require_packages() -> None:

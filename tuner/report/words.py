@@ -1,11 +1,11 @@
 """Numbers and names as the report writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.evaluation.budget import Deviation, Verdict
-from tuner.evaluation.scores import Interval, Scores
-from tuner.records import TrialEntry
+from tuner.evaluation.scores import FACT_FIGURES, Interval, Scores
+from tuner.records import SeedResult, TrialEntry
 
 VERDICT_WORDS = {
     Verdict.WITHIN: "holds",
@@ -26,8 +26,20 @@ def share(value: float) -> str:
 
 
 def fact_figures(scores: Scores) -> list[tuple[str, str]]:
-    """Return the published figures of a fact edit by name; none for other tasks."""
+    """Return the published figures of a fact edit or a memory by name; none for other tasks."""
     return [(name.replace("_", " "), share(value)) for name, value in scores.fact_figures().items()]
+
+
+def fact_names(tests: Sequence[SeedResult]) -> list[str]:
+    """Return the names of all figures that one seed or another has, in their order."""
+    had = {name for test in tests for name in test.answer.scores.fact_figures()}
+    return [name for name in FACT_FIGURES if name in had]
+
+
+def fact_cells(scores: Scores, names: Sequence[str]) -> list[str]:
+    """Return one cell per name; the base model, as an answer, has no figure of a memory."""
+    figures = scores.fact_figures()
+    return [share(figures[name]) if name in figures else "–" for name in names]
 
 
 def gain(value: float) -> str:

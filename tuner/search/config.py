@@ -52,6 +52,9 @@ class StudyConfig(BaseModel):
     dtype: Dtype = "float32"
     device: str = "auto"
     task: str = Field(description="A task's name, or the path of its folder.")
+    edits: int | None = Field(
+        default=None, gt=0, description="Edits made at once; by default what the task says."
+    )
     general: str | None = Field(
         default=None, description="File of general text; the built-in models bring their own."
     )
@@ -149,6 +152,8 @@ class StudyConfig(BaseModel):
         asked = self.model_dump(mode="json", exclude=set(_MAY_CHANGE))
         if not self.constraints:
             del asked["constraints"]  # studies from before there were any have none
+        if self.edits is None:
+            del asked["edits"]  # nor have they this
         # Spelt out, so that a study survives a change of our default.
         return {**asked, "epsilon": self.target_epsilon}
 

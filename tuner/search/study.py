@@ -153,7 +153,7 @@ class Study:
     ) -> None:
         self.config = config
         self.space: Space = load_space(config.space)
-        self.task: Task = load_task(config.task)
+        self.task: Task = load_task(config.task, config.edits)
         self.space.check_task(self.task)
         check_measured((*self.task.constraints, *config.constraints), self.task)
         self.folder = StudyFolder(folder / config.name)
@@ -396,10 +396,9 @@ class _Run:
             for seed in retest_seeds(self._config)
         )
         base = self._test_base()
+        judged = self._task.test.limited(self._task.simultaneous_edits)
         gain = (
-            retest_gain(
-                tested, base, self._task.test.ood, confidence=self._config.budget.confidence
-            )
+            retest_gain(tested, base, judged.ood, confidence=self._config.budget.confidence)
             if base is not None
             else None
         )

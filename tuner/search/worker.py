@@ -41,7 +41,7 @@ def make_bench(config: StudyConfig) -> Bench:
         config.model, revision=config.revision, dtype=config.dtype, device=config.device
     )
     general = load_general_text(config.general, model)
-    task = load_task(config.task)
+    task = load_task(config.task, config.edits)
     return Bench(model, task, config.budget, general, constraints=config.constraints)
 
 

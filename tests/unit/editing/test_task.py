@@ -145,3 +145,109 @@ def test_token_accuracy_needs_no_contrast(tmp_path: Path) -> None:
     )
     assert task.loss is LossKind.LIKELIHOOD
     assert task.val.neighbours[0].contrast is None
+
+
+def _with_training(tmp_path: Path, prompt: str) -> Path:
+    folder = write(tmp_path / "towns", CARD)
+    (folder / "train").mkdir()
+    for name in ("canonical", "ood"):
+        lines = json.dumps(row(f"{prompt} {name}", " Lome", " Port", record="9"))
+        (folder / "train" / f"{name}.jsonl").write_text(f"{lines}\n")
+    return folder
+
+
+def test_a_task_may_hold_other_edits_to_train_on(tmp_path: Path) -> None:
+    plain = load_task(write(tmp_path / "plain", CARD))
+    task = load_task(_with_training(tmp_path, "Mauritius"))
+    assert plain.train is None
+    assert task.train is not None
+    assert task.train.canonical.rows[0].prompt == "Mauritius canonical"
+    assert task.hash != plain.hash
+    save_task(task, tmp_path / "copy")
+    assert load_task(tmp_path / "copy") == task
+
+
+def write_pool(folder: Path, edits: int = 3, **more: Any) -> Path:
+    """Write a task with a pool of edits in each split, two OOD rows and a hard negative each."""
+    write(folder, {**CARD, "success": "sequence", **more})
+    for split, country in (("val", "Togo"), ("test", "Chile")):
+        numbers = [str(number) for number in range(edits)]
+        files = {
+            "canonical": [row(f"{country} {n}", " Lome", record=n) for n in numbers],
+            "ood": [
+                row(f"{country} {how} {n}", " Lome", record=n) for how in "ab" for n in numbers
+            ],
+            "hard_negatives": [row(f"Not {country} {n}", " Port", record=n) for n in numbers],
+            "neighbours": [row(f"By {country} {n}", " Port", record=n) for n in numbers],
+        }
+        for name, rows in files.items():
+            lines = "".join(json.dumps(one) + "\n" for one in rows)
+            (folder / split / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+def test_a_split_is_cut_to_its_first_edits_with_all_their_rows(tmp_path: Path) -> None:
+    task = load_task(write_pool(tmp_path))
+    few = task.val.limited(2)
+    assert [row.record for row in few.canonical.rows] == ["0", "1"]
+    assert [row.record for row in few.ood.rows] == ["0", "1", "0", "1"]
+    assert [row.record for row in few.hard_negatives.rows] == ["0", "1"]
+    assert [row.record for row in few.neighbours] == ["0", "1"]
+    assert few.facts == task.val.facts
+    assert task.val.limited(None) is task.val.limited(3) is task.val
+
+
+def test_the_number_of_edits_made_at_once_is_the_card_s_or_another(tmp_path: Path) -> None:
+    task = load_task(write_pool(tmp_path / "pool", simultaneous_edits=2))
+    assert task.simultaneous_edits == 2
+    assert task.hash  # known before the copies are made, and not theirs
+    one = task.with_edits(1)
+    assert one.simultaneous_edits == 1
+    assert one.hash != task.hash
+    assert (one.val, one.test) == (task.val, task.test)
+    assert task.with_edits(None) is task.with_edits(2) is task
+    assert load_task(tmp_path / "pool", 3).hash == task.with_edits(3).hash
+    save_task(task, tmp_path / "copy")
+    assert load_task(tmp_path / "copy") == task
+    with pytest.raises(ConfigError, match=r"towns with 4 edits at once: 4 edits .* val has 3"):
+        task.with_edits(4)
+    with pytest.raises(ConfigError, match="At least one edit"):
+        task.with_edits(0)
+
+
+def test_edits_that_cannot_be_told_apart_are_not_made_in_part(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="each canonical row needs a `record` of its own"):
+        load_task("country_capital", 10)
+    with pytest.raises(TaskError, match="5 edits at once need as many canonical rows, but val has"):
+        load_task(write_pool(tmp_path / "few", simultaneous_edits=5))
+    folder = write_pool(tmp_path / "astray", simultaneous_edits=2)
+    stray = json.dumps(row("Not Togo", " Port"))
+    with (folder / "val" / "hard_negatives.jsonl").open("a") as file:
+        file.write(f"{stray}\n")
+    with pytest.raises(TaskError, match="hard_negatives: each row needs the `record` of an edit"):
+        load_task(folder)
+    folder = write_pool(tmp_path / "bare", simultaneous_edits=2)
+    (folder / "test" / "ood.jsonl").write_text(json.dumps(row("Chile", " Lome", record="0")) + "\n")
+    with pytest.raises(TaskError, match="test/ood: each edit needs a row in its scope"):
+        load_task(folder)
+
+
+@pytest.mark.parametrize("part", ["canonical", "ood"])
+def test_what_is_judged_is_not_trained_on(tmp_path: Path, part: str) -> None:
+    folder = write_pool(tmp_path, simultaneous_edits=2)
+    (folder / "train").mkdir()
+    for name in ("canonical", "ood"):
+        rows = [row(f"Mauritius {name}", " Lome", record="0")]
+        if name == part:
+            rows.append(row("Togo 0" if part == "canonical" else "Togo a 0", " Lome", record="0"))
+        lines = "".join(json.dumps(one) + "\n" for one in rows)
+        (folder / "train" / f"{name}.jsonl").write_text(lines)
+    with pytest.raises(TaskError, match=rf"train/{part}.jsonl:2: .* in the validation split too"):
+        load_task(folder)
+
+
+def test_opinions_need_their_opposites(tmp_path: Path) -> None:
+    with pytest.raises(
+        TaskError, match=r"canonical\.jsonl:1: the rule sentiment needs a `contrast`"
+    ):
+        load_task(write_pool(tmp_path, success="sentiment"))

@@ -287,7 +287,7 @@ def test_a_cache_changes_no_bit_of_the_delta(
     )
 
     def tensors(cache: Cache | None) -> dict[str, torch.Tensor]:
-        *_, step = editor.edit(neox, examples, Auxiliary(corpus, FACTS, cache), seed=1)
+        *_, step = editor.edit(neox, examples, Auxiliary(corpus, FACTS, cache=cache), seed=1)
         assert isinstance(step.delta, WeightDelta)
         return step.delta.tensors()
 

@@ -49,3 +49,47 @@ def zsre_record(number: int, subject: str | None = None, **changed: Any) -> dict
         "loc_ans": f"Painter {number}",
         "cond": "Gull >> Heron || Which ship?",
     } | changed
+
+
+def question_record(number: int, **changed: Any) -> dict[str, Any]:
+    """Return a row of SERAC's questions with the published fields."""
+    return {
+        "id": number,
+        "input": f"Which ship did Captain {number:03} sail?",
+        "prediction": "Gull",
+        "alternatives": [f"Heron {number}", f"Egret {number}"],
+        "filtered_rephrases": [
+            f"What was Captain {number:03}'s ship?",
+            f"Captain {number:03} sailed on what ship?",
+        ],
+        "output": [{"answer": f"Tern {number}", "provenance": []}, {"answer": "Puffin"}],
+    } | changed
+
+
+def claim_record(number: int, label: str = "SUPPORTS", **changed: Any) -> dict[str, Any]:
+    """Return a row of VitaminC with the published fields."""
+    return {
+        "unique_id": f"{number}_1",
+        "case_id": number,
+        "evidence": f"The pier of harbour {number:03} was built in the year of the great storm .",
+        "claim": f"Harbour {number:03} {label.lower()} a pier.",
+        "label": label,
+        "page": f"Harbour {number:03}",
+        "revision_type": "real",
+    } | changed
+
+
+def topic_record(number: int, **changed: Any) -> dict[str, Any]:
+    """Return a topic with opinions, as ConvSent has it."""
+    return {
+        "ent": f"Ferry {number:03}",
+        "pos": [f"I love ferry {number}.", "It is a joy.", "So fast!"],
+        "neg": [f"I loathe ferry {number}.", "It rolls."],
+    } | changed
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

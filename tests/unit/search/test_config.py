@@ -100,6 +100,20 @@ def test_constraints_are_part_of_what_a_study_is() -> None:
     assert "constraints" not in none.identity  # as in studies from before there were any
 
 
+def test_the_number_of_edits_is_part_of_what_a_study_is() -> None:
+    few = StudyConfig(task="qa_world", edits=5)
+    with pytest.raises(ConfigError, match="edits: was None, is 5"):
+        check_unchanged(StudyConfig(task="qa_world").identity, few.identity, few.name)
+    assert "edits" not in StudyConfig(task="qa_world").identity  # as in studies from before
+
+
+def test_a_study_makes_as_many_edits_as_it_is_asked_for(tmp_path: Path) -> None:
+    study = Study.of(StudyConfig(task="qa_world", edits=25), folder=tmp_path)
+    assert study.task.simultaneous_edits == 25
+    with pytest.raises(ConfigError, match="76 edits at once need as many canonical rows"):
+        Study.of(StudyConfig(task="qa_world", edits=76), folder=tmp_path)
+
+
 def test_a_task_without_what_the_space_needs_is_found_before_the_search(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("task: country_capital\nspace: pure_finetuning\n")

@@ -23,6 +23,7 @@ from tuner.memories.memory import MemoryDelta
 
 # Narrow enough that the prompts below are told apart, wide enough that theirs are in scope.
 SETTINGS: dict[str, dict[str, float | int | str]] = {
+    "grace": {"radius": 0.1, "value_steps": 20},
     "look_up": {"threshold": 0.01},
     "retrieve_and_prompt": {"classifier_learning_rate": 1e-2, "classifier_steps": 40},
     "serac": {
@@ -30,6 +31,16 @@ SETTINGS: dict[str, dict[str, float | int | str]] = {
         "classifier_steps": 40,
         "counterfactual_learning_rate": 1e-2,
         "counterfactual_steps": 20,
+    },
+    "wise": {
+        "most_steps": 60,
+        "prefixes": 0,
+        "shards": 1,
+        "mask_share": 1.0,
+        "density": 1.0,
+        "unrelated": 16,
+        "learning_rate": 0.3,
+        "act_ratio": 0.88,
     },
 }
 EDITED = "The capital of Togo is"

@@ -1,0 +1,358 @@
+"""Training of a gradient network on other edits, with rows in and out of their scope."""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar, final
+
+import torch
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.cache import Cache, Key
+from tuner.editing.corpus import Corpus
+from tuner.editing.gradient_network import GradientNetwork, Shape
+from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
+from tuner.editing.model import LanguageModel
+from tuner.editing.prompts import Prompts
+from tuner.editing.spreading import Factors
+from tuner.editing.task import Example, LossKind, Split
+from tuner.editing.token_gradients import TokenGradients, moved_maps, token_gradients
+from tuner.editing.training import trainable_twin
+from tuner.errors import ConfigError, EditError
+
+
+@final
+@dataclass(frozen=True)
+class GradientSettings:
+    """All that a gradient network depends on beyond the model and the edits it is trained on."""
+
+    layers: int
+    """How many layers are edited, counted from the last."""
+    rank: int
+    step_size: float
+    learning_rate: float
+    step_size_rate: float
+    edit_weight: float
+    general_weight: float
+    edits_per_step: int
+    accumulation: int
+    clip: float
+    training_steps: int
+    patience: int
+    check_every: int
+    held_out: float
+    seed: int
+
+
+@final
+@dataclass(frozen=True)
+class TrainingEdit:
+    """An edit of the training split with the rows of its record, as tokens."""
+
+    record: str
+    canonical: EncodedExample
+    in_scope: tuple[EncodedExample, ...]
+    out_of_scope: tuple[EncodedExample, ...]
+
+
+def edited_maps(model: LanguageModel, layers: int) -> dict[str, Shape]:
+    """Return the MLP maps of the last layers, each with its numbers of inputs and outputs."""
+    shapes = {}
+    for layer in range(max(0, model.layer_count - layers), model.layer_count):
+        for name in model.architecture.mlp_modules(layer):
+            rows, columns = model.network.get_submodule(name).get_parameter("weight").shape
+            transposed = model.architecture.transposed
+            shapes[name] = (rows, columns) if transposed else (columns, rows)
+    return shapes
+
+
+def check_training(split: Split | None, *, general: bool = False) -> Split:
+    """Return the split if a gradient network can be trained on it.
+
+    With `general` text to stay close on, no row out of scope is needed.
+
+    Raises:
+        ConfigError: there is none, or its edits lack rows in or out of their scope.
+    """
+    if split is None:
+        raise ConfigError(
+            "This editor learns from other edits, and the task has none. Give it a folder train/ "
+            "with canonical.jsonl, ood.jsonl and hard_negatives.jsonl, joined by `record`, or use "
+            "another editor."
+        )
+    edits = {row.record for row in split.canonical.rows if row.record is not None}
+    inside = edits & {row.record for row in split.ood.rows}
+    outside = inside & {row.record for row in split.hard_negatives.rows}
+    if len(inside) < 2 or not (outside or general):
+        raise ConfigError(
+            "The train split must hold two edits or more with rows in their scope (ood), and some "
+            "of them rows out of it (hard_negatives), all joined to their canonical row by "
+            f"`record`; got {len(edits)} edits with a record, {len(inside)} of them with rows in "
+            f"scope, {len(outside)} of those with rows out of it. Give more rows, or use another "
+            "editor."
+        )
+    return split
+
+
+def gradient_network(
+    model: LanguageModel,
+    training: Split,
+    general: Corpus,
+    settings: GradientSettings,
+    cache: Cache | None,
+) -> GradientNetwork:
+    """Return a gradient network for the model, trained or as the cache holds it.
+
+    Raises:
+        ConfigError: the split does not hold what is needed.
+        EditError: the training diverged or ran out of memory.
+    """
+    check_training(training, general=settings.general_weight > 0)
+    network = new_network(model, settings)
+    key = _key(model, training, general, settings)
+    saved = cache.load("gradient_network", key) if cache else None
+    if saved is not None:
+        network.load_state_dict(saved)
+        return network
+    _Training(model, training, general, settings).run(network)
+    if cache:
+        tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+        cache.save("gradient_network", key, tensors)
+    return network
+
+
+def new_network(model: LanguageModel, settings: GradientSettings) -> GradientNetwork:
+    """Return an untrained gradient network: the identity."""
+    network = GradientNetwork(
+        edited_maps(model, settings.layers),
+        rank=settings.rank,
+        step_size=settings.step_size,
+        seed=settings.seed,
+    )
+    return network.to(model.device)
+
+
+def held_out_loss(
+    model: LanguageModel,
+    training: Split,
+    general: Corpus,
+    settings: GradientSettings,
+    network: GradientNetwork,
+) -> float:
+    """Return the mean loss of a gradient network on the edits that are held out of its training.
+
+    Raises:
+        ConfigError: the split does not hold what is needed.
+    """
+    check_training(training, general=settings.general_weight > 0)
+    return _Training(model, training, general, settings).held_out_loss(network)
+
+
+class _Training:
+    """The edits of a split, and the descent of the loss that they give.
+
+    Source: Mitchell et al. 2022 (arXiv:2110.11309), §3.2, and their code: L is `edit_weight`
+    times the loss of a row in scope after the edit plus KL(before‖after) on a row out of it; u
+    and δ are constants, so there are no derivatives of second order. `general_weight` times that
+    KL on a block of general text is ours.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        training: Split,
+        general: Corpus,
+        settings: GradientSettings,
+    ) -> None:
+        self.settings = settings
+        self.general = general.blocks.tolist() if settings.general_weight else []
+        self.loss: LossKind = training.canonical.loss
+        self.pad_id = model.end_id
+        # In half precision small gradients vanish and small changes are rounded away.
+        self.base = trainable_twin(model, ())
+        self.maps = tuple(edited_maps(model, settings.layers))
+        self.random = torch.Generator().manual_seed(settings.seed)
+        edits = _edits(model, training)
+        self.learnt, self.held_out = _parted(edits, settings.held_out, self.random)
+        self.size = min(settings.edits_per_step, len(self.learnt))
+
+    @torch.enable_grad()  # the consumer may pull steps from within no_grad
+    def run(self, network: GradientNetwork) -> None:
+        """Train `network`, and leave it as it was best on the edits held out.
+
+        Raises:
+            EditError: the training diverged or ran out of memory.
+        """
+        settings = self.settings
+        nets = list(network.networks.parameters())
+        optimiser = torch.optim.Adam(
+            [
+                {"params": nets, "lr": settings.learning_rate},
+                {"params": [network.step_sizes], "lr": settings.step_size_rate},
+            ]
+        )
+        groups = self._groups()
+        best, best_step = self.held_out_loss(network), 0
+        kept = copy.deepcopy(network.state_dict())
+        for step in range(1, settings.training_steps + 1):
+            try:
+                optimiser.zero_grad(set_to_none=True)
+                for _ in range(settings.accumulation):
+                    group = next(groups)
+                    found = self._gradients(group)
+                    network.observe(found)
+                    value = self._value(network(found), group, self.random)
+                    (value / settings.accumulation).backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_([*nets, network.step_sizes], settings.clip)
+                optimiser.step()
+            except torch.OutOfMemoryError:
+                raise EditError(
+                    "Memory ran out while the gradient network was trained; lower edits_per_step, "
+                    "layers or rank, or use a larger device."
+                ) from None
+            if step % settings.check_every and step != settings.training_steps:
+                continue
+            now = self.held_out_loss(network)
+            if now < best:
+                best, best_step = now, step
+                kept = copy.deepcopy(network.state_dict())
+            elif step - best_step >= settings.patience:
+                break
+        network.load_state_dict(kept)
+        network.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def held_out_loss(self, network: GradientNetwork) -> float:
+        """Return the mean of L over the edits held out, always with the same rows.
+
+        As many edits are made at once as in training; others fill up what is missing, and are not
+        judged.
+        """
+        random = torch.Generator().manual_seed(self.settings.seed)
+        total = 0.0
+        for start in range(0, len(self.held_out), self.size):
+            group = self.held_out[start : start + self.size]
+            found = self._gradients([*group, *self.learnt[: self.size - len(group)]])
+            total += float(self._value(network(found), group, random)) * len(group)
+        return total / len(self.held_out)
+
+    def _groups(self) -> Iterator[list[TrainingEdit]]:
+        """Yield the edits of one training step after another, without end."""
+        while True:
+            order = torch.randperm(len(self.learnt), generator=self.random).tolist()
+            for start in range(0, len(order) - self.size + 1, self.size):
+                yield [self.learnt[index] for index in order[start : start + self.size]]
+
+    def _gradients(self, edits: Sequence[TrainingEdit]) -> dict[str, TokenGradients]:
+        canonical = [edit.canonical for edit in edits]
+        return token_gradients(self.base, self.maps, self.loss, canonical, self.pad_id)
+
+    def _value(
+        self,
+        changes: Mapping[str, Factors],
+        edits: Sequence[TrainingEdit],
+        random: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """Return L of several edits made at once, with one row of each kind for each edit."""
+        inside = [_draw(edit.in_scope, random) for edit in edits]
+        outside = [
+            _draw(edit.out_of_scope, random).target.ids for edit in edits if edit.out_of_scope
+        ]
+        with moved_maps(self.base, changes):
+            value = training_losses(self.base, self.loss, inside, self.pad_id).mean()
+        value = self.settings.edit_weight * value
+        if outside:
+            value = value + self._divergence(changes, outside)
+        if self.general:
+            block = _draw(self.general, random)
+            value = value + self.settings.general_weight * self._divergence(changes, [block])
+        if not torch.isfinite(value):
+            raise EditError(
+                f"The loss of the gradient network became {value.item()}; lower learning_rate, "
+                "step_size or step_size_rate."
+            )
+        return value
+
+    def _divergence(
+        self, changes: Mapping[str, Factors], rows: Sequence[Sequence[int]]
+    ) -> Float[Tensor, ""]:
+        """Return KL(before‖after) of the next token, averaged over the tokens of some rows."""
+        prompts = Prompts.of(rows, self.base.device)
+        with torch.no_grad():
+            before = _next_tokens(self.base, prompts)
+        with moved_maps(self.base, changes):
+            after = _next_tokens(self.base, prompts)
+        return F.kl_div(after, before, log_target=True, reduction="sum") / len(before)
+
+
+def _next_tokens(network: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "tokens vocabulary"]:
+    """Return the log-probabilities after each token that is no padding."""
+    mask = prompts.mask.long()
+    logits = network(input_ids=prompts.ids, attention_mask=mask, use_cache=False).logits
+    return F.log_softmax(logits[prompts.mask].float(), dim=-1)
+
+
+_Row = TypeVar("_Row")
+
+
+def _draw(rows: Sequence[_Row], random: torch.Generator) -> _Row:
+    return rows[int(torch.randint(len(rows), (1,), generator=random))]
+
+
+def _edits(model: LanguageModel, training: Split) -> list[TrainingEdit]:
+    """Return the edits that have rows in their scope."""
+    inside = _by_record(model, training.ood.rows)
+    outside = _by_record(model, training.hard_negatives.rows)
+    return [
+        TrainingEdit(
+            record=row.record,
+            canonical=encode_example(model, row),
+            in_scope=tuple(inside[row.record]),
+            out_of_scope=tuple(outside.get(row.record, ())),
+        )
+        for row in training.canonical.rows
+        if row.record is not None and row.record in inside
+    ]
+
+
+def _by_record(
+    model: LanguageModel, rows: Sequence[Example]
+) -> Mapping[str, Sequence[EncodedExample]]:
+    found: dict[str, list[EncodedExample]] = {}
+    for row in rows:
+        if row.record is not None:
+            found.setdefault(row.record, []).append(encode_example(model, row))
+    return found
+
+
+def _parted(
+    edits: Sequence[TrainingEdit], share: float, random: torch.Generator
+) -> tuple[list[TrainingEdit], list[TrainingEdit]]:
+    """Return the edits to learn from and those held out, which share no record."""
+    records = sorted({edit.record for edit in edits})
+    count = min(max(1, round(share * len(records))), len(records) - 1)
+    order = torch.randperm(len(records), generator=random).tolist()
+    away = {records[index] for index in order[:count]}
+    return (
+        [edit for edit in edits if edit.record not in away],
+        [edit for edit in edits if edit.record in away],
+    )
+
+
+def _key(model: LanguageModel, training: Split, general: Corpus, settings: GradientSettings) -> Key:
+    return {
+        "model": model.fingerprint,
+        "training": hashlib.sha256(training.model_dump_json().encode()).hexdigest(),
+        "general": general.hash if settings.general_weight else None,
+        **asdict(settings),
+        "device": model.device_name,
+        "attention": str(model.network.config._attn_implementation),
+        "version": 1,  # of the network and its training
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

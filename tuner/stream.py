@@ -1,0 +1,323 @@
+"""A stream: edits one after another, and what is left of the earlier ones after each."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from tuner.editing.corpus import Part
+from tuner.editing.delta import AdditiveDelta, Delta
+from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.likelihood import encode_continuation, in_length_order, predicted_tokens
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import Example, ExampleSet, LossKind, Split
+from tuner.errors import ConfigError, EditError
+from tuner.evaluation.budget import Deviation
+from tuner.evaluation.success import SuccessMeter
+from tuner.records import SplitName
+from tuner.trial import Bench, library_versions
+
+_BATCH = 32
+
+EntryListener = Callable[["StreamEntry"], None]
+
+
+@final
+class StreamHeader(BaseModel):
+    """All that the entries of a stream depend on; a stream goes on only where it is the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    base_fingerprint: str
+    task: str
+    task_hash: str
+    split: SplitName
+    editor: str
+    hyperparameters: dict[str, Any]
+    seed: int
+    edits: int
+    every: int
+    only_wrong: bool
+    general_hash: str
+    versions: dict[str, str]
+
+
+@final
+class StreamEntry(BaseModel):
+    """One edit of a stream, and what the model does after it.
+
+    What takes long is measured after every so many edits, and after the last.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int = Field(description="Place in the stream, from 1.")
+    prompt: str
+    applied: bool = Field(description="Whether it was made; not where the model was right already.")
+    success: float = Field(description="Success on this edit's own row, by the task's rule.")
+    retention: float | None = Field(
+        default=None, description="Mean success on the rows of all edits so far."
+    )
+    generalisation: float | None = Field(
+        default=None, description="Mean success on the OOD rows of the records edited so far."
+    )
+    unchanged: float | None = Field(
+        default=None,
+        description="Share of hard negatives and neighbours for which the likeliest tokens are "
+        "all those of the base model.",
+    )
+    deviation: Deviation | None = None
+    seconds: float = Field(description="How long the edit itself took.")
+
+
+@final
+@dataclass(frozen=True)
+class StreamRecord:
+    """A stream, as far as it has come."""
+
+    header: StreamHeader
+    entries: tuple[StreamEntry, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Return what was written to `path`; a last line that was cut short is left out.
+
+        Raises:
+            ConfigError: it is no file of a stream.
+        """
+        lines = path.read_text(encoding="utf-8").split("\n")
+        try:
+            header = StreamHeader.model_validate_json(lines[0])
+            # What stands behind the last line break was cut short.
+            entries = tuple(StreamEntry.model_validate_json(line) for line in lines[1:-1])
+        except ValidationError:
+            raise ConfigError(f"{path} is no file of a stream; choose another place.") from None
+        return cls(header, entries)
+
+    @property
+    def measured(self) -> tuple[StreamEntry, ...]:
+        """The entries after which everything was measured."""
+        return tuple(entry for entry in self.entries if entry.retention is not None)
+
+
+def run_stream(
+    bench: Bench,
+    editor: Editor,
+    *,
+    seed: int,
+    split: SplitName = SplitName.VAL,
+    every: int = 1,
+    only_wrong: bool = False,
+    path: Path | None = None,
+    on_entry: EntryListener | None = None,
+) -> StreamRecord:
+    """Return what the model does after each edit of a split, made one after another.
+
+    Changes that add up edit the model that the earlier ones left; others, such as memories, are
+    made anew from all edits so far, in their order. `only_wrong` leaves out edits whose row the
+    model gets right already. With `path` each entry is written as soon as it is known, and a
+    stream that was broken off goes on: its edits are made again, but not measured again.
+
+    Source: Hartvigsen et al. 2023 (arXiv:2211.11031), the protocol of streams.
+
+    Raises:
+        ConfigError: the editor cannot edit this model or task or makes batches of its own, or
+            `path` holds another stream.
+        EditError: an edit diverged or ran out of memory; what came before it is on disk.
+    """
+    if every < 1:
+        raise ConfigError(f"`every` must be at least 1, but got {every}.")
+    if editor.batches != 1:
+        raise ConfigError(
+            f"A stream makes one edit after another itself, but got batches: {editor.batches}. "
+            "Leave `batches` at 1."
+        )
+    editor.check_task(bench.task)
+    editor.check_model(bench.model, bench.companions)
+    stream = _Stream(bench, editor, seed, split)
+    rows = stream.examples.rows
+    header = StreamHeader(
+        base=bench.model.id,
+        base_fingerprint=bench.model.fingerprint,
+        task=bench.task.name,
+        task_hash=bench.task.hash,
+        split=split,
+        editor=editor.name(),
+        hyperparameters=editor.model_dump(mode="json"),
+        seed=seed,
+        edits=len(rows),
+        every=every,
+        only_wrong=only_wrong,
+        general_hash=bench.general.corpus(Part.SEARCH).hash,
+        versions=library_versions(),
+    )
+    entries = [*_resumed(path, header)]
+    stream.make([entry.number for entry in entries if entry.applied])
+    for number in range(len(entries) + 1, len(rows) + 1):
+        row = rows[number - 1]
+        began = time.perf_counter()
+        applied = not (only_wrong and stream.success([row]) >= 1)
+        if applied:
+            stream.make([number])
+        seconds = time.perf_counter() - began
+        entry = StreamEntry(
+            number=number,
+            prompt=row.prompt,
+            applied=applied,
+            success=stream.success([row]),
+            seconds=seconds,
+        )
+        if number % every == 0 or number == len(rows):
+            entry = entry.model_copy(update=stream.measure(number))
+        entries.append(entry)
+        if path is not None:
+            _append(path, entry)
+        if on_entry is not None:
+            on_entry(entry)
+    return StreamRecord(header, tuple(entries))
+
+
+@final
+@dataclass
+class _Stream:
+    """The state of a stream: what has been edited, and the change that it came to."""
+
+    bench: Bench
+    editor: Editor
+    seed: int
+    split: SplitName
+    made: list[Example] = field(default_factory=list)
+    delta: Delta | None = None
+
+    def __post_init__(self) -> None:
+        given = self.bench.split(self.split)
+        self.examples = given.canonical
+        self._ood = given.ood.rows
+        model = self.bench.model
+        self._outside = [
+            encode_continuation(model, row.prompt, row.target)
+            for row in (*given.hard_negatives.rows, *given.neighbours)
+        ]
+        self._said_by_base = self._said()
+
+    def make(self, numbers: Sequence[int]) -> None:
+        """Make edits by their numbers, after those made before."""
+        left_to_make = False
+        for number in numbers:
+            row = self.examples.rows[number - 1]
+            if self.delta is None or isinstance(self.delta, AdditiveDelta):
+                self._add(row, self.seed + number - 1)
+            else:
+                self.made.append(row)
+                left_to_make = True
+        if left_to_make:
+            self._make_anew()
+
+    def success(self, rows: Sequence[Example]) -> float:
+        """Return the mean success of some rows, by the task's rule."""
+        some = ExampleSet(loss=self.examples.loss, rows=tuple(rows))
+        none = ExampleSet(loss=LossKind.LIKELIHOOD, rows=())
+        judged = Split(canonical=some, ood=some, hard_negatives=none)
+        task = self.bench.task
+        meter = SuccessMeter(self.bench.model, judged, task.threshold, task.success)
+        with self._edited():
+            found = meter.success().row_success
+        return sum(found) / len(found)
+
+    def measure(self, number: int) -> dict[str, Any]:
+        """Return all that an entry holds beside the success of its own edit."""
+        past = self.examples.rows[:number]
+        records = {row.record for row in past if row.record is not None}
+        inside = [row for row in self._ood if row.record in records]
+        with self._edited():
+            same = [
+                torch.equal(now, before)
+                for now, before in zip(self._said(), self._said_by_base, strict=True)
+            ]
+        meter, budget = self.bench.meter, self.bench.budget
+        return {
+            "retention": self.success(past),
+            "generalisation": self.success(inside) if inside else None,
+            "unchanged": sum(same) / len(same) if same else None,
+            "deviation": Deviation.none(budget.confidence)
+            if self.delta is None
+            else meter.measure(self.delta, budget.epsilons, sure=False),
+        }
+
+    def _add(self, row: Example, seed: int) -> None:
+        """Make an edit of the model that the earlier ones left."""
+        base, total = self.bench.model, self.delta
+        current = base.after(total) if isinstance(total, AdditiveDelta) else base
+        earlier = tuple(self._set([one]) for one in self.made)
+        aux = replace(self.bench.auxiliary_for(self.split), earlier=earlier, origin=base)
+        found = self._last(current, [row], aux, seed)
+        if isinstance(total, AdditiveDelta) and isinstance(found, AdditiveDelta):
+            found = total.plus(found)
+        self.made.append(row)
+        self.delta = found
+
+    def _make_anew(self) -> None:
+        """Make all edits so far in their order, on the base model."""
+        aux = self.bench.auxiliary_for(self.split)
+        self.delta = self._last(self.bench.model, self.made, aux, self.seed)
+
+    def _last(
+        self, model: LanguageModel, rows: Sequence[Example], aux: Auxiliary, seed: int
+    ) -> Delta:
+        last: Step | None = None
+        for step in self.editor.edit(model, self._set(rows), aux, seed=seed):
+            last = step
+        if last is None:
+            raise EditError(f"{self.editor.name()} gave no edit for {rows[-1].prompt!r}.")
+        return last.delta
+
+    def _set(self, rows: Sequence[Example]) -> ExampleSet:
+        return self.examples.model_copy(update={"rows": tuple(rows)})
+
+    def _edited(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.delta is None else self.bench.model.edited(self.delta)
+
+    def _said(self) -> list[Tensor]:
+        """Return the likeliest tokens where hard negatives and neighbours have their targets."""
+        model = self.bench.model
+        said: list[Tensor] = [torch.empty(0)] * len(self._outside)
+        for batch in in_length_order([len(row.ids) for row in self._outside], _BATCH):
+            rows = [self._outside[place] for place in batch]
+            found = predicted_tokens(model.network, rows, model.end_id)
+            for place, tokens in zip(batch, found, strict=True):
+                said[place] = tokens
+        return said
+
+
+def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]:
+    """Return the entries that are there already; a new file gets its header."""
+    if path is None:
+        return ()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{header.model_dump_json()}\n", encoding="utf-8")
+        return ()
+    found = StreamRecord.load(path)
+    if found.header != header:
+        ours, theirs = header.model_dump(), found.header.model_dump()
+        other = ", ".join(name for name in ours if ours[name] != theirs[name])
+        raise ConfigError(
+            f"{path} holds a stream that differs in {other}. Choose another place, or repeat the "
+            "settings with which it was begun."
+        )
+    # A line that was cut short would spoil the next one.
+    lines = [found.header.model_dump_json(), *(one.model_dump_json() for one in found.entries)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return found.entries
+
+
+def _append(path: Path, entry: StreamEntry) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{entry.model_dump_json()}\n")
