@@ -1,7 +1,7 @@
 """The interface of all memories: stored edits, and the decision which prompts they are for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, final
@@ -59,6 +59,19 @@ class MemoryDelta(ABC):
         `network` is the base model; where this memory is applied to it, it is read `aside`.
         """
         ...
+
+    def routes_before(
+        self,
+        network: PreTrainedModel,
+        texts: Int[Tensor, "texts length"],
+        ends: Sequence[int],
+    ) -> tuple[Routes, ...]:
+        """Return for each of `ends` the routes of the texts' beginnings up to that column.
+
+        A memory that routes by what the model itself reads overrides this: the model is causal,
+        so that one pass over the longest beginnings serves them all.
+        """
+        return tuple(self.route(network, Prompts.whole(texts[:, :end])) for end in ends)
 
     @abstractmethod
     def applied(self, network: PreTrainedModel) -> AbstractContextManager[None]:

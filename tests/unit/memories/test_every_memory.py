@@ -53,11 +53,25 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def made() -> dict[tuple[str, str], MemoryDelta]:
+    """The memories made so far, by editor and family."""
+    return {}
+
+
 @pytest.fixture
 def memory(
-    name: str, model: LanguageModel, corpus: Corpus, training: Split, tiny: str
+    name: str,
+    family: str,
+    model: LanguageModel,
+    corpus: Corpus,
+    training: Split,
+    tiny: str,
+    made: dict[tuple[str, str], MemoryDelta],
 ) -> MemoryDelta:
-    """A memory of one edit, in a tiny model of each family in turn."""
+    """A memory of one edit, in a tiny model of each family in turn; made once for all tests."""
+    if (name, family) in made:
+        return made[name, family]
     kind = find_editor(name)
     known = {"classifier": tiny, "counterfactual": tiny}
     beside = {field: folder for field, folder in known.items() if field in kind.model_fields}
@@ -68,10 +82,10 @@ def memory(
         pytest.skip(str(error))
     rows = (Example(prompt=EDITED, target=" Santiago"),)
     examples = ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows)
-    # What is trained is the same for all tests: the cache keeps it.
     aux = Auxiliary(corpus, training=training, cache=Cache(cache_folder()))
     *_, step = editor.edit(model, examples, aux, seed=0)
     assert isinstance(step.delta, MemoryDelta)
+    made[name, family] = step.delta
     return step.delta
 
 
@@ -108,6 +122,17 @@ def test_the_edited_prompt_is_in_scope_and_another_is_not(
     memory: MemoryDelta, model: LanguageModel
 ) -> None:
     assert _routes(model, memory, EDITED, OTHER).tolist() == [True, False]
+
+
+def test_the_beginnings_of_a_text_are_routed_as_prompts_are(
+    memory: MemoryDelta, model: LanguageModel, corpus: Corpus
+) -> None:
+    texts, ends = corpus.blocks[:8], (4, 9, 16)
+    found = memory.routes_before(model.network, texts, ends)
+    for end, routes in zip(ends, found, strict=True):
+        alone = memory.route(model.network, Prompts.whole(texts[:, :end]))
+        assert torch.equal(routes.entries, alone.entries)
+        assert torch.allclose(routes.needed, alone.needed, rtol=1e-3)
 
 
 def test_only_what_is_in_scope_changes_and_only_from_the_end_of_the_prompt_on(
