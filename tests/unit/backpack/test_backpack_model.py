@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tuner.backpack import BackpackForCausalLM
 from tuner.editing.model import LanguageModel, load_model
+from tuner.errors import EditError
 
 IDS = torch.arange(60, 84).reshape(2, 12)
 
@@ -265,6 +266,7 @@ def test_a_model_with_other_offsets_is_another_model(backpack: LanguageModel) ->
     settings = backpack.network.config.to_dict()
     with backpack.edited(random_senses(backpack, [62])):
         assert backpack.network.config.sense_offsets == 2
-        assert not backpack.unchanged
+        with pytest.raises(EditError, match="changed outside"):
+            backpack.check_unchanged()
     assert backpack.network.config.to_dict() == settings
     backpack.check_unchanged()
