@@ -1,7 +1,7 @@
 """What an edit does on the rows of a task."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self, final
@@ -241,7 +241,7 @@ class SuccessMeter:
         """Return the share of rows whose target the model says by itself."""
         rows = judged.targets
         hits = [0.0] * len(rows)
-        for batch in in_length_order([row.start for row in rows], 2 * _BATCH):
+        for batch in self._generated_together(rows):
             said = generate_greedily(
                 self._model,
                 [rows[row].ids[: rows[row].start] for row in batch],
@@ -252,6 +252,17 @@ class SuccessMeter:
                 told = self._model.tokenizer.decode(words[: rows[row].target_length])
                 hits[row] = float(told == wanted)
         return judged.groups.mean(hits)
+
+    def _generated_together(self, rows: Sequence[Continuation]) -> Iterator[list[int]]:
+        """Yield batches of row numbers; those of a batch are all given its longest target's room.
+
+        Where that would exceed the context, each row stays alone: by itself it fits.
+        """
+        for batch in in_length_order([row.start for row in rows], 2 * _BATCH):
+            prompt = max(rows[row].start for row in batch)
+            target = max(rows[row].target_length for row in batch)
+            fits = prompt + target <= self._model.context_length
+            yield from [batch] if fits else [[row] for row in batch]
 
 
 def _parts(text: Continuation) -> list[Continuation]:

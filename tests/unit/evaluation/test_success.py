@@ -106,3 +106,22 @@ def test_gain_interval_holds_the_gain(neox: LanguageModel, task: Task) -> None:
     better = base.model_copy(update={"row_success": (True, False, True)})
     interval = meter.gain_interval(better, base)
     assert interval.low <= 2 / 3 <= interval.high
+
+
+def test_a_long_prompt_and_a_long_target_need_not_fit_one_context(model: LanguageModel) -> None:
+    # Each fits by itself; together the batch would go on after the long prompt for as long as the
+    # other row's target is.
+    words = " town" * 200
+    prompt = model.tokenizer.decode(model.encode(words)[: model.context_length - 2])
+    rows = (
+        Example(prompt=str(prompt), target="."),
+        Example(prompt="a", target=" Port Louis and a big town"),
+    )
+    split = Split(
+        canonical=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+        ood=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+        hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+    )
+    longest = [row.target.start for row in (encode_example(model, row) for row in rows)]
+    assert max(longest) > model.context_length - 5
+    assert SuccessMeter(model, split, 1.0).scores().exact in (0.0, 0.5, 1.0)
