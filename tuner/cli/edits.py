@@ -36,7 +36,7 @@ from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.evaluation.scores import FACT_FIGURES
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle
+    from tuner.bundle import Bundle, Manifest
     from tuner.editing.model import LanguageModel
     from tuner.evaluation.budget import Certificate
     from tuner.records import Answer
@@ -208,7 +208,7 @@ def evaluate(
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
-    base = _base_of(found, model, device)
+    base = _base_of(found.manifest, model, device)
     budget = Budget(epsilons=(manifest.epsilon,))
     bench = Bench(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else read_member(SplitName, split, "split")
@@ -284,7 +284,7 @@ def certify(
     from tuner.editing.corpus import Part, load_general_text
     from tuner.evaluation.deviation import DeviationMeter
 
-    base = _base_of(found, model, device)
+    base = _base_of(found.manifest, model, device)
     amounts = None if tokens is None else {Part.CONFIRMATION: tokens}
     text = load_general_text(general, base, tokens=amounts).corpus(Part.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
@@ -333,14 +333,16 @@ def export(
     json_: JsonFlag = False,
 ) -> None:
     """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
+    from tuner.bundle import StoredBundle
     from tuner.exports import FORMATS, suited_format
     from tuner.exports import export as write
 
     if format_ is not None and format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)
-    found = find_bundle(bundle, epsilon, folder, device)
+    # Copying needs none of the models that the delta brings along: they may be out of reach.
+    found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
     chosen = format_ or suited_format(found, rank)
-    base = None if chosen != "merged" or model is None else _base_of(found, model, device)
+    base = None if chosen != "merged" or model is None else _base_of(found.manifest, model, device)
     written = write(found, out, format=chosen, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
@@ -360,11 +362,10 @@ def _keep_certificate(bundle: "Bundle", certificate: "Certificate", folder: Path
         type(bundle)(bundle.delta, manifest).save(folder)
 
 
-def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel":
-    manifest = bundle.manifest
+def _base_of(manifest: "Manifest", model: str | None, device: str) -> "LanguageModel":
     revision = manifest.base_revision if model is None else None
     base = read_model(model or manifest.base, manifest.base_dtype, device, revision)
-    bundle.check_base(base)
+    manifest.check_base(base)
     return base
 
 

@@ -158,8 +158,18 @@ class LanguageModel:
 
     @torch.no_grad()
     def complete(self, prompt: str, max_new_tokens: int = 8) -> str:
-        """Return the greedy continuation of `prompt`, up to the end of text or of a line."""
+        """Return the greedy continuation of `prompt`, up to the end of text or of a line.
+
+        Raises:
+            ConfigError: prompt and continuation may exceed the model's context.
+        """
         ids = torch.tensor([self.encode_prompt(prompt)], device=self.device)
+        if ids.shape[1] + max_new_tokens > self.context_length:
+            raise ConfigError(
+                f"Prompt and new tokens must fit the context of {self.id}, {self.context_length} "
+                f"tokens, but got {ids.shape[1]} and {max_new_tokens}. Shorten the prompt, or ask "
+                "for fewer new tokens."
+            )
         said = self.continue_greedily(ids, torch.ones_like(ids), max_new_tokens)
         return str(self.tokenizer.decode(said[0], skip_special_tokens=True))
 

@@ -8,7 +8,7 @@ from bundles import bundle_of
 from conftest import save_model
 from torch import Tensor
 
-from tuner.bundle import Bundle
+from tuner.bundle import Bundle, StoredBundle
 from tuner.cache import Cache, cache_folder
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
@@ -19,6 +19,7 @@ from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors import find_editor
 from tuner.errors import ConfigError
 from tuner.evaluation.memory_reading import MemoryReading
+from tuner.exports import export
 from tuner.memories.memory import MemoryDelta
 
 # Narrow enough that the prompts below are told apart, wide enough that theirs are in scope.
@@ -234,6 +235,21 @@ def test_a_bundle_keeps_it(memory: MemoryDelta, model: LanguageModel, tmp_path: 
     assert found.record == memory.record
     with model.edited(found):
         assert _generate(model, EDITED, OTHER) == said
+
+
+def test_a_bundle_is_copied_without_the_models_that_it_names(
+    memory: MemoryDelta, model: LanguageModel, tmp_path: Path, tiny: str
+) -> None:
+    model.id = str(tmp_path / "nowhere")
+    folder = bundle_of(model, memory).save(tmp_path / "bundle")
+    text = (folder / "delta.json").read_text()
+    (folder / "delta.json").write_text(text.replace(tiny, str(tmp_path / "gone")))
+    stored = StoredBundle.load(folder)
+    assert export(stored, tmp_path / "copy").format == "delta"
+    again = StoredBundle.load(tmp_path / "copy")
+    assert again.manifest == stored.manifest
+    assert again.tensors.keys() == memory.tensors().keys()
+    assert all(torch.equal(again.tensors[name], one) for name, one in memory.tensors().items())
 
 
 def test_text_outside_all_scopes_changes_by_nothing(
