@@ -5,8 +5,13 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+# The image of k8s/ is made by the same steps, with EXTRAS=cluster and EDITABLE empty.
+EXTRAS ?= dev
+EDITABLE ?= --editable
+TORCH_INDEX ?=
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit integration e2e clean
+.PHONY: install demo test lint types unit integration e2e clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -16,11 +21,11 @@ help:  ## Show the targets.
 # package index choose a build with several gigabytes of GPU libraries.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		"$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]'
+	$(PIP) $(TORCH_INDEX:%=--index-url %) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --constraint constraints.txt $(EDITABLE) '.[$(EXTRAS)]'
 	@touch $(STAMP)
+
+install: $(STAMP)  ## Install, and nothing else.
 
 demo: $(STAMP)  ## Install, then run a real search on the built-in model and open its report.
 	$(BIN)/tuner search demo.yaml

@@ -10,6 +10,9 @@ from tuner.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
 
+# What stands under these keys is never repeated.
+_MAY_BE_SECRET = frozenset({"storage", "ledger", "username", "password"})
+
 
 def load_yaml(path: Path, into: type[T]) -> T:
     """Return the file's content as an `into`, validated.
@@ -76,9 +79,10 @@ def describe_problem(problem: Any) -> str:
     """Return one of pydantic's error records in words: the field, the rule and the value."""
     field = ".".join(str(part) for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
-    # A whole mapping tells nobody anything, and may hold a secret; so may the ledger's address.
+    # A whole mapping tells nobody anything, and may hold a secret.
     silent = problem["type"] == "missing" or isinstance(problem["input"], dict)
-    given = "" if silent or "storage" in problem["loc"] else f" Got {problem['input']!r}."
+    secret = not _MAY_BE_SECRET.isdisjoint(problem["loc"])
+    given = "" if silent or secret else f" Got {problem['input']!r}."
     return f"{field}: {message}.{given}".replace("..", ".") if field else f"{message}{given}"
 
 

@@ -14,7 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
-from tuner.cli import data, edits, inspection, memory, streams, studies, sweeps
+from tuner.cli import data, edits, inspection, launch, memory, streams, studies, sweeps
 from tuner.cli.output import complain
 from tuner.errors import TunerError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 studies.register(app)
+launch.register(app)
 edits.register(app)
 streams.register(app)
 memory.register(app)

@@ -113,6 +113,14 @@ def search(
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", help="Start no trial after so many seconds.")
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            help="URL of a database for the ledger; by default a file of the study.",
+            envvar="TUNER_STORAGE",
+        ),
+    ] = None,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +164,7 @@ def search(
             "dtype": dtype,
             "test_seeds": test_seeds,
             "time_limit_s": time_limit,
+            "storage": storage,
         },
     )
     # A shell that starts us in the background has us ignore this signal; `tuner stop` sends it.

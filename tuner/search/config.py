@@ -139,12 +139,17 @@ class StudyConfig(BaseModel):
             local = self.gpus > 0 and self.address is None
             places = int(torch.cuda.device_count() / self.gpus) if local else asked
             return min(asked, max(1, places))
-        useful = max(_WORKERS_FOR_SMALL_STUDIES, self.trials // _TRIALS_PER_WORKER)
         if self.gpus > 0:
             room = max(1, int(torch.cuda.device_count() / self.gpus))
         else:
             room = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return min(room, useful, self.trials)
+        return self.workers_within(room)
+
+    def workers_within(self, room: int) -> int:
+        """Return how many trials should run at a time where `room` of them have a place."""
+        useful = max(_WORKERS_FOR_SMALL_STUDIES, self.trials // _TRIALS_PER_WORKER)
+        asked = min(useful, self.trials) if self.workers == "auto" else max(1, self.workers)
+        return min(room, asked)
 
     @property
     def identity(self) -> dict[str, Any]:
