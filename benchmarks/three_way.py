@@ -11,15 +11,11 @@ on the test split, retrained with hyperparameters chosen on validation: ours by 
 theirs by the last epoch within the budget.
 """
 
-import argparse
-import json
 import math
-from pathlib import Path
-from typing import Any
 
-import tuner
+from comparison import Row, comparison_parser, keep_rows, known_rows, run_study, trial_seconds
+
 from tuner.records import StudyResultRecord
-from tuner.search import Study, StudyConfig
 
 TASKS = (
     "stereotype",
@@ -55,23 +51,7 @@ PUBLISHED = {
 }
 
 
-def run(model: str, task: str, editor: str, args: argparse.Namespace) -> StudyResultRecord:
-    """Return what a study found; run what of it is still to do."""
-    config = StudyConfig(
-        name=f"{model.partition(':')[2]}-{task}-{editor}",
-        model=model,
-        task=task,
-        space=editor,
-        trials=args.trials,
-        seed=args.seed,
-        budget=tuner.Budget(epsilons=EPSILONS),
-        confirm_top=args.confirm_top,
-        test_seeds=args.test_seeds,
-    )
-    return Study.of(config, folder=args.studies).run().record
-
-
-def rows(model: str, record: StudyResultRecord) -> list[dict[str, Any]]:
+def rows(model: str, record: StudyResultRecord) -> list[Row]:
     """Return one row per budget; where no edit was selected, the base model is the answer."""
     found = []
     for epsilon in EPSILONS:
@@ -84,9 +64,7 @@ def rows(model: str, record: StudyResultRecord) -> list[dict[str, Any]]:
                 "editor": record.summary.space,
                 "epsilon": epsilon,
                 "trials": len(record.entries),
-                "seconds": sum(
-                    sum(entry.record.seconds.values()) for entry in record.entries if entry.record
-                ),
+                "seconds": trial_seconds(record),
                 "validation_gain": winner.validation.gain if winner else 0.0,
                 "test_gain": winner.test_gain if winner else 0.0,
                 "test_gain_interval": interval.model_dump() if interval else None,
@@ -98,7 +76,7 @@ def rows(model: str, record: StudyResultRecord) -> list[dict[str, Any]]:
     return found
 
 
-def table(model: str, found: list[dict[str, Any]]) -> str:
+def table(model: str, found: list[Row]) -> str:
     """Return the gains on test as Markdown, ours / the published ones, in percentage points.
 
     Ours carry half the width of their intervals; `!` marks a certificate that says "over".
@@ -132,7 +110,7 @@ def table(model: str, found: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"| mean | {' | '.join(means)} |"])
 
 
-def _spread(row: dict[str, Any]) -> str:
+def _spread(row: Row) -> str:
     """Return half the width of a gain's interval, in percentage points; nothing for the base."""
     interval = row["test_gain_interval"]
     if interval is None or interval["high"] == interval["low"]:
@@ -141,28 +119,18 @@ def _spread(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--test-seeds", type=int, default=1)
-    parser.add_argument("--confirm-top", type=int, default=1)
+    parser = comparison_parser(__doc__.splitlines()[0], name="three_way", trials=8)
     parser.add_argument("--models", nargs="+", choices=tuple(EDITORS), default=tuple(EDITORS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--editors", nargs="+", help="by default all of each comparison")
-    parser.add_argument("--studies", type=Path, default=Path("tuner-studies/three_way"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/three_way.json"))
     args = parser.parse_args()
-    known = json.loads(args.out.read_text()) if args.out.exists() else []
+    known = known_rows(args.out)
     for model in args.models:
         for task in args.tasks:
             for editor in EDITORS[model]:
-                if args.editors and editor not in args.editors:
-                    continue
-                print(f"{model}, {task}, {editor}", flush=True)
-                found = rows(model, run(model, task, editor, args))
-                same = (model, task, editor)
-                known = [k for k in known if (k["model"], k["task"], k["editor"]) != same] + found
-                args.out.write_text(json.dumps(known, indent=2) + "\n")
+                if not args.editors or editor in args.editors:
+                    record = run_study(model, task, editor, EPSILONS, args)
+                    known = keep_rows(args.out, known, rows(model, record))
         print(table(model, [row for row in known if row["model"] == model]), flush=True)
 
 

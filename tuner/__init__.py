@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle, make_bundle
+    from tuner.bundle import Bundle, StoredBundle, make_bundle
     from tuner.editing.corpus import load_general_text
     from tuner.editing.delta import Delta, WeightDelta
     from tuner.editing.editor import Auxiliary, Editor, Step
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuner.trial import Bench, TrialResult, run_trial
 
 _HOMES = {
-    "tuner.bundle": ("Bundle", "make_bundle"),
+    "tuner.bundle": ("Bundle", "StoredBundle", "make_bundle"),
     "tuner.editing.corpus": ("load_general_text",),
     "tuner.editing.delta": ("Delta", "WeightDelta"),
     "tuner.editing.editor": ("Auxiliary", "Editor", "Step"),
@@ -52,6 +52,7 @@ __all__ = [
     "LanguageModel",
     "Rule",
     "Step",
+    "StoredBundle",
     "StreamRecord",
     "Task",
     "TrialRecord",

@@ -127,13 +127,32 @@ class Manifest(BaseModel):
             if answer.epsilon == self.epsilon and answer.rule is self.rule
         )
 
+    @property
+    def runs_beside(self) -> bool:
+        """Whether the delta runs beside the base model and cannot be written into its weights."""
+        return self.kind not in _FROM_TENSORS
+
+    def check_base(self, model: LanguageModel) -> None:
+        """Verify that `model` is the very base that the delta was made from.
+
+        Raises:
+            BaseMismatch: its weights, dtype or tokenizer differ.
+        """
+        if model.fingerprint != self.base_fingerprint:
+            raise BaseMismatch(
+                f"This delta was made from {self.base} "
+                f"({self.base_dtype}, fingerprint {self.base_fingerprint[:12]}…) "
+                f"and cannot be used with {model.id} ({_dtype_name(model)}, fingerprint "
+                f"{model.fingerprint[:12]}…). Load the same weights in the same dtype."
+            )
+
 
 @final
 @dataclass(frozen=True)
-class Bundle:
-    """A delta and its manifest."""
+class StoredBundle:
+    """A bundle as it lies on disk: to read or to copy it, no model is needed."""
 
-    delta: Delta
+    tensors: Mapping[str, Tensor]
     manifest: Manifest
 
     def save(self, folder: str | Path) -> Path:
@@ -148,7 +167,7 @@ class Bundle:
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             part.mkdir(parents=True, exist_ok=True)
-            save_file(self.delta.tensors(), part / TENSORS_FILE)
+            save_file(dict(self.tensors), part / TENSORS_FILE)
             text = self.manifest.model_dump_json(indent=2)
             (part / MANIFEST_FILE).write_text(f"{text}\n", encoding="utf-8")
             if target.exists():
@@ -160,14 +179,11 @@ class Bundle:
         return target
 
     @classmethod
-    def load(cls, folder: str | Path, companions: Companions | None = None) -> Self:
+    def load(cls, folder: str | Path) -> Self:
         """Return the bundle in `folder`.
-
-        The small model of an ensemble is loaded through `companions`, or else for itself.
 
         Raises:
             ConfigError: the folder is no bundle, or is damaged.
-            BaseMismatch: the small model is another than the one the delta was made with.
         """
         source = Path(folder)
         try:
@@ -184,7 +200,55 @@ class Bundle:
             raise ConfigError(f"The bundle {source} is damaged: {reason}") from None
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"The bundle {source} is damaged: {error}") from None
-        return cls(_delta_from(tensors, manifest, companions or Companions()), manifest)
+        return cls(tensors, manifest)
+
+    def open(self, companions: Companions | None = None) -> "Bundle":
+        """Return the bundle with its delta.
+
+        The models that the delta brings along are loaded through `companions`, or else for
+        themselves.
+
+        Raises:
+            ConfigError: the tensors do not fit the manifest, or such a model cannot be loaded.
+            BaseMismatch: such a model is another than the one the delta was made with.
+        """
+        delta = _delta_from(self.tensors, self.manifest, companions or Companions())
+        return Bundle(delta, self.manifest)
+
+
+@final
+@dataclass(frozen=True)
+class Bundle:
+    """A delta and its manifest."""
+
+    delta: Delta
+    manifest: Manifest
+
+    @property
+    def stored(self) -> StoredBundle:
+        """The bundle as it is stored."""
+        return StoredBundle(self.delta.tensors(), self.manifest)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the bundle and return its folder; the folder is whole or not there at all.
+
+        Raises:
+            ConfigError: the folder exists and is no bundle, or cannot be written.
+        """
+        return self.stored.save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, companions: Companions | None = None) -> "Bundle":
+        """Return the bundle in `folder`.
+
+        The models that its delta brings along are loaded through `companions`, or else for
+        themselves.
+
+        Raises:
+            ConfigError: the folder is no bundle, or is damaged, or such a model cannot be loaded.
+            BaseMismatch: such a model is another than the one the delta was made with.
+        """
+        return StoredBundle.load(folder).open(companions)
 
     def check_base(self, model: LanguageModel) -> None:
         """Verify that `model` is the very base that the delta was made from.
@@ -192,13 +256,7 @@ class Bundle:
         Raises:
             BaseMismatch: its weights, dtype or tokenizer differ.
         """
-        if model.fingerprint != self.manifest.base_fingerprint:
-            raise BaseMismatch(
-                f"This delta was made from {self.manifest.base} "
-                f"({self.manifest.base_dtype}, fingerprint {self.manifest.base_fingerprint[:12]}…) "
-                f"and cannot be used with {model.id} ({_dtype_name(model)}, fingerprint "
-                f"{model.fingerprint[:12]}…). Load the same weights in the same dtype."
-            )
+        self.manifest.check_base(model)
 
 
 def make_bundle(

@@ -6,21 +6,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tuner.backpack import BackpackConfig
-from tuner.bundle import Bundle
+from tuner.bundle import Bundle, Manifest, StoredBundle
 from tuner.editing.architectures import Architecture, architecture_of
-from tuner.editing.delta import AdditiveDelta, Dense, LowRank, Rows, WeightDelta
+from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError, unknown_name
 from tuner.evaluation.scores import Scores
 
 Format = Literal["delta", "peft", "merged"]
+AnyBundle: TypeAlias = Bundle | StoredBundle
 FORMATS: tuple[Format, ...] = ("delta", "peft", "merged")
 
 
@@ -34,21 +35,23 @@ class Export:
     note: str
 
 
-def suited_format(bundle: Bundle, rank: int | None = None) -> Format:
+def suited_format(bundle: AnyBundle, rank: int | None = None) -> Format:
     """Return the lightest exact form of a bundle, or `peft` where a dense one is to be cut.
 
     It is `peft` for low-rank changes of weights, `merged` for others and for senses, and `delta`
     for what runs beside the model.
     """
-    delta = bundle.delta
+    if bundle.manifest.runs_beside:
+        return "delta"
+    delta = _opened(bundle).delta
     if isinstance(delta, WeightDelta):
         low_rank = all(isinstance(change, LowRank) for change in delta.changes.values())
         return "peft" if low_rank or rank is not None else "merged"
-    return "merged" if isinstance(delta, AdditiveDelta) else "delta"
+    return "merged"
 
 
 def export(
-    bundle: Bundle,
+    bundle: AnyBundle,
     folder: str | Path,
     *,
     format: Format | None = None,
@@ -60,7 +63,7 @@ def export(
     Without a `format` it is that of `suited_format`. `peft` is exact for low-rank deltas; dense
     ones are cut to `rank` by a singular value decomposition, and the share of the change that is
     lost is stated. `merged` is a folder for `AutoModelForCausalLM`; it needs the base, which is
-    loaded unless `model` is given.
+    loaded unless `model` is given. `delta` of a `StoredBundle` needs no model at all.
 
     Raises:
         ConfigError: the format is unknown, the folder is in use, or the delta cannot take it.
@@ -74,14 +77,17 @@ def export(
     format = format or suited_format(bundle, rank)
     match format:
         case "delta":
-            note = _into(target, lambda part: _write_delta(bundle, part))
+            stored = bundle.stored if isinstance(bundle, Bundle) else bundle
+            note = _into(target, lambda part: _write_delta(stored, part))
         case "peft":
-            note = _into(target, lambda part: _write_peft(bundle, part, rank))
+            weights = _weights_of(bundle)
+            note = _into(target, lambda part: _write_peft(weights, bundle.manifest, part, rank))
         case "merged":
-            _check_can_be_written(bundle)
-            base = model or _load_base(bundle)
-            bundle.check_base(base)
-            note = _into(target, lambda part: _write_merged(bundle, base, part))
+            _check_can_be_written(bundle.manifest)
+            base = model or _load_base(bundle.manifest)
+            bundle.manifest.check_base(base)
+            opened = _opened(bundle)
+            note = _into(target, lambda part: _write_merged(opened, base, part))
         case _:
             raise unknown_name("export format", str(format), FORMATS)
     return Export(target, format, note)
@@ -103,44 +109,53 @@ def _into(target: Path, write: Callable[[Path], str]) -> str:
     return note
 
 
-def _load_base(bundle: Bundle) -> LanguageModel:
-    manifest = bundle.manifest
+def _opened(bundle: AnyBundle) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else bundle.open()
+
+
+def _load_base(manifest: Manifest) -> LanguageModel:
     return load_model(manifest.base, revision=manifest.base_revision, dtype=manifest.base_dtype)
 
 
-def _write_delta(bundle: Bundle, folder: Path) -> str:
+def _write_delta(bundle: StoredBundle, folder: Path) -> str:
     # The folder was made for us; a bundle insists on making its own.
     folder.rmdir()
     bundle.save(folder)
     return "the bundle itself, exact"
 
 
-def _check_can_be_written(bundle: Bundle) -> None:
-    if not isinstance(bundle.delta, AdditiveDelta):
+def _check_can_be_written(manifest: Manifest) -> None:
+    if manifest.runs_beside:
         raise ConfigError(
-            f"A change of kind {bundle.manifest.kind!r} runs beside the model and cannot be "
+            f"A change of kind {manifest.kind!r} runs beside the model and cannot be "
             "written into its weights; export it as `delta`."
         )
+
+
+def _weights_of(bundle: AnyBundle) -> WeightDelta:
+    manifest = bundle.manifest
+    delta = None if manifest.runs_beside else _opened(bundle).delta
+    if not isinstance(delta, WeightDelta):
+        others = "`delta`" if manifest.runs_beside else "`merged` or `delta`"
+        raise ConfigError(
+            f"A change of kind {manifest.kind!r} has no PEFT form; export it as {others}."
+        )
+    return delta
 
 
 def _write_merged(bundle: Bundle, model: LanguageModel, folder: Path) -> str:
     with model.edited(bundle.delta):
         model.network.save_pretrained(folder, safe_serialization=True)
     model.tokenizer.save_pretrained(folder)
-    _write_card(bundle, folder, "a merged model", _MERGED_USE)
+    _write_card(bundle.manifest, folder, "a merged model", _MERGED_USE)
     return f"weights in {bundle.manifest.base_dtype}, the edited model's own bits"
 
 
-def _write_peft(bundle: Bundle, folder: Path, rank: int | None) -> str:
-    if not isinstance(bundle.delta, WeightDelta):
-        others = "`merged` or `delta`" if isinstance(bundle.delta, AdditiveDelta) else "`delta`"
-        raise ConfigError(
-            f"A change of kind {bundle.delta.kind!r} has no PEFT form; export it as {others}."
-        )
-    architecture = architecture_of(bundle.manifest.model_type)
+def _write_peft(weights: WeightDelta, manifest: Manifest, folder: Path, rank: int | None) -> str:
+    architecture = architecture_of(manifest.model_type)
     factors = {
         name.removesuffix(".weight"): _peft_factors(name, change, architecture, rank)
-        for name, change in bundle.delta.changes.items()
+        for name, change in weights.changes.items()
     }
     if rank is None and any(factor.lost > 0 for factor in factors.values()):
         raise ConfigError(
@@ -157,8 +172,8 @@ def _write_peft(bundle: Bundle, folder: Path, rank: int | None) -> str:
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": bundle.manifest.base,
-        "revision": bundle.manifest.base_revision,
+        "base_model_name_or_path": manifest.base,
+        "revision": manifest.base_revision,
         "inference_mode": True,
         "r": largest,
         # The scale is inside the factors: alpha/rank is one for every matrix.
@@ -171,7 +186,7 @@ def _write_peft(bundle: Bundle, folder: Path, rank: int | None) -> str:
         "target_modules": sorted(factors),
     }
     (folder / "adapter_config.json").write_text(f"{json.dumps(config, indent=2)}\n")
-    _write_card(bundle, folder, "a LoRA adapter", _PEFT_USE)
+    _write_card(manifest, folder, "a LoRA adapter", _PEFT_USE)
     lost = max(factor.lost for factor in factors.values())
     return "exact" if lost == 0 else f"cut to rank {largest}; up to {lost:.1%} of a change is lost"
 
@@ -227,8 +242,8 @@ _MERGED_USE = """\
 """
 
 
-def _write_card(bundle: Bundle, folder: Path, what: str, use: str) -> None:
-    manifest, answer = bundle.manifest, bundle.manifest.answer
+def _write_card(manifest: Manifest, folder: Path, what: str, use: str) -> None:
+    answer = manifest.answer
     exact = answer.scores.exact
     certificate = manifest.certificate
     settings = "\n".join(f"| {key} | {value} |" for key, value in manifest.hyperparameters.items())

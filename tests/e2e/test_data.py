@@ -142,7 +142,7 @@ def test_seracs_files_become_a_task_with_a_training_split(run: Run, tmp_path: Pa
     folder.mkdir(parents=True)
     for place, part in enumerate(("train", "val", "test")):
         (folder / f"blender_{part}.json").write_text(json.dumps(topics(10 * place)))
-    command = ("import", "serac_dialogue", "serac", "--out", "task", "--at-once", "2")
+    command = ("import", "serac_dialogue", "serac", "--out", "task", "--edits", "2")
     code, out, _ = run(*command, "--test", "9")
     assert code == 2
     code, out, _ = run(*command, "--test", "3")

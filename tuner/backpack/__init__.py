@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuner.backpack.configuration import BackpackConfig, read_published_config
-from tuner.backpack.memory import ContextualisationMemory
+from tuner.backpack.memory import ContextualisationMemory, texts_recur
 from tuner.backpack.model import BackpackForCausalLM
 from tuner.backpack.offsets import SENSES, SenseOffsets
 
@@ -17,4 +17,5 @@ __all__ = [
     "ContextualisationMemory",
     "SenseOffsets",
     "read_published_config",
+    "texts_recur",
 ]

@@ -6,7 +6,9 @@ before it, times the change of their senses; everything else can be kept from on
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import final
 
@@ -16,6 +18,21 @@ from torch import Tensor, nn
 
 from tuner.backpack.contextualisation import Contextualisation, mix
 from tuner.backpack.offsets import SenseOffsets
+
+_recurring: ContextVar[bool] = ContextVar("recurring", default=False)
+
+
+@contextmanager
+def texts_recur() -> Iterator[None]:
+    """Say that the texts read inside the context will be read again, so that they are kept.
+
+    Without a word nothing is kept: what an edit serves is hardly ever the same text twice.
+    """
+    token = _recurring.set(True)
+    try:
+        yield
+    finally:
+        _recurring.reset(token)
 
 
 @final
@@ -80,7 +97,7 @@ class ContextualisationMemory:
     ) -> Remembered:
         """Return what a model of these weights says of a batch; `read` asks it where needed.
 
-        Without room for more, what is read is not kept.
+        Where `texts_recur`, what is read is kept; what was longest not asked for makes room.
         """
         # In-place writes raise a tensor's version; another dtype or device moves its numbers.
         states = [(weight._version, weight.data_ptr(), weight.dtype) for weight in weights]
@@ -89,12 +106,17 @@ class ContextualisationMemory:
             self.kept.clear()
             self._weights, self._states, self._bytes = weights, states, 0
         key = _content(ids) + (b"" if mask is None else _content(mask))
-        found = self.kept.get(key)
-        if found is None:
-            found = read()
-            if self._bytes + found.bytes <= self.most_bytes:
-                self.kept[key] = found
-                self._bytes += found.bytes
+        found = self.kept.pop(key, None)
+        if found is not None:
+            # Back in at the end: what stands in front was longest not asked for.
+            self.kept[key] = found
+            return found
+        found = read()
+        if _recurring.get() and found.bytes <= self.most_bytes:
+            while self._bytes + found.bytes > self.most_bytes:
+                self._bytes -= self.kept.pop(next(iter(self.kept))).bytes
+            self.kept[key] = found
+            self._bytes += found.bytes
         return found
 
     def __deepcopy__(self, memo: dict[int, object]) -> "ContextualisationMemory":

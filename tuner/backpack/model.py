@@ -18,6 +18,7 @@ from tuner.backpack.configuration import BackpackConfig
 from tuner.backpack.contextualisation import Contextualisation, mix
 from tuner.backpack.memory import ContextualisationMemory, Remembered
 from tuner.backpack.offsets import SenseOffsets
+from tuner.errors import ConfigError
 
 
 class _SenseMlp(nn.Module):
@@ -184,7 +185,25 @@ class BackpackModel(BackpackPreTrainedModel):
         position_ids: Int[Tensor, "batch positions"] | None = None,
         past_key_values: Cache | None = None,
     ) -> Contextualisation:
-        """Return how each position weighs the senses; with a cache, the keys are the new ones."""
+        """Return how each position weighs the senses; with a cache, the keys are the new ones.
+
+        Raises:
+            ConfigError: the text is longer than the model has positions.
+        """
+        found, _ = self._contextualise(input_ids, attention_mask, position_ids, past_key_values)
+        return found
+
+    def _contextualise(
+        self,
+        input_ids: Int[Tensor, "batch positions"],
+        attention_mask: Int[Tensor, "batch length"] | None,
+        position_ids: Int[Tensor, "batch positions"] | None,
+        past_key_values: Cache | None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[Contextualisation, BaseModelOutputWithPast]:
+        """Return the contextualisation, and the output of the GPT-2 that it was made from."""
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = past + input_ids.shape[1]
         places = torch.arange(length, device=input_ids.device)
@@ -195,16 +214,32 @@ class BackpackModel(BackpackPreTrainedModel):
                 # Padding on the left must not shift the positions of what follows it.
                 counted = attention_mask[:, :length].long().cumsum(-1) - 1
                 position_ids = counted.clamp(min=0)[:, past:]
+        self._check_positions(length, position_ids)
         # Not `input_ids`: GPT-2 would take the end-of-text tokens of general text for padding.
-        hidden = self.gpt2_model(
+        read: BaseModelOutputWithPast = self.gpt2_model(
             inputs_embeds=self.gpt2_model.wte(input_ids),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
-        ).last_hidden_state
-        query, key = self.sense_weight_net(hidden)
-        return Contextualisation(query, key, allowed)
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        query, key = self.sense_weight_net(read.last_hidden_state)
+        return Contextualisation(query, key, allowed), read
+
+    def _check_positions(
+        self, length: int, position_ids: Int[Tensor, "batch positions"] | None
+    ) -> None:
+        most = self.config.n_positions
+        # Padding takes no position.
+        needed = length if position_ids is None else int(position_ids.max()) + 1
+        if needed > most:
+            raise ConfigError(
+                f"A text must fit the {most} positions of the Backpack, but got one of {needed} "
+                "tokens. Shorten it, or ask for fewer new tokens."
+            )
 
     def forward(
         self,
@@ -213,9 +248,19 @@ class BackpackModel(BackpackPreTrainedModel):
         position_ids: Int[Tensor, "batch positions"] | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         positions_to_keep: int | Tensor = 0,
     ) -> BaseModelOutputWithPast:
-        """Return the last hidden states, of some positions only if asked, and the cache."""
+        """Return the last hidden states, of some positions only if asked, and the cache.
+
+        Further hidden states and attentions are those of the GPT-2, at all positions.
+
+        Raises:
+            ConfigError: the text is longer than the model has positions.
+        """
+        states = _asked(output_hidden_states, self.config.output_hidden_states)
+        attentions = _asked(output_attentions, self.config.output_attentions)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         kept = slice_logits_to_keep(positions[None, :, None], positions_to_keep)[0, :, 0]
         use_cache = self.config.use_cache if use_cache is None else use_cache
@@ -223,23 +268,32 @@ class BackpackModel(BackpackPreTrainedModel):
         given = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         cache = given if use_cache else None
         offsets = self._offsets_served_from_memory
-        if cache is None and position_ids is None and offsets is not None:
+        plain = cache is None and position_ids is None and not states and not attentions
+        read = BaseModelOutputWithPast()
+        if plain and offsets is not None:
             known = self.recall(input_ids, attention_mask)
             hidden = known.hidden[:, kept]
             rows, shift = known.shift(offsets, kept, self.config.num_senses)
             hidden[rows] += shift
         else:
-            context = self.contextualise(
+            context, read = self._contextualise(
                 input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
+                attention_mask,
+                position_ids,
+                cache,
+                output_hidden_states=states,
+                output_attentions=attentions,
             )
             senses = self.senses(input_ids)
             if cache is not None:
                 context, senses = self._extended(context, senses, cache)
             hidden = mix(context.at(kept).weights(), senses)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=cache,
+            hidden_states=read.hidden_states,
+            attentions=read.attentions,
+        )
 
     @property
     def _offsets_served_from_memory(self) -> SenseOffsets | None:
@@ -284,12 +338,19 @@ class BackpackForCausalLM(BackpackPreTrainedModel, GenerationMixin):  # type: ig
         past_key_values: Cache | None = None,
         labels: Int[Tensor, "batch positions"] | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Return logits, the loss if `labels` are given, and the cache if it is used.
 
-        Further keywords are what transformers passes to every model, such as `return_dict`.
+        Hidden states and attentions are those of the contextualiser, at all positions. What is
+        not given is as in the configuration. Further keywords are for the loss.
+
+        Raises:
+            ConfigError: the text is longer than the model has positions.
         """
         read = self.backpack(
             input_ids,
@@ -297,12 +358,24 @@ class BackpackForCausalLM(BackpackPreTrainedModel, GenerationMixin):  # type: ig
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             positions_to_keep=logits_to_keep,
         )
         logits = self.lm_head(read.last_hidden_state)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=read.past_key_values
+        found = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=read.past_key_values,
+            hidden_states=read.hidden_states,
+            attentions=read.attentions,
         )
+        return found if _asked(return_dict, self.config.return_dict) else found.to_tuple()
+
+
+def _asked(given: bool | None, configured: bool) -> bool:
+    """Return what a call asks for: what it says, else what the configuration does."""
+    return configured if given is None else given

@@ -6,7 +6,9 @@ Every figure in it is measured when the card is written.
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import torch
 from tqdm import tqdm
@@ -55,8 +57,7 @@ lose. It is of no use as a source of facts or as a writer.
 | architecture | {architecture} |
 | tokenizer | byte-level BPE of 3,072 entries; it adds no special token |
 | weights | float16, {megabytes:.2f} MB; the model *is* these rounded weights, computed in float32 |
-| trained by | `python -m tuner.builtin.train --family {name} --out tuner/builtin/{name} \
---seed {seed}` |
+| trained by | {training} |
 | training | {steps:,} steps of {batch} windows of {window} tokens ({tokens:.1f} M tokens), AdamW, \
 {precision} on a CPU |
 | annealing | {anneal} steps see general text only, without weight decay, at a rate \
@@ -105,14 +106,43 @@ This file is written by `python -m tuner.builtin.card`.
 """
 
 
+@final
+@dataclass(frozen=True)
+class Round:
+    """One of the trainings that a model went through, one after the other."""
+
+    name: str
+    """Which of `SCALES`."""
+    seed: int
+
+    @property
+    def scale(self) -> Scale:
+        """How long it trained."""
+        return SCALES[self.name]
+
+
+def training_commands(family: Family, rounds: Sequence[Round]) -> str:
+    """Return the commands that train a model in these rounds, in their order."""
+    folders = [f"round-{number + 1}" for number in range(len(rounds) - 1)]
+    commands = []
+    for one, start, out in zip(
+        rounds, [None, *folders], [*folders, f"tuner/builtin/{family}"], strict=True
+    ):
+        scale = "" if one.name == "full" else f" --scale {one.name}"
+        begun = "" if start is None else f" --start {start}"
+        commands.append(f"--family {family}{scale}{begun} --out {out} --seed {one.seed}")
+    return ", then ".join(f"`python -m tuner.builtin.train {options}`" for options in commands)
+
+
 def write_card(
-    model_folder: Path, tasks_folder: Path, seed: int, rounds: Sequence[Scale], family: Family
+    model_folder: Path, tasks_folder: Path, rounds: Sequence[Round], family: Family
 ) -> None:
     """Measure the model, which has its mean gradient beside it, and write its card there too.
 
     `rounds` are the trainings that it went through, one after the other.
     """
-    scale, steps = rounds[-1], sum(one.steps for one in rounds)
+    scales = [one.scale for one in rounds]
+    scale, steps = scales[-1], sum(one.steps for one in scales)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     gradient = shipped_gradient(model, model_folder)
@@ -126,11 +156,11 @@ def write_card(
         megabytes=(model_folder / "model.safetensors").stat().st_size / 1e6,
         steps=steps,
         batch=scale.batch,
-        anneal=" and ".join(f"the last {one.anneal_steps:,}" for one in rounds),
+        anneal=" and ".join(f"the last {one.anneal_steps:,}" for one in scales),
         anneal_rate=scale.anneal_learning_rate,
         window=WINDOW,
         tokens=steps * scale.batch * WINDOW / 1e6,
-        seed=seed,
+        training=training_commands(family, rounds),
         general="\n".join(
             f"| {part} | {count:,} | {general_loss(model, tokenizer, part, count):.4f} |"
             for part, count in tqdm(_TOKENS.items(), desc="general text")
@@ -220,13 +250,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained model")
     parser.add_argument("--tasks", type=Path, required=True, help="folder that holds all tasks")
-    parser.add_argument("--seed", type=int, default=0, help="seed the model was trained with")
     parser.add_argument("--family", choices=FAMILIES, default="neox")
     parser.add_argument("--scale", nargs="+", choices=sorted(SCALES), default=["full"])
+    parser.add_argument("--seed", nargs="+", type=int, default=[0], help="one per scale")
     options = parser.parse_args()
+    if len(options.seed) != len(options.scale):
+        parser.error(f"{len(options.scale)} scales need as many seeds, not {len(options.seed)}.")
     torch.set_num_threads(1)
-    rounds = [SCALES[name] for name in options.scale]
-    write_card(options.model, options.tasks, options.seed, rounds, options.family)
+    rounds = [Round(*one) for one in zip(options.scale, options.seed, strict=True)]
+    write_card(options.model, options.tasks, rounds, options.family)
 
 
 if __name__ == "__main__":

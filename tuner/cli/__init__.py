@@ -14,7 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
-from tuner.cli import data, edits, inspection, memory, studies, sweeps
+from tuner.cli import data, edits, inspection, memory, streams, studies, sweeps
 from tuner.cli.output import complain
 from tuner.errors import TunerError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 studies.register(app)
 edits.register(app)
+streams.register(app)
 memory.register(app)
 sweeps.register(app)
 data.register(app)

@@ -1,6 +1,6 @@
 """Verbs about data: list what there is, fetch published files, import them as tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tuner.editing.task import Task
     from tuner.published.scoped_edits import EditCounts
     from tuner.published.selection import Selection
+
+    Importer = Callable[[Path, str, EditCounts], Task]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,16 +43,32 @@ def register(app: typer.Typer) -> None:
         epilog="Example: `tuner data import canonical_examples model-editing-canonical-examples "
         "--task country_capital --out my-capitals`",
     )(canonical_examples)
-    for verb, out in (
-        (serac_qa, "questions"),
-        (serac_qa_hard, "hard-questions"),
-        (serac_fact_checking, "facts"),
-        (serac_dialogue, "opinions"),
+    for name, importer, out, about in (
+        ("serac_qa", _serac_qa, "questions", "SERAC's QA: zsRE's questions with rephrases."),
+        (
+            "serac_qa_hard",
+            _serac_qa_hard,
+            "hard-questions",
+            "SERAC's QA-hard: QA with implied and True/False questions and hard negatives.",
+        ),
+        (
+            "serac_fact_checking",
+            _serac_fact_checking,
+            "facts",
+            "SERAC's fact checking: VitaminC's evidence and claims.",
+        ),
+        (
+            "serac_dialogue",
+            _serac_dialogue,
+            "opinions",
+            "SERAC's ConvSent: the sentiment about topics.",
+        ),
     ):
-        name = verb.__name__
         importing.command(
-            name, epilog=f"Example: `tuner data import {name} serac --out my-{out} --test 100`"
-        )(verb)
+            name,
+            help=f"Import {about}",
+            epilog=f"Example: `tuner data import {name} serac --out my-{out} --test 100`",
+        )(_importing_serac(importer))
     data.add_typer(importing, name="import")
     app.add_typer(data, name="data")
 
@@ -89,10 +107,10 @@ ScopedTestOption = Annotated[
     int | None,
     typer.Option("--test", min=1, help="Edits for test; default 1000, at most half of all."),
 ]
-AtOnceOption = Annotated[
+SimultaneousOption = Annotated[
     int | None,
     typer.Option(
-        "--at-once", min=1, help="Edits made at once, 10 in the paper; default all of a split."
+        "--edits", min=1, help="Edits made at once, 10 in the paper; default all of a split."
     ),
 ]
 
@@ -317,80 +335,49 @@ def canonical_examples(
     _save(import_canonical_examples(folder, task, name, divide_val=split_val), out, json_)
 
 
-def serac_qa(
-    folder: SeracArgument,
-    out: OutOption,
-    train: TrainOption = None,
-    val: ScopedValOption = None,
-    test: ScopedTestOption = None,
-    at_once: AtOnceOption = None,
-    seed: SeedOption = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Import SERAC's QA: zsRE's questions with rephrases."""
+def _importing_serac(importer: "Callable[[], Importer]") -> Callable[..., None]:
+    """Return the verb that imports one of SERAC's problems."""
+
+    def verb(
+        folder: SeracArgument,
+        out: OutOption,
+        train: TrainOption = None,
+        val: ScopedValOption = None,
+        test: ScopedTestOption = None,
+        edits: SimultaneousOption = None,
+        seed: SeedOption = 0,
+        json_: JsonFlag = False,
+    ) -> None:
+        from tuner.published.scoped_edits import EditCounts
+
+        counts = EditCounts(train=train, val=val, test=test, simultaneous=edits, seed=seed)
+        _save(importer()(folder, _name(out), counts), out, json_)
+
+    return verb
+
+
+def _serac_qa() -> "Importer":
     from tuner.published.serac_qa import import_serac_qa
 
-    counts = _edit_counts(train, val, test, at_once, seed)
-    _save(import_serac_qa(folder, _name(out), counts), out, json_)
+    return import_serac_qa
 
 
-def serac_qa_hard(
-    folder: SeracArgument,
-    out: OutOption,
-    train: TrainOption = None,
-    val: ScopedValOption = None,
-    test: ScopedTestOption = None,
-    at_once: AtOnceOption = None,
-    seed: SeedOption = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Import SERAC's QA-hard: QA with implied and True/False questions and hard negatives."""
+def _serac_qa_hard() -> "Importer":
     from tuner.published.serac_qa import import_serac_qa_hard
 
-    counts = _edit_counts(train, val, test, at_once, seed)
-    _save(import_serac_qa_hard(folder, _name(out), counts), out, json_)
+    return import_serac_qa_hard
 
 
-def serac_fact_checking(
-    folder: SeracArgument,
-    out: OutOption,
-    train: TrainOption = None,
-    val: ScopedValOption = None,
-    test: ScopedTestOption = None,
-    at_once: AtOnceOption = None,
-    seed: SeedOption = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Import SERAC's fact checking: VitaminC's evidence and claims."""
+def _serac_fact_checking() -> "Importer":
     from tuner.published.serac_fact_checking import import_serac_fact_checking
 
-    counts = _edit_counts(train, val, test, at_once, seed)
-    _save(import_serac_fact_checking(folder, _name(out), counts), out, json_)
+    return import_serac_fact_checking
 
 
-def serac_dialogue(
-    folder: SeracArgument,
-    out: OutOption,
-    train: TrainOption = None,
-    val: ScopedValOption = None,
-    test: ScopedTestOption = None,
-    at_once: AtOnceOption = None,
-    seed: SeedOption = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Import SERAC's ConvSent: the sentiment about topics."""
+def _serac_dialogue() -> "Importer":
     from tuner.published.serac_dialogue import import_serac_dialogue
 
-    counts = _edit_counts(train, val, test, at_once, seed)
-    _save(import_serac_dialogue(folder, _name(out), counts), out, json_)
-
-
-def _edit_counts(
-    train: int | None, val: int | None, test: int | None, at_once: int | None, seed: int
-) -> "EditCounts":
-    from tuner.published.scoped_edits import EditCounts
-
-    return EditCounts(train=train, val=val, test=test, simultaneous=at_once, seed=seed)
+    return import_serac_dialogue
 
 
 def _selection(val: int | None, test: int | None, facts: int | None, seed: int) -> "Selection":

@@ -1,11 +1,10 @@
-"""Verbs about edits apart from studies: edit, stream, evaluate, certify, export."""
+"""Verbs about edits apart from studies: edit, evaluate, certify, export."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from tuner.cli.bundles import BundleArgument, bundle_folder, find_bundle
 from tuner.cli.options import (
@@ -19,7 +18,6 @@ from tuner.cli.options import (
     ModelOption,
     SeedOption,
     TaskOption,
-    parse_settings,
 )
 from tuner.cli.output import (
     JsonFlag,
@@ -33,15 +31,14 @@ from tuner.cli.output import (
     show_share,
     show_violations,
 )
-from tuner.errors import ConfigError, EditError, MissingExtra, unknown_name
+from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
+from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.evaluation.scores import FACT_FIGURES
-from tuner.yaml_file import describe_problem
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle
-    from tuner.editing.editor import Editor
+    from tuner.bundle import Bundle, Manifest
     from tuner.editing.model import LanguageModel
-    from tuner.evaluation.budget import Budget, Certificate
+    from tuner.evaluation.budget import Certificate
     from tuner.records import Answer
 
 
@@ -52,10 +49,6 @@ def register(app: typer.Typer) -> None:
             edit,
             "Example: `tuner edit --task country_capital --editor lora --set learning_rate=5e-3 "
             "--epsilon 1e-3 --out my-edit`",
-        ),
-        (
-            stream,
-            "Example: `tuner stream --task counterfact_world --editor rome --every 5 --out mine`",
         ),
         (evaluate, "Example: `tuner evaluate my-edit --split test`"),
         (certify, "Example: `tuner certify my-edit`"),
@@ -106,8 +99,8 @@ def edit(
     json_: JsonFlag = False,
 ) -> None:
     """Run one trial and keep its delta for the loosest budget, without a search."""
-    method = _editor(editor, parse_settings(settings or []))
-    budget = _budget(epsilons)
+    method = read_editor(editor, read_settings(settings or []))
+    budget = read_budget(epsilons)
     if out.exists() and not (out / "delta.json").is_file():
         raise ConfigError(f"{out} exists and is no bundle; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -119,10 +112,13 @@ def edit(
     from tuner.records import EpochRecord, Rule, SplitName
     from tuner.trial import Bench
 
-    chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
+    chosen_split, chosen_rule = (
+        read_member(SplitName, split, "split"),
+        read_member(Rule, rule, "rule"),
+    )
     examples = load_task(task, edits)
     method.check_task(examples)
-    base = _model(model, dtype, device)
+    base = read_model(model, dtype, device)
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)
     text = load_general_text(general, base)
@@ -173,97 +169,6 @@ def edit(
         console().print(f"Bundle for ε={epsilon:g}: {written}", soft_wrap=True)
 
 
-def stream(
-    task: TaskOption,
-    editor: Annotated[str, typer.Option("--editor", help="The method: see `tuner list`.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="A folder; one that holds this stream goes on.")
-    ],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
-    ] = None,
-    every: Annotated[
-        int, typer.Option("--every", min=1, help="Measure after every so many edits.")
-    ] = 1,
-    only_wrong: Annotated[
-        bool,
-        typer.Option("--only-wrong", help="Leave out edits that the model gets right already."),
-    ] = False,
-    model: ModelOption = "builtin:neox",
-    split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
-    general: GeneralOption = None,
-    seed: SeedOption = 0,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json_: JsonFlag = False,
-) -> None:
-    """Make the edits of a task one after another, and see what is left of the earlier ones.
-
-    Writes stream.jsonl, a line per edit, and retention.html, a plot.
-    """
-    method = _editor(editor, parse_settings(settings or []))
-    if out.exists() and any(out.iterdir()) and not (out / "stream.jsonl").is_file():
-        raise ConfigError(f"{out} exists and holds no stream; choose another folder.")
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from tuner.editing.companions import Companions
-    from tuner.editing.corpus import load_general_text
-    from tuner.editing.task import load_task
-    from tuner.records import SplitName
-    from tuner.report import write_retention
-    from tuner.stream import StreamEntry, run_stream
-    from tuner.trial import Bench
-
-    chosen = _member(SplitName, split, "split")
-    edits = load_task(task)
-    method.check_task(edits)
-    base = _model(model, dtype, device)
-    companions = Companions(device=str(base.device))
-    method.check_model(base, companions)
-    text = load_general_text(general, base)
-    bench = Bench(base, edits, _budget(None), text, companions=companions)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=messages(), transient=True) as bar:
-        shown = bar.add_task("edits", total=len(bench.split(chosen).canonical))
-
-        def note(entry: StreamEntry) -> None:
-            bar.update(shown, completed=entry.number)
-
-        found = run_stream(
-            bench,
-            method,
-            seed=seed,
-            split=chosen,
-            every=every,
-            only_wrong=only_wrong,
-            path=out / "stream.jsonl",
-            on_entry=note,
-        )
-    plot: Path | None = None
-    try:
-        plot = write_retention(found, out / "retention.html")
-    except MissingExtra as error:
-        messages().print(f"No plot: {error}", soft_wrap=True)
-    if json_:
-        print_json({"header": found.header, "entries": found.entries, "plot": plot})
-        return
-    heads = ("edits", "made", "retention", "OOD rows", "unchanged", "deviation")
-    table = make_table(f"{edits.name} with {method.name()}, in a stream", heads, right=heads)
-    for entry in found.measured:
-        table.add_row(
-            str(entry.number),
-            str(sum(one.applied for one in found.entries[: entry.number])),
-            show_share(entry.retention),
-            show_share(entry.generalisation),
-            show_share(entry.unchanged),
-            "–" if entry.deviation is None else show_deviation(entry.deviation),
-        )
-    console().print(table)
-    console().print(f"Stream: {out / 'stream.jsonl'}", soft_wrap=True)
-    if plot is not None:
-        console().print(f"Plot: {plot}", soft_wrap=True)
-
-
 def evaluate(
     bundle: BundleArgument,
     task: Annotated[
@@ -303,10 +208,10 @@ def evaluate(
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
-    base = _base_of(found, model, device)
+    base = _base_of(found.manifest, model, device)
     budget = Budget(epsilons=(manifest.epsilon,))
     bench = Bench(base, judged, budget, load_general_text(general, base))
-    name = manifest.split if split is None else _member(SplitName, split, "split")
+    name = manifest.split if split is None else read_member(SplitName, split, "split")
     before = bench.base_scores(name)
     after = bench.full_scores(name, found.delta)
     gain = bench.success_meter(name).gain_interval(after, before)
@@ -374,12 +279,12 @@ def certify(
     confidence. Exit code 1 where the budget is not surely kept.
     """
     found = find_bundle(bundle, epsilon, folder, device)
-    budget = _budget([found.manifest.epsilon if epsilon is None else epsilon])
+    budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
     from tuner.cache import Cache, cache_folder
     from tuner.editing.corpus import Part, load_general_text
     from tuner.evaluation.deviation import DeviationMeter
 
-    base = _base_of(found, model, device)
+    base = _base_of(found.manifest, model, device)
     amounts = None if tokens is None else {Part.CONFIRMATION: tokens}
     text = load_general_text(general, base, tokens=amounts).corpus(Part.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
@@ -428,14 +333,16 @@ def export(
     json_: JsonFlag = False,
 ) -> None:
     """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
+    from tuner.bundle import StoredBundle
     from tuner.exports import FORMATS, suited_format
     from tuner.exports import export as write
 
     if format_ is not None and format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)
-    found = find_bundle(bundle, epsilon, folder, device)
+    # Copying needs none of the models that the delta brings along: they may be out of reach.
+    found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
     chosen = format_ or suited_format(found, rank)
-    base = None if chosen != "merged" or model is None else _base_of(found, model, device)
+    base = None if chosen != "merged" or model is None else _base_of(found.manifest, model, device)
     written = write(found, out, format=chosen, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
@@ -455,49 +362,10 @@ def _keep_certificate(bundle: "Bundle", certificate: "Certificate", folder: Path
         type(bundle)(bundle.delta, manifest).save(folder)
 
 
-def _editor(name: str, values: dict[str, Any]) -> "Editor":
-    from tuner.editors import find_editor
-
-    try:
-        return find_editor(name).model_validate(values)
-    except ValidationError as error:
-        problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
-        raise ConfigError(
-            "\n".join(f"{name}: {problem}" for problem in problems)
-            + f"\nFields: {', '.join(find_editor(name).model_fields)}."
-        ) from None
-
-
-def _budget(epsilons: list[float] | None) -> "Budget":
-    from tuner.evaluation.budget import Budget
-
-    try:
-        return Budget(epsilons=tuple(epsilons)) if epsilons else Budget()
-    except ValidationError as error:
-        problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(problems)) from None
-
-
-def _member(kind: type[Any], value: str, what: str) -> Any:
-    known = [str(member) for member in kind]
-    if value not in known:
-        raise unknown_name(what, value, known)
-    return kind(value)
-
-
-def _model(id: str, dtype: str, device: str, revision: str | None = None) -> "LanguageModel":
-    from tuner.editing.model import Dtype, load_model
-
-    if dtype not in get_args(Dtype):
-        raise unknown_name("dtype", dtype, get_args(Dtype))
-    return load_model(id, revision=revision, dtype=cast(Dtype, dtype), device=device)
-
-
-def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel":
-    manifest = bundle.manifest
+def _base_of(manifest: "Manifest", model: str | None, device: str) -> "LanguageModel":
     revision = manifest.base_revision if model is None else None
-    base = _model(model or manifest.base, manifest.base_dtype, device, revision)
-    bundle.check_base(base)
+    base = read_model(model or manifest.base, manifest.base_dtype, device, revision)
+    manifest.check_base(base)
     return base
 
 

@@ -1,12 +1,9 @@
 """Options that several verbs share."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
-
-from tuner.errors import ConfigError
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="builtin:NAME, a local folder or a hub id.")
@@ -35,21 +32,3 @@ EpsilonsOption = Annotated[
     typer.Option("--epsilon", "-e", help="A budget; give the option again for more."),
 ]
 STUDIES = Path("tuner-studies")
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Return `name=value` pairs, values read as YAML.
-
-    Raises:
-        ConfigError: a pair has no `=`, or its value is no YAML.
-    """
-    found: dict[str, Any] = {}
-    for setting in settings:
-        name, mark, value = setting.partition("=")
-        if not mark or not name:
-            raise ConfigError(f"--set needs name=value, but got {setting!r}.")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {name}: {value!r} is no value.") from None
-    return found

@@ -296,6 +296,13 @@ def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
         )
 
 
+def _of_budget(record: StudyResultRecord, epsilon: float) -> StudyResultRecord:
+    """Return what a study says of one budget."""
+    winners = tuple(winner for winner in record.winners if winner.epsilon == epsilon)
+    summary = record.summary.model_copy(update={"epsilons": (epsilon,)})
+    return record.model_copy(update={"summary": summary, "winners": winners})
+
+
 def _print_winners(out: Console, record: StudyResultRecord) -> None:
     summary = record.summary
     if not record.winners:
@@ -309,6 +316,10 @@ def _print_winners(out: Console, record: StudyResultRecord) -> None:
         _print_side_by_side(out, title, record.winners)
     else:
         _print_one_by_one(out, title, record.winners)
+    won = {winner.epsilon for winner in record.winners}
+    lost = ", ".join(f"{one:g}" for one in summary.epsilons if one not in won)
+    if lost:
+        out.print(f"ε={lost}: no trial gained anything; the base model itself is the answer.")
 
 
 def _print_side_by_side(out: Console, title: str, winners: tuple[Winner, ...]) -> None:
@@ -536,13 +547,15 @@ def best(
             f"The study {name!r} has selected nothing yet. Run `tuner search` again to finish it, "
             "or see `tuner status`."
         )
-    epsilons = [epsilon] if epsilon is not None else [winner.epsilon for winner in record.winners]
-    chosen = [result.best(one) for one in epsilons]
+    if epsilon is not None:
+        chosen = [result.best(epsilon)]
+        record = _of_budget(record, epsilon)
+    else:
+        chosen = [result.best(winner.epsilon) for winner in record.winners]
     if json_:
         print_json([{"winner": one.winner, "bundle": str(one.folder)} for one in chosen])
         return
-    winners = tuple(one.winner for one in chosen)
-    _print_winners(console(), record.model_copy(update={"winners": winners}))
+    _print_winners(console(), record)
     for one in chosen:
         console().print(f"ε={one.winner.epsilon:g} bundle: {one.folder}", soft_wrap=True)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.edits import _editor, _member, _model
 from tuner.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -15,9 +14,9 @@ from tuner.cli.options import (
     ModelOption,
     SeedOption,
     TaskOption,
-    parse_settings,
 )
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
+from tuner.cli.values import read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def sweep(
 
     The same command goes on where it was stopped.
     """
-    methods = _editors(editor, parse_settings(settings or []))
+    methods = _editors(editor, read_settings(settings or []))
     if not 0 < epsilon < 1:
         raise ConfigError(f"0 < epsilon < 1 must hold for every budget, but got {epsilon:g}.")
     if out.exists() and not out.is_dir():
@@ -88,9 +87,12 @@ def sweep(
     from tuner.report import write_sweep
     from tuner.sweep import DEFAULT_COUNTS, Sweep, summarise
 
-    chosen_split, chosen_rule = _member(SplitName, split, "split"), _member(Rule, rule, "rule")
+    chosen_split, chosen_rule = (
+        read_member(SplitName, split, "split"),
+        read_member(Rule, rule, "rule"),
+    )
     examples = load_task(task)
-    base = _model(model, dtype, device)
+    base = read_model(model, dtype, device)
     planned = Sweep(
         base,
         examples,
@@ -151,7 +153,7 @@ def _editors(names: Sequence[str], values: Mapping[str, Any]) -> list["Editor"]:
             )
         else:
             shared[key] = value
-    return [_editor(name, shared | own[name]) for name in names]
+    return [read_editor(name, shared | own[name]) for name in names]
 
 
 def _write_table(rows: Sequence["SweepRow"], path: Path) -> None:

@@ -84,6 +84,19 @@ class Companions:
         _check_same(found.fingerprint, companion)
         return found
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The hash of each model that has been loaded, by the words for what was asked for."""
+        models = {
+            _words(id, revision, dtype): model.fingerprint
+            for (id, revision, dtype), model in self._loaded.items()
+        }
+        encoders = {
+            _words(id, revision, "as an encoder"): encoder.fingerprint
+            for (id, revision), encoder in self._encoders.items()
+        }
+        return models | encoders
+
     def check_unchanged(self) -> None:
         """Verify that the models still hold the bits they were loaded with.
 
@@ -94,6 +107,10 @@ class Companions:
             model.check_unchanged()
         for encoder in self._encoders.values():
             encoder.check_unchanged()
+
+
+def _words(id: str, revision: str | None, form: str) -> str:
+    return f"{id} ({form})" if revision is None else f"{id} at {revision} ({form})"
 
 
 def _check_same(fingerprint: str, companion: ModelRecord) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuner.backpack import texts_recur
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import prompts_end_at
 from tuner.editing.task import Example, LossKind
@@ -122,7 +123,7 @@ def _read_targets(
     # Logits are the dearest part of a small model: ask for the columns that predict a target.
     first = min(row.start for row in batch) - 1
     columns = torch.arange(first, length - 1, device=device)
-    with prompts_end_at([row.start for row in batch]):
+    with prompts_end_at([row.start for row in batch]), texts_recur():
         logits = network(
             input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
         ).logits
@@ -230,5 +231,6 @@ def block_losses(
 ) -> Float[Tensor, " blocks"]:
     """Return the loss of each block, summed over its predicted tokens, in nats, as float64."""
     ids = blocks.to(network.device)
-    logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
+    with texts_recur():
+        logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
     return token_losses(logits, ids[:, 1:]).sum(dim=1, dtype=torch.float64).cpu()

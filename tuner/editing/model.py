@@ -52,6 +52,8 @@ class LanguageModel:
         self.revision = revision
         self.architecture: Architecture = architecture_of(str(network.config.model_type))
         self._checksum = checksum_of(self.network)
+        # A memory changes what the model says, and no weight.
+        self._edits = 0
         if isinstance(network, BackpackForCausalLM):
             network.backpack.memory = ContextualisationMemory()
 
@@ -113,7 +115,11 @@ class LanguageModel:
     def edited(self, delta: Delta) -> Iterator[None]:
         """Hold `delta` applied inside the context; the exact old bits return on exit."""
         with delta.applied(self.network):
-            yield
+            self._edits += 1
+            try:
+                yield
+            finally:
+                self._edits -= 1
 
     def twin(self, own: Collection[str]) -> PreTrainedModel:
         """Return a second network over the same weights, with copies of those named in `own`.
@@ -130,8 +136,12 @@ class LanguageModel:
         return LanguageModel(network, self.tokenizer, id=self.id, revision=self.revision)
 
     @property
-    def unchanged(self) -> bool:
-        """Whether the weights hold the bits they were loaded with, as they do outside an edit."""
+    def unedited(self) -> bool:
+        """Whether it answers as the base model: outside `edited`, with the weights of the start."""
+        return self._edits == 0 and self._has_its_weights
+
+    @property
+    def _has_its_weights(self) -> bool:
         return checksum_of(self.network) == self._checksum
 
     def check_unchanged(self) -> None:
@@ -140,7 +150,7 @@ class LanguageModel:
         Raises:
             EditError: an editor changed the model that it was given.
         """
-        if not self.unchanged:
+        if not self._has_its_weights:
             raise EditError(
                 f"The weights of {self.id!r} changed outside `model.edited(...)`: an editor must "
                 "train a twin and never the model itself. Load the model again."
@@ -148,8 +158,18 @@ class LanguageModel:
 
     @torch.no_grad()
     def complete(self, prompt: str, max_new_tokens: int = 8) -> str:
-        """Return the greedy continuation of `prompt`, up to the end of text or of a line."""
+        """Return the greedy continuation of `prompt`, up to the end of text or of a line.
+
+        Raises:
+            ConfigError: prompt and continuation may exceed the model's context.
+        """
         ids = torch.tensor([self.encode_prompt(prompt)], device=self.device)
+        if ids.shape[1] + max_new_tokens > self.context_length:
+            raise ConfigError(
+                f"Prompt and new tokens must fit the context of {self.id}, {self.context_length} "
+                f"tokens, but got {ids.shape[1]} and {max_new_tokens}. Shorten the prompt, or ask "
+                "for fewer new tokens."
+            )
         said = self.continue_greedily(ids, torch.ones_like(ids), max_new_tokens)
         return str(self.tokenizer.decode(said[0], skip_special_tokens=True))
 

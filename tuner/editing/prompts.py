@@ -38,6 +38,11 @@ class Prompts:
         return cls(ids.to(device), mask.to(device))
 
     @classmethod
+    def whole(cls, ids: Int[Tensor, "prompts width"]) -> Self:
+        """Return prompts of one length."""
+        return cls(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    @classmethod
     def batches(
         cls, rows: Sequence[Sequence[int]], device: torch.device, size: int = 32
     ) -> Iterator[Self]:

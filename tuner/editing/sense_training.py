@@ -59,7 +59,11 @@ class SenseEditor(TrainedEditor):
             EditError: the training diverged or ran out of memory.
         """
         base = check_backpack(model)
-        background = background_of(base, model, aux.general, self.selection, aux.cache)
+        # What general text uses is asked of the model before any batch, so once for all of them.
+        origin = aux.origin or model
+        background = background_of(
+            check_backpack(origin), origin, aux.general, self.selection, aux.cache
+        )
         pairs = select_senses(
             base,
             model,

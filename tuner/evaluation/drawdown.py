@@ -46,7 +46,7 @@ def refuse_edited(model: LanguageModel) -> None:
         EditError: the model is edited.
     """
     # Taken inside an edit it would praise that edit, and every like it, as no change.
-    if not model.unchanged:
+    if not model.unedited:
         raise EditError(
             "What the base model predicts must be read before an edit is applied: make the meter "
             "outside `model.edited(...)`."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tuner.editing.likelihood import token_losses
 from tuner.editing.model import LanguageModel
-from tuner.editing.prompts import Prompts, Routes, prompts_end_at
+from tuner.editing.prompts import Routes, prompts_end_at
 from tuner.memories.memory import MemoryDelta
 
 # A memory judges prompts, and text has none. Each block is cut into this many parts; each part
@@ -80,19 +80,20 @@ class MemoryReading:
             self._memory, self._routes = delta, {}
         key = (rows.start, rows.stop)
         if key not in self._routes:
-            blocks = self.blocks[rows.start : rows.stop]
-            self._routes[key] = tuple(
-                self._route(delta, blocks[:, :end]) for end in self._ends[:-1]
-            )
+            self._routes[key] = self._routes_before(delta, self.blocks[rows.start : rows.stop])
         return self._routes[key]
 
-    def _route(self, delta: MemoryDelta, prompts: Int[Tensor, "rows columns"]) -> Routes:
-        found = []
-        for start in range(0, len(prompts), self.batch):
-            part = prompts[start : start + self.batch].to(self.model.device)
-            whole = torch.ones_like(part, dtype=torch.bool)
-            found.append(delta.route(self.model.network, Prompts(part, whole)))
-        return Routes(
-            torch.cat([routes.entries for routes in found]),
-            torch.cat([routes.needed for routes in found]),
+    def _routes_before(
+        self, delta: MemoryDelta, blocks: Int[Tensor, "rows length"]
+    ) -> tuple[Routes, ...]:
+        batches = [
+            delta.routes_before(self.model.network, some.to(self.model.device), self._ends[:-1])
+            for some in torch.split(blocks, self.batch)
+        ]
+        return tuple(
+            Routes(
+                torch.cat([routes.entries for routes in found]),
+                torch.cat([routes.needed for routes in found]),
+            )
+            for found in zip(*batches, strict=True)
         )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tuner.backpack import BackpackForCausalLM, SenseOffsets
+from tuner.backpack import BackpackForCausalLM, SenseOffsets, texts_recur
 from tuner.editing.likelihood import token_losses
 from tuner.editing.sense_delta import SenseDelta
 
@@ -40,7 +40,8 @@ class SenseReading:
 
     def _rises_in(self, start: int, delta: SenseDelta) -> Float[Tensor, " batch"]:
         ids = self._batch_at(start).to(self.network.device)
-        known = self.network.backpack.recall(ids)
+        with texts_recur():
+            known = self.network.backpack.recall(ids)
         base = self._base_losses(start, ids, known.hidden)
         positions = torch.arange(ids.shape[1] - 1, device=ids.device)
         offsets = SenseOffsets(delta.pairs.to(ids.device), delta.vectors.to(known.hidden))

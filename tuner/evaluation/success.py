@@ -1,8 +1,9 @@
 """What an edit does on the rows of a task."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self, final
 
 import numpy as np
@@ -33,6 +34,8 @@ from tuner.evaluation.scores import Interval, Scores
 from tuner.evaluation.sentiment import SentimentMeter
 
 _BATCH = 32
+# Of a related text; each part is read once more.
+_PARTS = 4
 
 
 @final
@@ -86,9 +89,9 @@ class SuccessMeter:
             encode_continuation(model, row.prompt, row.target) for row in split.hard_negatives.rows
         ]
         self._related = [
-            # Whole texts: everything after the first token is judged.
-            encode_continuation(model, "", passage.text)
+            part
             for passage in split.related
+            for part in _parts(encode_continuation(model, "", passage.text))
         ]
         facts = rule is not SuccessRule.THRESHOLD
         self._canonical = _Rows.of(model, split.canonical.rows, rule) if facts else None
@@ -238,7 +241,7 @@ class SuccessMeter:
         """Return the share of rows whose target the model says by itself."""
         rows = judged.targets
         hits = [0.0] * len(rows)
-        for batch in in_length_order([row.start for row in rows], 2 * _BATCH):
+        for batch in self._generated_together(rows):
             said = generate_greedily(
                 self._model,
                 [rows[row].ids[: rows[row].start] for row in batch],
@@ -249,6 +252,28 @@ class SuccessMeter:
                 told = self._model.tokenizer.decode(words[: rows[row].target_length])
                 hits[row] = float(told == wanted)
         return judged.groups.mean(hits)
+
+    def _generated_together(self, rows: Sequence[Continuation]) -> Iterator[list[int]]:
+        """Yield batches of row numbers; those of a batch are all given its longest target's room.
+
+        Where that would exceed the context, each row stays alone: by itself it fits.
+        """
+        for batch in in_length_order([row.start for row in rows], 2 * _BATCH):
+            prompt = max(rows[row].start for row in batch)
+            target = max(rows[row].target_length for row in batch)
+            fits = prompt + target <= self._model.context_length
+            yield from [batch] if fits else [[row] for row in batch]
+
+
+def _parts(text: Continuation) -> list[Continuation]:
+    """Return a text as parts, each of which goes on from all that is before it.
+
+    Weights say the same of the parts as of the whole. A memory judges prompts, of which a whole
+    text has none.
+    """
+    length = text.target_length
+    ends = [text.start + length * part // _PARTS for part in range(_PARTS + 1)]
+    return [Continuation(text.ids[:stop], start) for start, stop in pairwise(ends) if start < stop]
 
 
 def harmonic_mean(*shares: float) -> float:

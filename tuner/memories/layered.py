@@ -1,13 +1,13 @@
 """Memories inside a model: the output of one linear map changes where a prompt is in scope."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -59,6 +59,20 @@ class LayeredMemory(MemoryDelta):
         module = self._module(network)
         found = prompt_activations(network, module, prompts)
         return self.decide(module, found.input, prompts)
+
+    @torch.no_grad()
+    def routes_before(
+        self,
+        network: PreTrainedModel,
+        texts: Int[Tensor, "texts length"],
+        ends: Sequence[int],
+    ) -> tuple[Routes, ...]:
+        """Return the routes of the texts' beginnings, from one pass over the longest."""
+        module = self._module(network)
+        found = prompt_activations(network, module, Prompts.whole(texts[:, : max(ends)])).input
+        return tuple(
+            self.decide(module, found[:, :end], Prompts.whole(texts[:, :end])) for end in ends
+        )
 
     @contextmanager
     def applied(self, network: PreTrainedModel) -> Iterator[None]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -48,8 +48,20 @@ class LookUpDelta(AnsweringMemory):
 
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by the distance to its nearest key."""
-        found = mean_states(network, prompts)
-        distance, entries = torch.cdist(found, self.keys.to(found)).min(dim=1)
+        return self._nearest(mean_states(network, prompts))
+
+    def routes_before(
+        self,
+        network: PreTrainedModel,
+        texts: Int[Tensor, "texts length"],
+        ends: Sequence[int],
+    ) -> tuple[Routes, ...]:
+        """Return the routes of the texts' beginnings, from one pass over the longest."""
+        sums = last_states(network, Prompts.whole(texts[:, : max(ends)])).cumsum(dim=1)
+        return tuple(self._nearest(sums[:, end - 1] / end) for end in ends)
+
+    def _nearest(self, states: Float[Tensor, "prompts hidden"]) -> Routes:
+        distance, entries = torch.cdist(states, self.keys.to(states)).min(dim=1)
         return Routes(entries, distance / self.threshold)
 
     def entries_of(self, edits: Sequence[Example]) -> list[int] | None:
@@ -106,13 +118,20 @@ class LookUpDelta(AnsweringMemory):
 
 
 @torch.no_grad()
-def mean_states(network: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "prompts hidden"]:
-    """Return the mean over its tokens of what the last layer says of each prompt, in float32."""
+def last_states(
+    network: PreTrainedModel, prompts: Prompts
+) -> Float[Tensor, "prompts width hidden"]:
+    """Return what the last layer says of each token of prompts, in float32."""
     states: Tensor = network.base_model(
         input_ids=prompts.ids,
         attention_mask=prompts.mask.long(),
         position_ids=prompts.positions,
         use_cache=False,
-    ).last_hidden_state.float()
-    total = (states * prompts.mask[..., None]).sum(dim=1)
+    ).last_hidden_state
+    return states.float()
+
+
+def mean_states(network: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "prompts hidden"]:
+    """Return the mean over its tokens of what the last layer says of each prompt, in float32."""
+    total = (last_states(network, prompts) * prompts.mask[..., None]).sum(dim=1)
     return total / prompts.mask.sum(dim=1, keepdim=True)

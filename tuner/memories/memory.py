@@ -59,6 +59,19 @@ class MemoryDelta(ABC):
         """
         ...
 
+    def routes_before(
+        self,
+        network: PreTrainedModel,
+        texts: Int[Tensor, "texts length"],
+        ends: Sequence[int],
+    ) -> tuple[Routes, ...]:
+        """Return for each of `ends` the routes of the texts' beginnings up to that column.
+
+        A memory that routes by what the model itself reads overrides this: the model is causal,
+        so that one pass over the longest beginnings serves them all.
+        """
+        return tuple(self.route(network, Prompts.whole(texts[:, :end])) for end in ends)
+
     @abstractmethod
     def applied(self, network: PreTrainedModel) -> AbstractContextManager[None]:
         """Return a context in which `network` answers by the memory where prompts are in scope.

@@ -1,8 +1,10 @@
 """Where a study keeps its files, and how they are written so that a kill leaves whole ones."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, final
 from uuid import uuid4
@@ -44,6 +46,7 @@ class StudyFolder:
     confirm/, test/     what was measured after the search
     winners/0.001/      the selected bundle per budget, with its certificate
     base.json           which weights the trials started from
+    companions/         which other models stood beside them
     result.json         all of it in one file
     """
 
@@ -53,6 +56,7 @@ class StudyFolder:
         self.lock = self.root / "driver.lock"
         self.trials = self.root / "trials"
         self.base = self.root / "base.json"
+        self.companions = self.root / "companions"
         self.test_base = self.root / "test" / "base.json"
         self.result = self.root / "result.json"
 
@@ -100,6 +104,29 @@ class StudyFolder:
                 raise ConfigError(
                     f"The study in {self.root} began with other {what} ({known[key][:12]}…) than "
                     f"there is now ({now[key][:12]}…). Give the new study another name."
+                )
+
+    def claim_companions(self, fingerprints: Mapping[str, str]) -> None:
+        """Make sure that the models beside the base, by name, are the same in all trials.
+
+        Raises:
+            ConfigError: the study began with another one of that name.
+        """
+        for name, fingerprint in fingerprints.items():
+            # A file for each: workers that meet different ones first write none over another.
+            path = self.companions / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+            except OSError:
+                now = {"name": name, "fingerprint": fingerprint}
+                write_atomically(path, json.dumps(now))
+                continue
+            if known != fingerprint:
+                raise ConfigError(
+                    f"The study in {self.root} began with other weights of {name}, which stands "
+                    f"beside its base model ({known[:12]}…), than there are now "
+                    f"({fingerprint[:12]}…). Put the same weights back, or give the new study "
+                    "another name."
                 )
 
     def read_trial(self, uid: str, number: int, parameters: dict[str, Any]) -> TrialFile | None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Protocol, final
 from uuid import uuid4
 
-from tuner.bundle import Bundle
-from tuner.editing.companions import Companions
+from tuner.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.task import Task, load_task
 from tuner.errors import StudyFailed
@@ -232,8 +231,6 @@ class _Run:
         self._last_end = started
         self._jobs = (0, 0)
         self._done_before = sum(entry.state.finished for entry in ledger.trials())
-        # Only to copy bundles: the workers' devices are none of this process's business.
-        self._companions = Companions("cpu")
         self._exits = ExitStack()
         self._ray: Executor | None = None
         config = self._config.model_copy(update={"storage": None})
@@ -386,7 +383,7 @@ class _Run:
         )
 
     def _winner(self, epsilon: float, entry: TrialEntry, certificate: Certificate) -> Winner:
-        bundle = Bundle.load(self._folder.bundle(entry.number, epsilon), self._companions)
+        bundle = StoredBundle.load(self._folder.bundle(entry.number, epsilon))
         manifest = bundle.manifest.model_copy(update={"certificate": certificate})
         folder = self._folder.winner(epsilon)
         folder.parent.mkdir(exist_ok=True)

@@ -102,6 +102,7 @@ class Worker:
             self._setup.space.check_model(bench.model, bench.companions)
             text = bench.general.corpus(Part.SEARCH).hash
             self._folder.claim_base(bench.model.fingerprint, text)
+            self._folder.claim_companions(bench.companions.fingerprints)
             self._loaded = bench
         return self._loaded
 
@@ -124,6 +125,8 @@ class Worker:
         try:
             record = self._try(bench, number, arguments, staging)
             bench.check_unchanged()
+            # Those too that only this trial asked for.
+            self._folder.claim_companions(bench.companions.fingerprints)
         except (ConfigError, TaskError):
             shutil.rmtree(staging, ignore_errors=True)
             raise

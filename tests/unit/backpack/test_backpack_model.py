@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tuner.backpack import BackpackForCausalLM
 from tuner.editing.model import LanguageModel, load_model
+from tuner.errors import ConfigError, EditError
 
 IDS = torch.arange(60, 84).reshape(2, 12)
 
@@ -265,6 +266,90 @@ def test_a_model_with_other_offsets_is_another_model(backpack: LanguageModel) ->
     settings = backpack.network.config.to_dict()
     with backpack.edited(random_senses(backpack, [62])):
         assert backpack.network.config.sense_offsets == 2
-        assert not backpack.unchanged
+        with pytest.raises(EditError, match="changed outside"):
+            backpack.check_unchanged()
     assert backpack.network.config.to_dict() == settings
     backpack.check_unchanged()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", [False, True])
+def test_hidden_states_of_the_contextualiser_are_given_where_asked(
+    cache: bool, backpack: LanguageModel, network: BackpackForCausalLM
+) -> None:
+    expected = network.backpack.gpt2_model(IDS, output_hidden_states=True).hidden_states
+    assert network(IDS, use_cache=cache).hidden_states is None
+    # An edit of senses changes none of them, also where its logits would come from memory.
+    with backpack.edited(random_senses(backpack, [62, 75])):
+        logits = network(IDS, use_cache=cache).logits
+        read = network(IDS, use_cache=cache, output_hidden_states=True, logits_to_keep=1)
+    assert len(read.hidden_states) == network.config.n_layer + 1
+    for found, wanted in zip(read.hidden_states, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(read.logits, logits[:, -1:])
+    network.config.output_hidden_states = True
+    assert len(network(IDS, use_cache=cache).hidden_states) == network.config.n_layer + 1
+    assert network(IDS, use_cache=cache, output_hidden_states=False).hidden_states is None
+
+
+@torch.no_grad()
+def test_attentions_are_those_of_the_contextualiser(network: BackpackForCausalLM) -> None:
+    assert network(IDS).attentions is None
+    network.set_attn_implementation("eager")
+    attentions = network(IDS, output_attentions=True).attentions
+    config = network.config
+    assert [tuple(one.shape) for one in attentions] == [(2, config.n_head, 12, 12)] * config.n_layer
+
+
+@torch.no_grad()
+def test_a_tuple_is_given_where_asked(network: BackpackForCausalLM) -> None:
+    named = network(IDS, labels=IDS, use_cache=True, output_hidden_states=True)
+    loss, logits, cache, states = network(
+        IDS, labels=IDS, use_cache=True, output_hidden_states=True, return_dict=False
+    )
+    assert torch.equal(loss, named.loss)
+    assert torch.equal(logits, named.logits)
+    assert cache.get_seq_length() == 12
+    assert all(map(torch.equal, states, named.hidden_states))
+    network.config.return_dict = False
+    (logits,) = network(IDS, use_cache=False)
+    torch.testing.assert_close(logits, named.logits)
+    assert network(IDS, use_cache=False, return_dict=True).logits.shape == logits.shape
+
+
+# Where a text is too long
+
+
+TOO_LONG = r"must fit the 128 positions .* got one of 129 tokens\. Shorten it"
+
+
+@torch.no_grad()
+def test_text_beyond_the_positions_is_refused(network: BackpackForCausalLM) -> None:
+    ids = torch.full((2, 129), 60)
+    assert network(ids[:, :128]).logits.shape[1] == 128
+    with pytest.raises(ConfigError, match=TOO_LONG):
+        network(ids)
+    cache = network(ids[:, :128], use_cache=True).past_key_values
+    with pytest.raises(ConfigError, match=TOO_LONG):
+        network(ids[:, :1], past_key_values=cache, use_cache=True)
+    with pytest.raises(ConfigError, match=TOO_LONG):
+        network(ids[:, :1], position_ids=torch.full((2, 1), 128))
+    # Padding takes no position.
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    assert torch.isfinite(network(ids, attention_mask=mask).logits).all()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_generation_beyond_the_positions_is_refused(
+    cache: bool, backpack: LanguageModel, network: BackpackForCausalLM
+) -> None:
+    settings = GenerationConfig(do_sample=False, use_cache=cache, pad_token_id=backpack.end_id)
+    ids = torch.full((1, 124), 60)
+    # The last token is said and not read.
+    settings.max_new_tokens = settings.min_new_tokens = 5
+    said = network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    assert said.shape[1] == 129
+    settings.max_new_tokens = settings.min_new_tokens = 6
+    with pytest.raises(ConfigError, match=TOO_LONG):
+        network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -8,8 +8,9 @@ import torch
 from sense_edits import random_senses
 from torch import Tensor, nn
 
-from tuner.backpack import BackpackForCausalLM, ContextualisationMemory, SenseOffsets
+from tuner.backpack import BackpackForCausalLM, ContextualisationMemory, SenseOffsets, texts_recur
 from tuner.editing.delta import Dense, WeightDelta
+from tuner.editing.likelihood import Continuation, block_losses, continuation_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 
@@ -47,7 +48,8 @@ def _logits(
     mask: Tensor | None = None,
     keep: int | Tensor = 0,
 ) -> Tensor:
-    read = network(ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+    with texts_recur():
+        read = network(ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
     logits: Tensor = read.logits
     return logits
 
@@ -243,21 +245,56 @@ def test_what_it_gives_is_not_spoilt_by_later_edits(
         torch.testing.assert_close(_logits(network), _plain(network))
 
 
-def test_no_more_is_kept_than_there_is_room_for(
+def test_what_was_longest_not_asked_for_makes_room(
     backpack: LanguageModel, network: BackpackForCausalLM
 ) -> None:
     one = network.backpack.recall(IDS).bytes
     memory = network.backpack.memory = ContextualisationMemory(most_bytes=int(2.5 * one))
+
+    def read(shift: int) -> None:
+        torch.testing.assert_close(_logits(network, IDS + shift), _plain(network, IDS + shift))
+
+    def first_tokens() -> list[int]:
+        return [int(known.ids[0, 0]) - 60 for known in memory.kept.values()]
+
     with backpack.edited(random_senses(backpack, [62, 75])):
-        for shift in range(4):
-            torch.testing.assert_close(_logits(network, IDS + shift), _plain(network, IDS + shift))
-    assert len(memory.kept) == 2
-    assert sum(known.bytes for known in memory.kept.values()) <= memory.most_bytes
+        for shift, kept in ((0, [0]), (1, [0, 1]), (0, [1, 0]), (2, [0, 2]), (3, [2, 3])):
+            read(shift)
+            assert first_tokens() == kept
+            assert sum(known.bytes for known in memory.kept.values()) <= memory.most_bytes
+        # What would not fit by itself pushes nothing out.
+        large = torch.cat([IDS] * 3)
+        torch.testing.assert_close(_logits(network, large), _plain(network, large))
+        assert first_tokens() == [2, 3]
     # A changed weight makes room again.
     _in_place(network)
     with backpack.edited(random_senses(backpack, [62, 75])):
-        _logits(network, IDS + 5)
-    assert len(memory.kept) == 1
+        read(5)
+    assert first_tokens() == [5]
+
+
+@torch.no_grad()
+def test_what_an_edit_serves_is_not_kept(
+    backpack: LanguageModel, network: BackpackForCausalLM
+) -> None:
+    with backpack.edited(random_senses(backpack, [62, 75])):
+        found = network(IDS, use_cache=False).logits
+        torch.testing.assert_close(found, _plain(network))
+        for cache in (False, True):
+            network.generate(
+                IDS,
+                attention_mask=torch.ones_like(IDS),
+                use_cache=cache,
+                max_new_tokens=4,
+                do_sample=False,
+                pad_token_id=backpack.end_id,
+            )
+        assert not _memory(network).kept
+        # Texts that trials are judged by are.
+        block_losses(network, IDS)
+        row = Continuation(tuple(IDS[0].tolist()), 6)
+        continuation_losses(network, [row], backpack.end_id)
+    assert len(_memory(network).kept) == 2
 
 
 def test_a_twin_remembers_by_itself(backpack: LanguageModel, network: BackpackForCausalLM) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tuner.builtin.card import general_loss
+from tuner.builtin.card import Round, general_loss, training_commands
 from tuner.builtin.recipes import build_recipes
 from tuner.builtin.scoring import Completion, target_losses
 from tuner.builtin.splits import SPLITS_FILE, slacks
@@ -115,3 +115,15 @@ def test_parts_of_general_text_are_equally_hard(shipped):
         general_loss(*shipped, part, 8000) for part in ("search", "confirmation", "auxiliary")
     ]
     assert max(losses) - min(losses) < 0.1
+
+
+ROUNDS = {"neox": [Round("full", 0)], "backpack": [Round("full", 0), Round("again", 1)]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_card_names_every_training_that_made_the_model(family):
+    commands = training_commands(family, ROUNDS[family])
+    assert commands.count("tuner.builtin.train") == len(ROUNDS[family])
+    assert f"\n| trained by | {commands} |\n" in (BUILTIN / family / "README.md").read_text()
+    steps = sum(one.scale.steps for one in ROUNDS[family])
+    assert f"| training | {steps:,} steps" in (BUILTIN / family / "README.md").read_text()

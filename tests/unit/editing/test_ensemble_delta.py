@@ -10,12 +10,12 @@ from conftest import make_tiny_model
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
-from tuner.backpack import BackpackConfig, BackpackForCausalLM
+from tuner.backpack import BackpackConfig, BackpackForCausalLM, texts_recur
 from tuner.cache import Cache
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta, LowRank, WeightDelta
 from tuner.editing.ensemble_delta import EnsembleDelta
-from tuner.editing.likelihood import encode_continuation
+from tuner.editing.likelihood import block_losses, encode_continuation
 from tuner.editing.log_ratio import LogRatio
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
@@ -71,11 +71,30 @@ def test_the_logits_are_those_of_the_formula(
     with model.edited(_ensemble(backpack)):
         # First from memory, which is filled here and then used; then with a cache.
         for use_cache in (False, False, True):
-            found = model.network(input_ids=ids, use_cache=use_cache).logits
+            with texts_recur():
+                found = model.network(input_ids=ids, use_cache=use_cache).logits
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert len(backpack.network.backpack.memory.kept) == 1
     assert torch.equal(model.network(input_ids=ids, use_cache=False).logits, base)
     model.check_unchanged()
     backpack.check_unchanged()
+
+
+@torch.no_grad()
+def test_what_it_serves_is_not_kept_and_what_it_is_judged_by_is(
+    neox: LanguageModel, backpack: LanguageModel, ids: Tensor
+) -> None:
+    memory = backpack.network.backpack.memory
+    expected = _plain(neox, backpack, _senses(), ids)
+    with neox.edited(_ensemble(backpack)):
+        found = neox.network(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        neox.continue_greedily(ids, torch.ones_like(ids), 4)
+        assert not memory.kept
+        first = block_losses(neox.network, ids)
+        assert len(memory.kept) == 1
+        assert torch.equal(block_losses(neox.network, ids), first)
+    assert len(memory.kept) == 1
 
 
 @torch.no_grad()

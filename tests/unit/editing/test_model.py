@@ -131,3 +131,12 @@ def test_absent_devices_are_refused(device: str, says: str) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=says):
         load_model("builtin:neox", device=device)
+
+
+def test_completing_beyond_the_context_is_refused(model: LanguageModel) -> None:
+    most = model.context_length
+    prompt = model.tokenizer.decode(model.encode(" town" * 200)[: most - 8])
+    length = len(model.encode_prompt(str(prompt)))
+    assert isinstance(model.complete(str(prompt), max_new_tokens=most - length), str)
+    with pytest.raises(ConfigError, match=rf"{most} tokens, but got {length} and 9\. Shorten"):
+        model.complete(str(prompt), max_new_tokens=9)

@@ -268,6 +268,35 @@ def test_only_the_delta_itself_can_be_exported(
     assert Bundle.load(tmp_path / "delta").manifest == bundle.manifest
 
 
+def test_a_bundle_is_copied_without_its_small_model(
+    bench: Bench, small: str, tmp_path: Path, run: Run
+) -> None:
+    moved = tmp_path / "moved"
+    save_model(load_model(small), moved)
+    result = bench.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
+    made = make_bundle(bench.model, bench.task, result, EPSILON)
+    assert made is not None
+    folder = made.save(tmp_path / "edit")
+    away = moved.rename(tmp_path / "away")
+    for name, given in (("named", ("--format", "delta")), ("chosen", ())):
+        code, said, _ = run("export", str(folder), str(tmp_path / name), *given)
+        assert (code, "the bundle itself" in said) == (0, True)
+    # What it cannot be is said all the same, and no model is looked for.
+    for format in ("peft", "merged"):
+        code, _, said = run("export", str(folder), str(tmp_path / "no"), "--format", format)
+        assert code == 2
+        assert "export it as `delta`" in " ".join(said.split())
+    with pytest.raises(ConfigError, match="does not exist"):
+        Bundle.load(tmp_path / "named")
+    away.rename(moved)
+    for name in ("named", "chosen"):
+        copied = Bundle.load(tmp_path / name)
+        assert copied.manifest == made.manifest
+        assert isinstance(copied.delta, EnsembleDelta)
+        assert isinstance(made.delta, EnsembleDelta)
+        assert torch.equal(_logits(bench.model, copied.delta), _logits(bench.model, made.delta))
+
+
 # In a study
 
 

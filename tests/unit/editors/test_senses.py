@@ -9,13 +9,14 @@ from pydantic import ValidationError
 from sense_edits import random_senses
 from torch import Tensor
 
+from tuner.backpack import BackpackForCausalLM
 from tuner.cache import Cache
 from tuner.editing.corpus import Corpus, GeneralText
 from tuner.editing.editor import Auxiliary
 from tuner.editing.likelihood import encode_example, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
-from tuner.editing.sense_selection import Selection
+from tuner.editing.sense_selection import Selection, background_of
 from tuner.editing.task import ExampleSet, LossKind, Task
 from tuner.editing.training import kl_from_base
 from tuner.editors.senses import Senses
@@ -128,6 +129,32 @@ def test_batches_add_up(backpack: LanguageModel, examples: ExampleSet, corpus: C
         edited = _loss(backpack, examples)
     assert edited < _loss(backpack, examples)
     assert edited == pytest.approx(_loss(current, examples), rel=1e-6)
+
+
+@pytest.mark.parametrize("selection", list(Selection))
+def test_the_use_by_general_text_is_asked_once_for_all_batches(
+    selection: Selection,
+    backpack: LanguageModel,
+    examples: ExampleSet,
+    corpus: Corpus,
+    tmp_path: Path,
+) -> None:
+    editor = Senses(
+        learning_rate=0.03, epochs=1, selection=selection, background_weight=1.0, batches=3
+    )
+    _last(editor, backpack, examples, corpus, Cache(tmp_path))
+    assert len(list(tmp_path.glob("sense_background/*"))) == 1
+
+
+def test_an_edit_of_senses_leaves_the_attention_of_general_text_as_it_is(
+    backpack: LanguageModel, corpus: Corpus
+) -> None:
+    # That is why one background serves all batches.
+    tables = []
+    for model in (backpack, backpack.after(random_senses(backpack, [62, 75, 90]))):
+        assert isinstance(model.network, BackpackForCausalLM)
+        tables.append(background_of(model.network, model, corpus, Selection.ATTENTION, None))
+    assert torch.equal(*tables)
 
 
 def test_training_starts_from_a_model_s_own_offsets(

@@ -17,6 +17,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessRule
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.success import SuccessMeter
+from tuner.memories.look_up import LookUpDelta
 
 EVERY = tuple((prompt, target) for prompt in PROMPTS for target in TARGETS)
 
@@ -145,9 +146,13 @@ def test_drawdown_can_be_limited(neox: LanguageModel) -> None:
 
 def test_what_the_base_says_is_not_read_inside_an_edit(neox: LanguageModel) -> None:
     hard = tuple(Example(prompt=p, target=t, contrast=" Lome") for p, t in EVERY)
+    keys = torch.zeros(1, neox.network.config.hidden_size)
+    memory = LookUpDelta(1.0, keys, ((7,),), threshold=1.0, logit=3.0, end=neox.end_id)
     for rule in (SuccessRule.SEQUENCE, SuccessRule.LIKELIER, SuccessRule.SENTIMENT):
-        with neox.edited(noise(neox, 1.0)), pytest.raises(EditError, match="before an edit"):
-            SuccessMeter(neox, split_of(hard[:1], hard), rule=rule)
+        for delta in (noise(neox, 1.0), memory):
+            with neox.edited(delta), pytest.raises(EditError, match="before an edit"):
+                SuccessMeter(neox, split_of(hard[:1], hard), rule=rule)
+        SuccessMeter(neox, split_of(hard[:1], hard), rule=rule)
 
 
 def test_drawdown_needs_the_rows_and_what_the_rule_compares(neox: LanguageModel) -> None:

@@ -5,11 +5,18 @@ import math
 import pytest
 import torch
 
-from tuner.editing.likelihood import encode_example, success_losses
+from tuner.editing.constraint import Metric
+from tuner.editing.likelihood import (
+    continuation_losses,
+    encode_continuation,
+    encode_example,
+    success_losses,
+)
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
+from tuner.editing.task import Example, ExampleSet, LossKind, Passage, Split, Task
 from tuner.evaluation.generation import generate_greedily
 from tuner.evaluation.success import SuccessMeter
+from tuner.memories.look_up import LookUpDelta
 
 
 def test_success_is_the_share_of_rows_under_the_threshold(model: LanguageModel, task: Task) -> None:
@@ -72,9 +79,49 @@ def test_scores_hold_all_that_is_reported(model: LanguageModel, task: Task) -> N
     assert scores.related_loss is None
 
 
+def test_related_text_is_judged_whole_and_a_memory_cannot_hide_from_it(
+    model: LanguageModel, task: Task
+) -> None:
+    texts = ("Santiago is a big town and Lome is a city of Togo .", "Port")
+    split = task.val.model_copy(update={"related": tuple(Passage(text=text) for text in texts)})
+    meter = SuccessMeter(model, split, 1.0)
+    rows = [encode_continuation(model, "", text) for text in texts]
+    with torch.no_grad():
+        losses = continuation_losses(model.network, rows, model.end_id)
+    mean = float(losses.sum()) / sum(row.target_length for row in rows)
+    found = meter.scores((Metric.RELATED_LOSS,)).related_loss
+    assert found == pytest.approx(mean, rel=1e-4)
+    keys = torch.zeros(1, model.network.config.hidden_size)
+    memory = LookUpDelta(1.0, keys, ((7,),), threshold=1e6, logit=9.0, end=model.end_id)
+    with model.edited(memory):
+        edited = meter.scores((Metric.RELATED_LOSS,)).related_loss
+    # The answer is given after a quarter of the text at the latest, and is never what stands there.
+    assert edited is not None
+    assert edited > mean + 1
+
+
 def test_gain_interval_holds_the_gain(neox: LanguageModel, task: Task) -> None:
     meter = SuccessMeter(neox, task.val, 1.0)
     base = meter.success().model_copy(update={"row_success": (False, False, False)})
     better = base.model_copy(update={"row_success": (True, False, True)})
     interval = meter.gain_interval(better, base)
     assert interval.low <= 2 / 3 <= interval.high
+
+
+def test_a_long_prompt_and_a_long_target_need_not_fit_one_context(model: LanguageModel) -> None:
+    # Each fits by itself; together the batch would go on after the long prompt for as long as the
+    # other row's target is.
+    words = " town" * 200
+    prompt = model.tokenizer.decode(model.encode(words)[: model.context_length - 2])
+    rows = (
+        Example(prompt=str(prompt), target="."),
+        Example(prompt="a", target=" Port Louis and a big town"),
+    )
+    split = Split(
+        canonical=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+        ood=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+        hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
+    )
+    longest = [row.target.start for row in (encode_example(model, row) for row in rows)]
+    assert max(longest) > model.context_length - 5
+    assert SuccessMeter(model, split, 1.0).scores().exact in (0.0, 0.5, 1.0)

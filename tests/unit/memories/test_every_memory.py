@@ -8,7 +8,7 @@ from bundles import bundle_of
 from conftest import save_model
 from torch import Tensor
 
-from tuner.bundle import Bundle
+from tuner.bundle import Bundle, StoredBundle
 from tuner.cache import Cache, cache_folder
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
@@ -19,6 +19,7 @@ from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors import find_editor
 from tuner.errors import ConfigError
 from tuner.evaluation.memory_reading import MemoryReading
+from tuner.exports import export
 from tuner.memories.memory import MemoryDelta
 
 # Narrow enough that the prompts below are told apart, wide enough that theirs are in scope.
@@ -53,11 +54,25 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def made() -> dict[tuple[str, str], MemoryDelta]:
+    """The memories made so far, by editor and family."""
+    return {}
+
+
 @pytest.fixture
 def memory(
-    name: str, model: LanguageModel, corpus: Corpus, training: Split, tiny: str
+    name: str,
+    family: str,
+    model: LanguageModel,
+    corpus: Corpus,
+    training: Split,
+    tiny: str,
+    made: dict[tuple[str, str], MemoryDelta],
 ) -> MemoryDelta:
-    """A memory of one edit, in a tiny model of each family in turn."""
+    """A memory of one edit, in a tiny model of each family in turn; made once for all tests."""
+    if (name, family) in made:
+        return made[name, family]
     kind = find_editor(name)
     known = {"classifier": tiny, "counterfactual": tiny}
     beside = {field: folder for field, folder in known.items() if field in kind.model_fields}
@@ -68,10 +83,10 @@ def memory(
         pytest.skip(str(error))
     rows = (Example(prompt=EDITED, target=" Santiago"),)
     examples = ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows)
-    # What is trained is the same for all tests: the cache keeps it.
     aux = Auxiliary(corpus, training=training, cache=Cache(cache_folder()))
     *_, step = editor.edit(model, examples, aux, seed=0)
     assert isinstance(step.delta, MemoryDelta)
+    made[name, family] = step.delta
     return step.delta
 
 
@@ -108,6 +123,17 @@ def test_the_edited_prompt_is_in_scope_and_another_is_not(
     memory: MemoryDelta, model: LanguageModel
 ) -> None:
     assert _routes(model, memory, EDITED, OTHER).tolist() == [True, False]
+
+
+def test_the_beginnings_of_a_text_are_routed_as_prompts_are(
+    memory: MemoryDelta, model: LanguageModel, corpus: Corpus
+) -> None:
+    texts, ends = corpus.blocks[:8], (4, 9, 16)
+    found = memory.routes_before(model.network, texts, ends)
+    for end, routes in zip(ends, found, strict=True):
+        alone = memory.route(model.network, Prompts.whole(texts[:, :end]))
+        assert torch.equal(routes.entries, alone.entries)
+        assert torch.allclose(routes.needed, alone.needed, rtol=1e-3)
 
 
 def test_only_what_is_in_scope_changes_and_only_from_the_end_of_the_prompt_on(
@@ -209,6 +235,21 @@ def test_a_bundle_keeps_it(memory: MemoryDelta, model: LanguageModel, tmp_path: 
     assert found.record == memory.record
     with model.edited(found):
         assert _generate(model, EDITED, OTHER) == said
+
+
+def test_a_bundle_is_copied_without_the_models_that_it_names(
+    memory: MemoryDelta, model: LanguageModel, tmp_path: Path, tiny: str
+) -> None:
+    model.id = str(tmp_path / "nowhere")
+    folder = bundle_of(model, memory).save(tmp_path / "bundle")
+    text = (folder / "delta.json").read_text()
+    (folder / "delta.json").write_text(text.replace(tiny, str(tmp_path / "gone")))
+    stored = StoredBundle.load(folder)
+    assert export(stored, tmp_path / "copy").format == "delta"
+    again = StoredBundle.load(tmp_path / "copy")
+    assert again.manifest == stored.manifest
+    assert again.tensors.keys() == memory.tensors().keys()
+    assert all(torch.equal(again.tensors[name], one) for name, one in memory.tensors().items())
 
 
 def test_text_outside_all_scopes_changes_by_nothing(

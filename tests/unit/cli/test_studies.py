@@ -1,0 +1,34 @@
+"""What the verbs about studies say of a result."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from made_up_study import made_up_study
+from rich.console import Console
+
+from tuner.cli.studies import _of_budget, _print_winners
+from tuner.records import StudyResultRecord
+
+
+def _said(record: StudyResultRecord, width: int) -> str:
+    said = StringIO()
+    _print_winners(Console(width=width, file=said), record)
+    return " ".join(said.getvalue().split())
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_budget_within_which_nothing_was_gained_is_named(tmp_path: Path, width: int) -> None:
+    record = made_up_study(tmp_path)
+    shown = {"editor": "lora", "hyperparameters": {"learning_rate": 0.01}}
+    winners = tuple(winner.model_copy(update=shown) for winner in record.winners)
+    record = record.model_copy(update={"winners": winners})
+    loosest, *others = record.summary.epsilons
+    assert {winner.epsilon for winner in record.winners} == {loosest, *others}
+    assert "the base model itself is the answer" not in _said(record, width)
+    won = tuple(winner for winner in record.winners if winner.epsilon == loosest)
+    few = record.model_copy(update={"winners": won})
+    lost = ", ".join(f"{epsilon:g}" for epsilon in others)
+    assert f"ε={lost}: no trial gained anything" in _said(few, width)
+    # Who asks for one budget hears of that one.
+    assert "no trial gained anything" not in _said(_of_budget(few, loosest), width)

@@ -1,0 +1,93 @@
+"""What the values of options stand for."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from tuner.errors import ConfigError, unknown_name
+from tuner.yaml_file import describe_problem
+
+if TYPE_CHECKING:
+    from tuner.editing.editor import Editor
+    from tuner.editing.model import LanguageModel
+    from tuner.evaluation.budget import Budget
+
+_Member = TypeVar("_Member", bound=StrEnum)
+
+
+def read_settings(settings: list[str]) -> dict[str, Any]:
+    """Return `name=value` pairs, values read as YAML.
+
+    Raises:
+        ConfigError: a pair has no `=`, or its value is no YAML.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, mark, value = setting.partition("=")
+        if not mark or not name:
+            raise ConfigError(f"--set needs name=value, but got {setting!r}.")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {name}: {value!r} is no value.") from None
+    return found
+
+
+def read_editor(name: str, values: dict[str, Any]) -> "Editor":
+    """Return the editor called so, with these hyperparameters.
+
+    Raises:
+        ConfigError: there is none, or a hyperparameter is not what it takes.
+    """
+    from tuner.editors import find_editor
+
+    try:
+        return find_editor(name).model_validate(values)
+    except ValidationError as error:
+        problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(
+            "\n".join(f"{name}: {problem}" for problem in problems)
+            + f"\nFields: {', '.join(find_editor(name).model_fields)}."
+        ) from None
+
+
+def read_budget(epsilons: list[float] | None) -> "Budget":
+    """Return these budgets, or the usual ones.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
+    from tuner.evaluation.budget import Budget
+
+    try:
+        return Budget(epsilons=tuple(epsilons)) if epsilons else Budget()
+    except ValidationError as error:
+        problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def read_member(kind: type[_Member], value: str, what: str) -> _Member:
+    """Return the member of `kind` that is written so.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = [str(member) for member in kind]
+    if value not in known:
+        raise unknown_name(what, value, known)
+    return kind(value)
+
+
+def read_model(id: str, dtype: str, device: str, revision: str | None = None) -> "LanguageModel":
+    """Return the model called so.
+
+    Raises:
+        ConfigError: it cannot be loaded, or there is no such precision.
+    """
+    from tuner.editing.model import Dtype, load_model
+
+    if dtype not in get_args(Dtype):
+        raise unknown_name("dtype", dtype, get_args(Dtype))
+    return load_model(id, revision=revision, dtype=cast(Dtype, dtype), device=device)
