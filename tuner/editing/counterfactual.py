@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import final
 
@@ -22,9 +22,16 @@ from tuner.editing.amortised_training import (
 from tuner.editing.edit_text import EditText, continuation_after
 from tuner.editing.likelihood import Continuation, continuation_losses, unlikelihood_losses
 from tuner.editing.model import LanguageModel
+from tuner.editing.renaming import Names, renamed
 from tuner.editing.scope_network import put_weights
 from tuner.editing.task import Example, Split
-from tuner.editing.training_edits import TrainingEdit, hold_out, split_hash, training_edits
+from tuner.editing.training_edits import (
+    TrainingEdit,
+    check_training,
+    hold_out,
+    split_hash,
+    training_edits,
+)
 from tuner.editing.training_rows import generator_for
 
 
@@ -48,33 +55,46 @@ class Counterfactual:
         return network
 
 
+@final
+@dataclass(frozen=True)
+class Reading:
+    """How edits are read, and what is learnt of them."""
+
+    joint: str
+    """What stands between an edit and a prompt."""
+    unlikelihood: bool
+    """Whether the tokens of a row's contrast are made unlikely."""
+    renamed_share: float
+    """How often an edit is read with a made-up target."""
+
+
 def train_counterfactual(
     small: LanguageModel,
     split: Split | None,
     schedule: Schedule,
     cache: Cache | None,
-    *,
-    joint: str,
-    unlikelihood: bool,
+    reading: Reading,
 ) -> Counterfactual:
     """Return a model that says what an edit, read before a prompt in its scope, asks for.
 
-    It is trained with the right edit, not with the one that a classifier would find. With
-    `unlikelihood`, the tokens of a row's contrast are made unlikely.
+    It is trained with the right edit, not with the one that a classifier would find.
 
-    Source: Mitchell et al. 2022 (arXiv:2206.06520), §3.3 and their code.
+    Source: Mitchell et al. 2022 (arXiv:2206.06520), §3.3 and their code. That targets are renamed
+    is ours: they had some hundred thousand edits to train on, where a few hundred are learnt by
+    heart and none is read.
 
     Raises:
         ConfigError: there is nothing to train on, or an edit exceeds the model's context.
         EditError: the training diverged or ran out of memory.
     """
+    split = check_training(split, without_outside=True)
     edits = training_edits(split)
-    data = split_hash(split) if split is not None else ""
-    settings = json.dumps({"joint": joint, "unlikelihood": unlikelihood}, sort_keys=True)
+    settings = json.dumps(asdict(reading), sort_keys=True)
+    data = split_hash(split)
     key = training_key(small.network, small.fingerprint, data, schedule, settings)
 
     def make() -> dict[str, Tensor]:
-        return _trained(_Rows(small, joint, unlikelihood), edits, schedule)
+        return _trained(_Rows(small, reading), edits, schedule)
 
     return Counterfactual(small, trained_once(cache, "counterfactual", key, make))
 
@@ -82,14 +102,16 @@ def train_counterfactual(
 def _trained(rows: "_Rows", edits: Sequence[TrainingEdit], schedule: Schedule) -> dict[str, Tensor]:
     own = dict(rows.small.network.named_parameters())
     network = rows.small.twin(own=own).requires_grad_(True)
-    some, held = hold_out(edits, schedule.held_out, seed=schedule.seed)
     random = generator_for("counterfactual model", schedule.seed)
+    some, held = hold_out(edits, schedule.held_out, random)
+    names = Names(rows.small.tokenizer)
 
     def step_loss() -> Tensor:
         order = torch.randperm(len(some), generator=random)[: schedule.edits_per_step]
         drawn = []
-        for place in order.tolist():
-            edit = some[place]
+        for edit in (some[place] for place in order.tolist()):
+            if float(torch.rand((), generator=random)) < rows.reading.renamed_share:
+                edit = renamed(edit, names.draw(random))
             row = int(torch.randint(len(edit.inside), (), generator=random))
             drawn.append((edit, edit.inside[row]))
         return rows.loss(network, drawn)
@@ -110,8 +132,7 @@ class _Rows:
     """What the model learns of rows in the scope of an edit."""
 
     small: LanguageModel
-    joint: str
-    unlikelihood: bool
+    reading: Reading
 
     def loss(
         self, network: PreTrainedModel, rows: Sequence[tuple[TrainingEdit, Example]]
@@ -123,7 +144,7 @@ class _Rows:
         contrasts = [
             self._encoded(edit, row, row.contrast)
             for edit, row in rows
-            if row.contrast is not None and self.unlikelihood
+            if row.contrast is not None and self.reading.unlikelihood
         ]
         if contrasts:
             losses = unlikelihood_losses(network, contrasts, self.small.end_id)
@@ -134,7 +155,7 @@ class _Rows:
         return continuation_after(
             self.small.tokenizer,
             EditText.of(edit.edit),
-            self.joint,
+            self.reading.joint,
             row.prompt,
             self.small.encode(target),
             most=self.small.context_length,

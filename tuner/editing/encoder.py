@@ -1,6 +1,8 @@
 """A network that reads text into vectors: what a scope classifier starts from."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import final
 
@@ -102,18 +104,27 @@ def load_encoder(id: str, *, revision: str | None = None, device: Device = "auto
     source, revision = locate(id, revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise ConfigError(
+                f"The model {id!r} has an encoder and a decoder; give one of the BERT kind, or a "
+                "causal language model."
+            )
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-        network, found = AutoModel.from_pretrained(
-            source,
-            config=config,
-            revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        # What is missing, such as a pooler that nothing reads, would be drawn at random.
+        with _without_load_report(), torch.random.fork_rng(devices=[]):
+            network, found = AutoModel.from_pretrained(
+                source,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except ConfigError:
+        raise
     # transformers, the hub client and safetensors each raise their own kinds here.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -122,14 +133,9 @@ def load_encoder(id: str, *, revision: str | None = None, device: Device = "auto
             "It must be builtin:neox, a folder with config.json, a tokenizer and safetensors "
             "weights, or a hub id that this machine can reach."
         ) from None
-    if config.is_encoder_decoder:
-        raise ConfigError(
-            f"The model {id!r} has an encoder and a decoder; give one of the BERT kind, or a "
-            "causal language model."
-        )
     missing = sorted(found["missing_keys"])
     if any(name.startswith("pooler.") for name in missing):
-        # Nothing reads it, and transformers would draw it at random.
+        # Nothing reads it, and what stands there was drawn.
         network.pooler = None
     missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
@@ -139,6 +145,24 @@ def load_encoder(id: str, *, revision: str | None = None, device: Device = "auto
         )
     resolved = getattr(config, "_commit_hash", None)
     return Encoder(network.to(place), tokenizer, id=id, revision=revision or resolved)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from reporting weights without a place: heads are left out on purpose.
+
+    Weights that are missing are an error of ours.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
 
 
 def pooled_states(

@@ -1,7 +1,6 @@
 """Training of a gradient network on other edits, with rows in and out of their scope."""
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar, final
@@ -20,10 +19,17 @@ from tuner.editing.likelihood import EncodedExample, encode_example, training_lo
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
 from tuner.editing.spreading import Factors
-from tuner.editing.task import Example, LossKind, Split
+from tuner.editing.task import LossKind, Split
 from tuner.editing.token_gradients import TokenGradients, moved_maps, token_gradients
 from tuner.editing.training import trainable_twin
-from tuner.errors import ConfigError, EditError
+from tuner.editing.training_edits import (
+    TrainingEdit,
+    check_training,
+    hold_out,
+    split_hash,
+    training_edits,
+)
+from tuner.errors import EditError
 
 
 @final
@@ -49,17 +55,6 @@ class GradientSettings:
     seed: int
 
 
-@final
-@dataclass(frozen=True)
-class TrainingEdit:
-    """An edit of the training split with the rows of its record, as tokens."""
-
-    record: str
-    canonical: EncodedExample
-    in_scope: tuple[EncodedExample, ...]
-    out_of_scope: tuple[EncodedExample, ...]
-
-
 def edited_maps(model: LanguageModel, layers: int) -> dict[str, Shape]:
     """Return the MLP maps of the last layers, each with its numbers of inputs and outputs."""
     shapes = {}
@@ -69,34 +64,6 @@ def edited_maps(model: LanguageModel, layers: int) -> dict[str, Shape]:
             transposed = model.architecture.transposed
             shapes[name] = (rows, columns) if transposed else (columns, rows)
     return shapes
-
-
-def check_training(split: Split | None, *, general: bool = False) -> Split:
-    """Return the split if a gradient network can be trained on it.
-
-    With `general` text to stay close on, no row out of scope is needed.
-
-    Raises:
-        ConfigError: there is none, or its edits lack rows in or out of their scope.
-    """
-    if split is None:
-        raise ConfigError(
-            "This editor learns from other edits, and the task has none. Give it a folder train/ "
-            "with canonical.jsonl, ood.jsonl and hard_negatives.jsonl, joined by `record`, or use "
-            "another editor."
-        )
-    edits = {row.record for row in split.canonical.rows if row.record is not None}
-    inside = edits & {row.record for row in split.ood.rows}
-    outside = inside & {row.record for row in split.hard_negatives.rows}
-    if len(inside) < 2 or not (outside or general):
-        raise ConfigError(
-            "The train split must hold two edits or more with rows in their scope (ood), and some "
-            "of them rows out of it (hard_negatives), all joined to their canonical row by "
-            f"`record`; got {len(edits)} edits with a record, {len(inside)} of them with rows in "
-            f"scope, {len(outside)} of those with rows out of it. Give more rows, or use another "
-            "editor."
-        )
-    return split
 
 
 def gradient_network(
@@ -112,7 +79,7 @@ def gradient_network(
         ConfigError: the split does not hold what is needed.
         EditError: the training diverged or ran out of memory.
     """
-    check_training(training, general=settings.general_weight > 0)
+    check_training(training, without_outside=settings.general_weight > 0)
     network = new_network(model, settings)
     key = _key(model, training, general, settings)
     saved = cache.load("gradient_network", key) if cache else None
@@ -149,8 +116,26 @@ def held_out_loss(
     Raises:
         ConfigError: the split does not hold what is needed.
     """
-    check_training(training, general=settings.general_weight > 0)
+    check_training(training, without_outside=settings.general_weight > 0)
     return _Training(model, training, general, settings).held_out_loss(network)
+
+
+@final
+@dataclass(frozen=True)
+class _Encoded:
+    """An edit with the rows of its record, as tokens."""
+
+    canonical: EncodedExample
+    in_scope: tuple[EncodedExample, ...]
+    out_of_scope: tuple[EncodedExample, ...]
+
+    @classmethod
+    def of(cls, model: LanguageModel, edit: TrainingEdit) -> "_Encoded":
+        return cls(
+            encode_example(model, edit.edit),
+            tuple(encode_example(model, row) for row in edit.in_scope),
+            tuple(encode_example(model, row) for row in edit.out_of_scope),
+        )
 
 
 class _Training:
@@ -177,8 +162,10 @@ class _Training:
         self.base = trainable_twin(model, ())
         self.maps = tuple(edited_maps(model, settings.layers))
         self.random = torch.Generator().manual_seed(settings.seed)
-        edits = _edits(model, training)
-        self.learnt, self.held_out = _parted(edits, settings.held_out, self.random)
+        edits = training_edits(training)
+        learnt, held_out = hold_out(edits, settings.held_out, self.random)
+        self.learnt = [_Encoded.of(model, edit) for edit in learnt]
+        self.held_out = [_Encoded.of(model, edit) for edit in held_out]
         self.size = min(settings.edits_per_step, len(self.learnt))
 
     @torch.enable_grad()  # the consumer may pull steps from within no_grad
@@ -241,21 +228,21 @@ class _Training:
             total += float(self._value(network(found), group, random)) * len(group)
         return total / len(self.held_out)
 
-    def _groups(self) -> Iterator[list[TrainingEdit]]:
+    def _groups(self) -> Iterator[list[_Encoded]]:
         """Yield the edits of one training step after another, without end."""
         while True:
             order = torch.randperm(len(self.learnt), generator=self.random).tolist()
             for start in range(0, len(order) - self.size + 1, self.size):
                 yield [self.learnt[index] for index in order[start : start + self.size]]
 
-    def _gradients(self, edits: Sequence[TrainingEdit]) -> dict[str, TokenGradients]:
+    def _gradients(self, edits: Sequence[_Encoded]) -> dict[str, TokenGradients]:
         canonical = [edit.canonical for edit in edits]
         return token_gradients(self.base, self.maps, self.loss, canonical, self.pad_id)
 
     def _value(
         self,
         changes: Mapping[str, Factors],
-        edits: Sequence[TrainingEdit],
+        edits: Sequence[_Encoded],
         random: torch.Generator,
     ) -> Float[Tensor, ""]:
         """Return L of several edits made at once, with one row of each kind for each edit."""
@@ -304,50 +291,10 @@ def _draw(rows: Sequence[_Row], random: torch.Generator) -> _Row:
     return rows[int(torch.randint(len(rows), (1,), generator=random))]
 
 
-def _edits(model: LanguageModel, training: Split) -> list[TrainingEdit]:
-    """Return the edits that have rows in their scope."""
-    inside = _by_record(model, training.ood.rows)
-    outside = _by_record(model, training.hard_negatives.rows)
-    return [
-        TrainingEdit(
-            record=row.record,
-            canonical=encode_example(model, row),
-            in_scope=tuple(inside[row.record]),
-            out_of_scope=tuple(outside.get(row.record, ())),
-        )
-        for row in training.canonical.rows
-        if row.record is not None and row.record in inside
-    ]
-
-
-def _by_record(
-    model: LanguageModel, rows: Sequence[Example]
-) -> Mapping[str, Sequence[EncodedExample]]:
-    found: dict[str, list[EncodedExample]] = {}
-    for row in rows:
-        if row.record is not None:
-            found.setdefault(row.record, []).append(encode_example(model, row))
-    return found
-
-
-def _parted(
-    edits: Sequence[TrainingEdit], share: float, random: torch.Generator
-) -> tuple[list[TrainingEdit], list[TrainingEdit]]:
-    """Return the edits to learn from and those held out, which share no record."""
-    records = sorted({edit.record for edit in edits})
-    count = min(max(1, round(share * len(records))), len(records) - 1)
-    order = torch.randperm(len(records), generator=random).tolist()
-    away = {records[index] for index in order[:count]}
-    return (
-        [edit for edit in edits if edit.record not in away],
-        [edit for edit in edits if edit.record in away],
-    )
-
-
 def _key(model: LanguageModel, training: Split, general: Corpus, settings: GradientSettings) -> Key:
     return {
         "model": model.fingerprint,
-        "training": hashlib.sha256(training.model_dump_json().encode()).hexdigest(),
+        "training": split_hash(training),
         "general": general.hash if settings.general_weight else None,
         **asdict(settings),
         "device": model.device_name,

@@ -12,7 +12,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.scope_network import ScopeClassifier, ScopeForm
 from tuner.editing.scope_training import Negatives, train_scope_classifier
 from tuner.editing.task import ExampleSet, LossKind, Task
-from tuner.editing.training_edits import training_edits
+from tuner.editing.training_edits import check_training
 from tuner.errors import ConfigError
 
 _SAYS_TARGETS = (LossKind.LIKELIHOOD, LossKind.PREFER)
@@ -53,7 +53,7 @@ class ScopeEditor(Editor):
         default=1e-3, gt=0, lt=1, description="Adam's learning rate for the classifier."
     )
     classifier_steps: int = Field(
-        default=200, ge=1, description="Optimiser steps for the classifier, at most."
+        default=300, ge=1, description="Optimiser steps for the classifier, at most."
     )
     hard_share: float = Field(
         default=0.5,
@@ -62,16 +62,17 @@ class ScopeEditor(Editor):
         description="How often the classifier learns from an edit's own out-of-scope rows, and "
         "not from prompts of other edits.",
     )
-    all_pairs: bool = Field(
-        default=False,
-        description="Learn from all prompts of a step that are out of an edit's scope.",
+    all_pairs: bool | None = Field(
+        default=None,
+        description="Learn from all prompts of a step that are out of an edit's scope, and not "
+        "from one per edit; by default with embeddings, where that costs nothing.",
     )
     edits_per_step: int = Field(default=10, ge=2, description="Edits per optimiser step.")
     check_every: int = Field(
-        default=25, ge=1, description="Steps between two looks at the held-out edits."
+        default=50, ge=1, description="Steps between two looks at the held-out edits."
     )
     patience: int = Field(
-        default=4, ge=1, description="Looks without a gain after which a training ends."
+        default=10, ge=1, description="Looks without a gain after which a training ends."
     )
     held_out: float = Field(
         default=0.1,
@@ -101,7 +102,7 @@ class ScopeEditor(Editor):
         Raises:
             ConfigError: it has none, or its loss asks for more than targets.
         """
-        training_edits(task.train)
+        check_training(task.train, without_outside=True)
         _check_says_targets(task.loss)
 
     def check_model(self, model: LanguageModel, companions: Companions) -> None:
@@ -119,11 +120,13 @@ class ScopeEditor(Editor):
             ConfigError: there is nothing to train on.
             EditError: the training diverged or ran out of memory.
         """
+        cheap = self.compares == "embeddings"
+        all_pairs = cheap if self.all_pairs is None else self.all_pairs
         return train_scope_classifier(
             aux.companions.load_encoder(self.classifier),
             ScopeForm(compares=self.compares, pooling=self.pooling, most_tokens=self.most_tokens),
             aux.training,
-            Negatives(self.hard_share, self.all_pairs),
+            Negatives(self.hard_share, all_pairs),
             self.schedule(self.classifier_learning_rate, self.classifier_steps),
             aux.cache,
         )

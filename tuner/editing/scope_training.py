@@ -26,9 +26,14 @@ from tuner.editing.scope_network import (
     make_scope_network,
 )
 from tuner.editing.task import Split
-from tuner.editing.training_edits import TrainingEdit, hold_out, split_hash, training_edits
+from tuner.editing.training_edits import (
+    TrainingEdit,
+    check_training,
+    hold_out,
+    split_hash,
+    training_edits,
+)
 from tuner.editing.training_rows import generator_for
-from tuner.errors import ConfigError
 
 
 @final
@@ -59,12 +64,8 @@ def train_scope_classifier(
         ConfigError: there is nothing to train on.
         EditError: the training diverged or ran out of memory.
     """
+    split = check_training(split, without_outside=True)
     edits = training_edits(split)
-    if split is None or len({edit.edit.record for edit in edits}) < 2:
-        raise ConfigError(
-            "A scope classifier learns from the prompts of other edits too: the task's train/ "
-            "needs two records at least."
-        )
     settings = json.dumps([form.model_dump(), asdict(negatives)], sort_keys=True)
     key = training_key(encoder.network, encoder.fingerprint, split_hash(split), schedule, settings)
     weights = trained_once(
@@ -83,8 +84,9 @@ def _trained(
     names = [name for name, _ in encoder.network.named_parameters()]
     network = make_scope_network(encoder, form, names)
     network.body.requires_grad_(True)
-    some, held = hold_out(edits, schedule.held_out, seed=schedule.seed)
-    sampler = _Sampler(some, negatives, schedule)
+    random = generator_for("scope classifier", schedule.seed)
+    some, held = hold_out(edits, schedule.held_out, random)
+    sampler = _Sampler(some, negatives, schedule.edits_per_step, random)
     first, judged = sampler.draw(), _Pairs.of_all(held)
     edits_, prompts = zip(*first.inside, *first.outside, strict=True)
     network.calibrate(edits_, prompts)
@@ -114,7 +116,7 @@ class _Pairs:
     def of_all(cls, edits: Sequence[TrainingEdit]) -> "_Pairs":
         """Return every prompt of these edits with its own, and with the edit before it."""
         inside = [(_text(edit), row.prompt) for edit in edits for row in edit.inside]
-        outside = [(_text(edit), row.prompt) for edit in edits for row in edit.outside]
+        outside = [(_text(edit), row.prompt) for edit in edits for row in edit.out_of_scope]
         for edit, other in zip(edits, (*edits[1:], *edits[:1]), strict=True):
             outside += [
                 (_text(edit), row.prompt)
@@ -129,12 +131,16 @@ class _Sampler:
     """Draws the pairs of each step by a generator of its own."""
 
     def __init__(
-        self, edits: Sequence[TrainingEdit], negatives: Negatives, schedule: Schedule
+        self,
+        edits: Sequence[TrainingEdit],
+        negatives: Negatives,
+        size: int,
+        random: torch.Generator,
     ) -> None:
         self._edits = edits
         self._negatives = negatives
-        self._size = schedule.edits_per_step
-        self._random = generator_for("scope classifier", schedule.seed)
+        self._size = size
+        self._random = random
 
     def draw(self) -> _Pairs:
         order = torch.randperm(len(self._edits), generator=self._random)[: self._size]
@@ -153,11 +159,11 @@ class _Sampler:
 
     def _prompt_outside(self, edit: TrainingEdit) -> str:
         hard = float(torch.rand((), generator=self._random)) < self._negatives.hard_share
-        if hard and edit.outside:
-            return self._one_of([row.prompt for row in edit.outside])
-        others = [other for other in self._edits if other.edit.record != edit.edit.record]
+        if hard and edit.out_of_scope:
+            return self._one_of([row.prompt for row in edit.out_of_scope])
+        others = [other for other in self._edits if other.record != edit.record]
         if not others:
-            return self._one_of([row.prompt for row in edit.outside or edit.inside])
+            return self._one_of([row.prompt for row in edit.out_of_scope or edit.inside])
         return self._one_of([row.prompt for row in others[self._below(len(others))].inside])
 
     def _one_of(self, prompts: Sequence[str]) -> str:

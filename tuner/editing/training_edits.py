@@ -1,4 +1,4 @@
-"""What learned editors train on: edits, each with prompts in and out of its scope."""
+"""What learned editors train on: edits, each with rows in and out of its scope."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import final
 import torch
 
 from tuner.editing.task import Example, Split
-from tuner.editing.training_rows import generator_for
 from tuner.errors import ConfigError
 
 
@@ -18,41 +17,64 @@ class TrainingEdit:
     """An edit, and the rows of its record."""
 
     edit: Example
-    inside: tuple[Example, ...]
-    """Rows in its scope, with what the edited model should say; the edit itself is the first."""
-    outside: tuple[Example, ...]
-    """Rows out of its scope."""
+    in_scope: tuple[Example, ...]
+    """Rows in its scope, with what the edited model should say; without the edit itself."""
+    out_of_scope: tuple[Example, ...]
+
+    @property
+    def record(self) -> str | None:
+        """What joins its rows."""
+        return self.edit.record
+
+    @property
+    def inside(self) -> tuple[Example, ...]:
+        """The edit itself and the rows in its scope."""
+        return (self.edit, *self.in_scope)
 
     @property
     def prompts_inside(self) -> frozenset[str]:
-        """The prompts in its scope."""
+        """The prompts in its scope, its own among them."""
         return frozenset(row.prompt for row in self.inside)
 
 
-def training_edits(split: Split | None) -> tuple[TrainingEdit, ...]:
-    """Return the edits of a training split with their rows, joined by record.
+def check_training(split: Split | None, *, without_outside: bool = False) -> Split:
+    """Return the split if an editor can learn from it.
+
+    With `without_outside` no row out of scope is needed.
 
     Raises:
-        ConfigError: there is no split, an edit has no record, or no row is in its scope.
+        ConfigError: there is none, or its edits lack rows in or out of their scope.
     """
     if split is None:
         raise ConfigError(
-            "A learned editor needs other edits to train on. Give the task a folder train/ with "
-            "canonical.jsonl, ood.jsonl (in scope) and hard_negatives.jsonl (out of scope), whose "
-            "rows name their edit by `record`."
+            "This editor learns from other edits, and the task has none. Give it a folder train/ "
+            "with canonical.jsonl, ood.jsonl and hard_negatives.jsonl, joined by `record`, or use "
+            "another editor."
         )
+    edits = training_edits(split)
+    inside = {edit.record for edit in edits}
+    outside = {edit.record for edit in edits if edit.out_of_scope}
+    if len(inside) < 2 or not (outside or without_outside):
+        known = {row.record for row in split.canonical.rows if row.record is not None}
+        raise ConfigError(
+            "The train split must hold two edits or more with rows in their scope (ood), and some "
+            "of them rows out of it (hard_negatives), all joined to their canonical row by "
+            f"`record`; got {len(known)} edits with a record, {len(inside)} of them with rows in "
+            f"scope, {len(outside)} of those with rows out of it. Give more rows, or use another "
+            "editor."
+        )
+    return split
+
+
+def training_edits(split: Split) -> list[TrainingEdit]:
+    """Return the edits of a split that have rows in their scope, joined by record."""
     inside = _by_record(split.ood.rows)
     outside = _by_record(split.hard_negatives.rows)
-    found = []
-    for number, row in enumerate(split.canonical.rows, start=1):
-        if row.record not in inside:
-            raise ConfigError(
-                f"train/canonical.jsonl, row {number}: rows of ood.jsonl must have its `record`, "
-                f"but none has {row.record!r}: {row.prompt!r}."
-            )
-        rows = (row, *inside[row.record])
-        found.append(TrainingEdit(row, rows, tuple(outside.get(row.record, ()))))
-    return tuple(found)
+    return [
+        TrainingEdit(row, inside[row.record], outside.get(row.record, ()))
+        for row in split.canonical.rows
+        if row.record is not None and row.record in inside
+    ]
 
 
 def split_hash(split: Split) -> str:
@@ -61,25 +83,25 @@ def split_hash(split: Split) -> str:
 
 
 def hold_out(
-    edits: Sequence[TrainingEdit], share: float, *, seed: int
-) -> tuple[tuple[TrainingEdit, ...], tuple[TrainingEdit, ...]]:
-    """Return the edits to train on, and a share of them that training is judged by.
+    edits: Sequence[TrainingEdit], share: float, random: torch.Generator
+) -> tuple[list[TrainingEdit], list[TrainingEdit]]:
+    """Return the edits to learn from, and a share of them that training is judged by.
 
-    Edits of one record stay together.
+    They share no record. Each side has one at least; a share of 0 holds out none.
     """
-    records = list(dict.fromkeys(edit.edit.record for edit in edits))
-    random = generator_for("held-out edits", seed)
+    records = sorted({str(edit.record) for edit in edits})
+    count = min(max(1, round(share * len(records))), len(records) - 1) if share else 0
     order = torch.randperm(len(records), generator=random).tolist()
-    held = {records[place] for place in order[: int(share * len(records))]}
+    away = {records[index] for index in order[:count]}
     return (
-        tuple(edit for edit in edits if edit.edit.record not in held),
-        tuple(edit for edit in edits if edit.edit.record in held),
+        [edit for edit in edits if edit.record not in away],
+        [edit for edit in edits if edit.record in away],
     )
 
 
-def _by_record(rows: Sequence[Example]) -> dict[str | None, list[Example]]:
-    found: dict[str | None, list[Example]] = {}
+def _by_record(rows: Sequence[Example]) -> dict[str, tuple[Example, ...]]:
+    found: dict[str, list[Example]] = {}
     for row in rows:
         if row.record is not None:
             found.setdefault(row.record, []).append(row)
-    return found
+    return {record: tuple(of_record) for record, of_record in found.items()}

@@ -10,7 +10,6 @@ from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.gradient_training import (
     GradientSettings,
-    check_training,
     edited_maps,
     gradient_network,
 )
@@ -20,6 +19,7 @@ from tuner.editing.spreading import factored
 from tuner.editing.task import ExampleSet, Task
 from tuner.editing.token_gradients import token_gradients
 from tuner.editing.training import trainable_twin
+from tuner.editing.training_edits import check_training
 
 
 @final
@@ -87,7 +87,7 @@ class Mend(Editor):
         Raises:
             ConfigError: it has none, or they lack rows in or out of their scope.
         """
-        check_training(task.train, general=self.general_weight > 0)
+        check_training(task.train, without_outside=self.general_weight > 0)
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
@@ -102,7 +102,7 @@ class Mend(Editor):
             TaskError: a row exceeds the model's context.
             EditError: the training diverged or ran out of memory.
         """
-        training = check_training(aux.training, general=self.general_weight > 0)
+        training = check_training(aux.training, without_outside=self.general_weight > 0)
         origin = aux.origin or model
         settings = self._settings(examples)
         network = gradient_network(origin, training, aux.general, settings, aux.cache)

@@ -6,7 +6,7 @@ from typing import final
 from pydantic import Field
 
 from tuner.editing.companions import Companions
-from tuner.editing.counterfactual import train_counterfactual
+from tuner.editing.counterfactual import Reading, train_counterfactual
 from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel, share_tokens
 from tuner.editing.scope_editor import ScopeEditor
@@ -36,11 +36,18 @@ class Serac(ScopeEditor):
         default=1e-3, gt=0, lt=1, description="Adam's learning rate for the counterfactual model."
     )
     counterfactual_steps: int = Field(
-        default=200, ge=1, description="Optimiser steps for the counterfactual model, at most."
+        default=800, ge=1, description="Optimiser steps for the counterfactual model, at most."
     )
     unlikelihood: bool = Field(
         default=True,
         description="Where a training row has a contrast, learn that it is unlikely.",
+    )
+    renamed_share: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="How often the counterfactual model is trained with a made-up target in an "
+        "edit and its rows, so that it reads edits and learns none by heart.",
     )
 
     def check_model(self, model: LanguageModel, companions: Companions) -> None:
@@ -68,8 +75,7 @@ class Serac(ScopeEditor):
             aux.training,
             self.schedule(self.counterfactual_learning_rate, self.counterfactual_steps),
             aux.cache,
-            joint=self.joint,
-            unlikelihood=self.unlikelihood,
+            Reading(self.joint, self.unlikelihood, self.renamed_share),
         )
         yield Step(SeracDelta(1.0, scope, self.joint, model.tokenizer, counterfactual))
 

@@ -25,14 +25,16 @@ def scope_figures(model: LanguageModel, delta: MemoryDelta, split: Split) -> dic
     Raises:
         EditError: the strength that a prompt needs is NaN.
     """
-    edits = {row.record: number for number, row in enumerate(split.canonical.rows)}
     inside = _by_prompt((*split.canonical.rows, *split.ood.rows))
     outside = _by_prompt((*split.hard_negatives.rows, *split.neighbours))
     # A prompt that asks for an edit cannot count against the memory.
     outside = {prompt: record for prompt, record in outside.items() if prompt not in inside}
     wanted = None
-    if delta.entries_are_edits and None not in edits:
-        wanted = [edits.get(record, -1) for record in inside.values()]
+    entries = delta.entries_of(split.canonical.rows)
+    records = [row.record for row in split.canonical.rows]
+    if entries is not None and None not in records:
+        entry = dict(zip(records, entries, strict=True))
+        wanted = [entry.get(record, -1) for record in inside.values()]
     return judge_routes(
         route_prompts(model, delta, list(inside)),
         route_prompts(model, delta, list(outside)),

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.editing.prompts import Prompts, Routes
+from tuner.editing.task import Example
 from tuner.errors import ConfigError
 from tuner.memories.answering import AnsweringMemory, Asked
 from tuner.memories.memory import MemoryRecord, Surroundings
@@ -44,7 +45,6 @@ class LookUpDelta(AnsweringMemory):
     """What the stored token gets where all others get 0."""
     end: int
     kind: ClassVar[str] = "look_up"
-    entries_are_edits: ClassVar[bool] = True
 
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by the distance to its nearest key."""
@@ -63,6 +63,10 @@ class LookUpDelta(AnsweringMemory):
     def _nearest(self, states: Float[Tensor, "prompts hidden"]) -> Routes:
         distance, entries = torch.cdist(states, self.keys.to(states)).min(dim=1)
         return Routes(entries, distance / self.threshold)
+
+    def entries_of(self, edits: Sequence[Example]) -> list[int] | None:
+        """Return the entries in their order, if there are as many as edits."""
+        return list(range(len(edits))) if len(edits) == len(self.targets) else None
 
     def answers(
         self, network: PreTrainedModel, asked: Sequence[Asked]

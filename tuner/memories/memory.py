@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.editing.companions import Companions
 from tuner.editing.prompts import Prompts, Routes
+from tuner.editing.task import Example
 
 
 class MemoryRecord(BaseModel):
@@ -49,8 +50,6 @@ class MemoryDelta(ABC):
 
     strength: float
     kind: ClassVar[str]
-    entries_are_edits: ClassVar[bool] = False
-    """Whether entry i belongs to edit i, so that routes can be judged entry by entry."""
 
     @abstractmethod
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
@@ -110,6 +109,13 @@ class MemoryDelta(ABC):
     def describe(self) -> str:
         """Return its size in words, for tables and logs."""
         ...
+
+    def entries_of(self, edits: Sequence[Example]) -> list[int] | None:
+        """Return the entry that each edit has here, −1 where it has none.
+
+        None is for memories whose entries are not edits, so that no prompt has a right one.
+        """
+        return None
 
     def scaled(self, alpha: float) -> Self:
         """Return the memory with scopes that reach `alpha` times as far."""

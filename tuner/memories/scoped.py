@@ -112,6 +112,11 @@ class ScopedMemory(AnsweringMemory):
         """
         return replace(self, scope=self.scope.without(index))
 
+    def entries_of(self, edits: Sequence[Example]) -> list[int] | None:
+        """Return where each edit is stored, −1 where it is not, or not with this target."""
+        known = {edit: entry for entry, edit in enumerate(self.edits)}
+        return [known.get(EditText.of(edit), -1) for edit in edits]
+
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by its text."""
         texts = [text_of_prompt(self.tokenizer, ids) for ids in prompts.tokens()]

@@ -1,0 +1,193 @@
+"""A counterfactual model learns to say what the edit before a prompt asks for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuner.cache import Cache
+from tuner.editing.amortised_training import Schedule
+from tuner.editing.counterfactual import Counterfactual, Reading, train_counterfactual
+from tuner.editing.edit_text import EditText, continuation_after, text_of_prompt
+from tuner.editing.likelihood import continuation_losses, unlikelihood_losses
+from tuner.editing.model import LanguageModel, load_model
+from tuner.editing.task import Example, Split
+from tuner.editing.training_edits import TrainingEdit, training_edits
+from tuner.errors import BaseMismatch, ConfigError
+
+SCHEDULE = Schedule(
+    learning_rate=1e-2,
+    steps=60,
+    edits_per_step=6,
+    check_every=20,
+    patience=9,
+    gradient_clip=100.0,
+    held_out=0.0,
+    seed=0,
+)
+PLAIN = Reading(joint=" ", unlikelihood=False, renamed_share=0.0)
+
+
+@pytest.fixture
+def small_model(tiny: str) -> LanguageModel:
+    return load_model(tiny)
+
+
+def _with_contrasts(split: Split) -> Split:
+    """The split where each row's contrast is the next edit's target."""
+    targets = [row.target for row in split.canonical.rows]
+    following = dict(zip(targets, [*targets[1:], targets[0]], strict=True))
+
+    def contrasted(part: str) -> dict[str, object]:
+        rows = getattr(split, part)
+        some = tuple(r.model_copy(update={"contrast": following[r.target]}) for r in rows.rows)
+        return {part: rows.model_copy(update={"rows": some})}
+
+    return split.model_copy(update=contrasted("canonical") | contrasted("ood"))
+
+
+@torch.no_grad()
+def _losses(found: Counterfactual, pairs: list[tuple[TrainingEdit, str, str]]) -> torch.Tensor:
+    small = found.small
+    rows = [
+        continuation_after(
+            small.tokenizer,
+            EditText.of(edit.edit),
+            " ",
+            prompt,
+            small.encode(said),
+            most=small.context_length,
+        )
+        for edit, prompt, said in pairs
+    ]
+    return continuation_losses(found.network, rows, small.end_id)
+
+
+def _in_scope(split: Split) -> list[tuple[TrainingEdit, str, str]]:
+    return [(edit, r.prompt, r.target) for edit in training_edits(split) for r in edit.inside]
+
+
+def test_it_says_the_edit_s_target_where_a_prompt_is_in_scope(
+    small_model: LanguageModel, training: Split
+) -> None:
+    before = _losses(Counterfactual(small_model, {}), _in_scope(training))
+    found = train_counterfactual(small_model, training, SCHEDULE, None, PLAIN)
+    after = _losses(found, _in_scope(training))
+    assert (after < before).all()
+    assert (after < 0.7).all()
+    small_model.check_unchanged()
+
+
+def test_by_renamed_targets_it_learns_to_read(small_model: LanguageModel, training: Split) -> None:
+    """Told of another edit's target, it says that one and not what it knows of the prompt."""
+    edits = training_edits(training)
+    swapped = [
+        (
+            replace(edit, edit=edit.edit.model_copy(update={"target": other.edit.target})),
+            edit.in_scope[0].prompt,
+            other.edit.target,
+        )
+        for edit, other in zip(edits, [*edits[2:], *edits[:2]], strict=True)
+    ]
+    long = replace(SCHEDULE, steps=100)
+    by_heart = train_counterfactual(small_model, training, long, None, PLAIN)
+    renaming = replace(PLAIN, renamed_share=0.9)
+    read = train_counterfactual(small_model, training, long, None, renaming)
+    assert _losses(read, swapped).mean() < 0.7 * _losses(by_heart, swapped).mean()
+
+
+def test_unlikelihood_lowers_the_contrast(small_model: LanguageModel, training: Split) -> None:
+    split = _with_contrasts(training)
+    few = replace(SCHEDULE, steps=15)
+    contrasts = [
+        (edit, row.prompt, str(row.contrast))
+        for edit in training_edits(split)
+        for row in edit.inside
+    ]
+    without = train_counterfactual(small_model, split, few, None, PLAIN)
+    told = replace(PLAIN, unlikelihood=True)
+    with_it = train_counterfactual(small_model, split, few, None, told)
+    assert _losses(with_it, contrasts).mean() > _losses(without, contrasts).mean() + 0.2
+
+
+def test_unlikelihood_is_minus_log_of_what_is_left(neox: LanguageModel) -> None:
+    row = continuation_after(
+        neox.tokenizer,
+        EditText(prompt="Togo is", target=" big"),
+        " ",
+        "Chile is",
+        neox.encode(" a big town"),
+        most=64,
+    )
+    with torch.no_grad():
+        logits = neox.network(torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
+        share = logits.softmax(dim=-1).gather(1, torch.tensor(row.ids[row.start :])[:, None])
+        found = unlikelihood_losses(neox.network, [row], neox.end_id)
+    torch.testing.assert_close(found[0], -torch.log(1 - share).sum(), rtol=1e-3, atol=1e-5)
+
+
+def test_same_settings_same_weights_and_one_training(
+    small_model: LanguageModel, training: Split, tmp_path: Path
+) -> None:
+    cache, few = Cache(tmp_path), replace(SCHEDULE, steps=2, held_out=0.3, check_every=1)
+    reading = replace(PLAIN, renamed_share=0.5)
+    first = train_counterfactual(small_model, training, few, cache, reading)
+    torch.manual_seed(99)
+    again = train_counterfactual(small_model, training, few, None, reading)
+    assert first.weights.keys() == again.weights.keys()
+    assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
+    train_counterfactual(small_model, training, few, cache, reading)
+    assert len(list(tmp_path.glob("counterfactual/*.safetensors"))) == 1
+    for other in (
+        replace(reading, joint=". "),
+        replace(reading, unlikelihood=True),
+        replace(reading, renamed_share=0.6),
+    ):
+        train_counterfactual(small_model, training, few, cache, other)
+    train_counterfactual(small_model, training, replace(few, seed=1), cache, reading)
+    assert len(list(tmp_path.glob("counterfactual/*.safetensors"))) == 5
+
+
+def test_stored_weights_belong_to_their_model(small_model: LanguageModel) -> None:
+    with pytest.raises(BaseMismatch, match="has no place"):
+        _ = Counterfactual(small_model, {"no.weight": torch.zeros(2)}).network
+
+
+def test_a_long_prompt_loses_its_beginning_and_an_edit_nothing(neox: LanguageModel) -> None:
+    edit = EditText(prompt="The capital of Togo is", target=" Lome")
+    lead = neox.encode(edit.text)
+    said = neox.encode(" big")
+    prompt = "a big town of Chile is " * 30
+    row = continuation_after(neox.tokenizer, edit, " ", prompt, said, most=40)
+    assert len(row.ids) == 40
+    assert list(row.ids[: len(lead)]) == lead
+    assert list(row.ids[row.start :]) == said
+    asked = neox.encode(f" {prompt}")
+    assert list(row.ids[len(lead) : row.start]) == asked[-(row.start - len(lead)) :]
+    with pytest.raises(ConfigError, match="leave no room for a prompt in a context of"):
+        continuation_after(neox.tokenizer, edit, " ", prompt, said, most=len(lead) + len(said))
+
+
+def test_an_edit_that_exceeds_the_context_is_refused(
+    small_model: LanguageModel, training: Split
+) -> None:
+    long = Example(prompt="The capital " * 200, target=" Lome", record="Peru")
+    rows = (long, *training.canonical.rows[1:])
+    canonical = training.canonical.model_copy(update={"rows": rows})
+    with pytest.raises(ConfigError, match="leave no room for a prompt"):
+        train_counterfactual(
+            small_model,
+            training.model_copy(update={"canonical": canonical}),
+            SCHEDULE,
+            None,
+            PLAIN,
+        )
+
+
+def test_of_several_documents_a_prompt_is_the_last(neox: LanguageModel) -> None:
+    first, last = neox.encode("a big town"), neox.encode("The capital of Togo is")
+    end = neox.end_id
+    for ids in ([*first, end, *last], [end, *last], last):
+        assert text_of_prompt(neox.tokenizer, ids) == "The capital of Togo is"
+    assert text_of_prompt(neox.tokenizer, [*first, end]) == "a big town"
