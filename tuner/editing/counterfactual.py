@@ -111,7 +111,7 @@ def _trained(rows: "_Rows", edits: Sequence[TrainingEdit], schedule: Schedule) -
         drawn = []
         for edit in (some[place] for place in order.tolist()):
             if float(torch.rand((), generator=random)) < rows.reading.renamed_share:
-                edit = renamed(edit, names.draw(random), names.draw(random))
+                edit = renamed(edit, names, random)
             row = int(torch.randint(len(edit.inside), (), generator=random))
             drawn.append((edit, edit.inside[row]))
         return rows.loss(network, drawn)

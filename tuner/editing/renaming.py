@@ -36,6 +36,18 @@ class Names:
             words.append("".join(self._pieces[place] for place in drawn))
         return " ".join(words)
 
+    def judges(self, row: Example, edit: TrainingEdit) -> bool:
+        """Return whether a row asks about another edit's target, of which the edit says nothing."""
+        known = self._known
+        if known is None:
+            return False
+        own = edit.edit.prompt + edit.edit.target
+        return any(name not in own for name in known.findall(row.prompt))
+
+    @cached_property
+    def _known(self) -> re.Pattern[str] | None:
+        return _any_of(set(self._others)) if self._others else None
+
     @cached_property
     def _pieces(self) -> list[str]:
         known = (self._tokenizer.decode([token]).strip() for token in range(len(self._tokenizer)))
@@ -43,21 +55,26 @@ class Names:
         return [piece for piece in letters if len(piece) > 1] or letters or ["x"]
 
 
-def renamed(edit: TrainingEdit, target: str, contrast: str) -> TrainingEdit:
+def renamed(edit: TrainingEdit, names: Names, random: torch.Generator) -> TrainingEdit:
     """Return the edit with other names for its target and contrast, in its rows as in itself.
 
-    Of the rows in its scope only those are left that stay right: rows that mention the target,
-    and rows that decide between a target and a contrast without it. Where no row mentions it, as
-    with a label, the edit is returned as it is.
+    Of the rows in its scope only those are left that stay right: rows that mention the target, and
+    rows that decide without it, between a target and a contrast or about another edit's target.
+    Where no row mentions it, as with a label, the edit is returned as it is.
     """
-    new = {}
-    for old, name in ((edit.edit.contrast, contrast), (edit.edit.target, target)):
-        if old is not None and old.strip(_ENDS):
-            new[old.strip(_ENDS)] = name
     old = edit.edit.target.strip(_ENDS)
     if not old or not any(_mentions(row, old) for row in edit.in_scope):
         return edit
-    kept = [row for row in edit.in_scope if _mentions(row, old) or row.contrast is not None]
+    target = names.draw(random)
+    new = {old: target}
+    if edit.edit.contrast is not None and edit.edit.contrast.strip(_ENDS):
+        new.setdefault(edit.edit.contrast.strip(_ENDS), names.draw(random))
+    kept = [
+        row
+        for row in edit.in_scope
+        if _mentions(row, old)
+        or ((row.contrast is not None or names.judges(row, edit)) and not _mentions(row, target))
+    ]
     return replace(
         edit,
         edit=_replaced(edit.edit, new),
