@@ -7,12 +7,14 @@ have, so keys are never shortened: forget nothing, and let an unnecessary miss c
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import platformdirs
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -51,7 +53,22 @@ class Cache:
             save_file(tensors, part, metadata={"key": _canonical(key)})
             part.replace(path)
         except OSError:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    @contextmanager
+    def made_once(self, kind: str, key: Key) -> Iterator[None]:
+        """Wait until nobody else makes what belongs under `key`; then others wait for us.
+
+        Where the folder knows no locks nobody waits, and a value may be made twice.
+        """
+        path = self._path(kind, key)
+        with ExitStack() as held:
+            with suppress(OSError, NotImplementedError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # The operating system drops it with the process, however that ends.
+                held.enter_context(FileLock(path.with_suffix(".lock")))
+            yield
 
     def _path(self, kind: str, key: Key) -> Path:
         name = hashlib.sha256(_canonical(key).encode()).hexdigest()

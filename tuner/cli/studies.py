@@ -61,6 +61,9 @@ _WIDE = 118
 _FACTS = "facts"
 _STOPPED_WITHIN_S = 30.0
 _GONE_WITHIN_S = 180.0
+_NOTHING_GAINED = (
+    "No trial of {} gained anything within a budget: the base model itself is the answer for each."
+)
 _BELOW = ("success", _FACTS, "hyperparameters")
 
 
@@ -319,10 +322,7 @@ def _of_budget(record: StudyResultRecord, epsilon: float) -> StudyResultRecord:
 def _print_winners(out: Console, record: StudyResultRecord) -> None:
     summary = record.summary
     if not record.winners:
-        out.print(
-            f"No trial of {summary.name} gained anything within a budget: the base model itself is "
-            "the answer for each."
-        )
+        out.print(_NOTHING_GAINED.format(summary.name))
         return
     title = f"{summary.name}: best edit per budget ({summary.model}, rule {summary.rule.value})"
     if out.width >= _WIDE:
@@ -452,19 +452,20 @@ def status(
 
 
 def _list_studies(folder: Path, json_: bool) -> None:
-    records = [_open(folder, name).record for name in _study_names(folder)]
+    results = [_open(folder, name) for name in _study_names(folder)]
     if json_:
-        print_json([{"name": r.summary.name, "counts": _counts(r)} for r in records])
+        print_json([{"name": r.record.summary.name, "counts": _counts(r.record)} for r in results])
         return
     table = make_table(f"Studies in {folder}", ("study", "task", "model", "trials", "state"))
-    for record in records:
+    for result in results:
+        record = result.record
         driver = _driver(folder / record.summary.name)
         table.add_row(
             record.summary.name,
             record.summary.task,
             record.summary.model,
             f"{_counts(record).get('completed', 0)}/{record.summary.trials}",
-            "running" if driver else "finished" if record.winners else "stopped",
+            "running" if driver else "finished" if result.finished else "stopped",
         )
     console().print(table)
 
@@ -567,8 +568,10 @@ def best(
     record = result.record
     if not record.winners:
         raise StudyFailed(
-            f"The study {name!r} has selected nothing yet. Run `tuner search` again to finish it, "
-            "or see `tuner status`."
+            _NOTHING_GAINED.format(name)
+            if result.finished
+            else f"The study {name!r} has selected nothing yet. Run `tuner search` again to finish "
+            "it, or see `tuner status`."
         )
     if epsilon is not None:
         chosen = [result.best(epsilon)]

@@ -86,14 +86,18 @@ def train(
 def trained_once(
     cache: Cache | None, kind: str, key: Key, make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return the trained weights that the cache has under `key`, or train and keep them."""
-    known = cache.load(kind, key) if cache else None
-    if known is not None:
-        return known
-    made = make()
-    if cache:
-        cache.save(kind, key, made)
-    return made
+    """Return the trained weights that the cache has under `key`, or train and keep them.
+
+    Of several trials at a time that need them one trains, and the others wait for it.
+    """
+    if cache is None:
+        return make()
+    with cache.made_once(kind, key):
+        known = cache.load(kind, key)
+        if known is None:
+            known = make()
+            cache.save(kind, key, known)
+    return known
 
 
 def training_key(

@@ -65,7 +65,7 @@ class Reading:
     unlikelihood: bool
     """Whether the tokens of a row's contrast are made unlikely."""
     renamed_share: float
-    """How often an edit is read with a made-up target."""
+    """How often an edit is read with other names."""
 
 
 def train_counterfactual(
@@ -104,14 +104,14 @@ def _trained(rows: "_Rows", edits: Sequence[TrainingEdit], schedule: Schedule) -
     network = rows.small.twin(own=own).requires_grad_(True)
     random = generator_for("counterfactual model", schedule.seed)
     some, held = hold_out(edits, schedule.held_out, random)
-    names = Names(rows.small.tokenizer)
+    names = Names(rows.small.tokenizer, some)
 
     def step_loss() -> Tensor:
         order = torch.randperm(len(some), generator=random)[: schedule.edits_per_step]
         drawn = []
         for edit in (some[place] for place in order.tolist()):
             if float(torch.rand((), generator=random)) < rows.reading.renamed_share:
-                edit = renamed(edit, names.draw(random))
+                edit = renamed(edit, names, random)
             row = int(torch.randint(len(edit.inside), (), generator=random))
             drawn.append((edit, edit.inside[row]))
         return rows.loss(network, drawn)

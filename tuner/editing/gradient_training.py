@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.cache import Cache, Key
+from tuner.editing.amortised_training import trained_once
 from tuner.editing.corpus import Corpus
 from tuner.editing.gradient_network import GradientNetwork, Shape
 from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
@@ -82,14 +83,12 @@ def gradient_network(
     check_training(training, without_outside=settings.general_weight > 0)
     network = new_network(model, settings)
     key = _key(model, training, general, settings)
-    saved = cache.load("gradient_network", key) if cache else None
-    if saved is not None:
-        network.load_state_dict(saved)
-        return network
-    _Training(model, training, general, settings).run(network)
-    if cache:
-        tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-        cache.save("gradient_network", key, tensors)
+
+    def make() -> dict[str, Tensor]:
+        _Training(model, training, general, settings).run(network)
+        return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+
+    network.load_state_dict(trained_once(cache, "gradient_network", key, make))
     return network
 
 

@@ -46,8 +46,8 @@ class Serac(ScopeEditor):
         default=0.8,
         ge=0,
         le=1,
-        description="How often the counterfactual model is trained with a made-up target in an "
-        "edit and its rows, so that it reads edits and learns none by heart.",
+        description="How often the counterfactual model is trained with another target and "
+        "contrast in an edit and its rows, so that it reads edits and learns none by heart.",
     )
 
     def check_model(self, model: LanguageModel, companions: Companions) -> None:

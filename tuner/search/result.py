@@ -50,6 +50,8 @@ class StudyResult:
     """A study as it stands."""
 
     record: StudyResultRecord
+    finished: bool
+    """Whether every trial is in the result; its winners may be those of an earlier, shorter run."""
 
     @property
     def trials(self) -> tuple[TrialEntry, ...]:
@@ -87,14 +89,15 @@ def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
     ledger = Ledger.read(place, folder.name, storage)
     if not ledger.asked:
         raise ConfigError(f"The study in {folder} has not begun.")
-    winners: tuple[Winner, ...] = ()
-    if place.result.exists():
-        winners = read_json(place.result, StudyResultRecord).winners
-    return StudyResult(
-        StudyResultRecord(
-            summary=summary_of(ledger, place), winners=winners, entries=tuple(ledger.trials())
-        )
+    done = read_json(place.result, StudyResultRecord) if place.result.exists() else None
+    record = StudyResultRecord(
+        summary=summary_of(ledger, place),
+        winners=done.winners if done else (),
+        entries=tuple(ledger.trials()),
     )
+    # A study that goes on with more trials has more entries than its last result.
+    finished = done is not None and len(done.entries) == len(record.entries)
+    return StudyResult(record, finished)
 
 
 def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:

@@ -275,7 +275,7 @@ class _Run:
         write_atomically(self._folder.result, record.model_dump_json())
         self._tell_observer(lambda observer: observer.study_finished(record))
         self._enter(StudyPhase.FINISHED)
-        return StudyResult(record)
+        return StudyResult(record, finished=True)
 
     # The search
 

@@ -4,11 +4,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from conftest import Run
 from made_up_study import made_up_study
 from rich.console import Console
 
 from tuner.cli.studies import _of_budget, _print_winners
 from tuner.records import StudyResultRecord
+from tuner.search import StudyConfig
+from tuner.search.folder import StudyFolder
+from tuner.search.ledger import Ledger
+from tuner.search.result import summary_of
 
 
 def _said(record: StudyResultRecord, width: int) -> str:
@@ -32,3 +37,22 @@ def test_a_budget_within_which_nothing_was_gained_is_named(tmp_path: Path, width
     assert f"ε={lost}: no trial gained anything" in _said(few, width)
     # Who asks for one budget hears of that one.
     assert "no trial gained anything" not in _said(_of_budget(few, loosest), width)
+
+
+def test_a_finished_study_that_gained_nothing_is_not_to_be_run_again(
+    tmp_path: Path, run: Run
+) -> None:
+    config = StudyConfig(name="vain", task="country_capital", trials=1)
+    folder = StudyFolder(tmp_path / "vain")
+    with Ledger.drive(folder, "vain") as ledger:
+        ledger.ask_for(
+            {**config.identity, "space definition": [{}], "task content": "", "uid": "1"}
+            | {"trials": 1}
+        )
+        _, _, said = run("best", "vain", "--folder", str(tmp_path))
+        assert "has selected nothing yet. Run `tuner search` again" in " ".join(said.split())
+        record = StudyResultRecord(summary=summary_of(ledger, folder), winners=(), entries=())
+    folder.result.write_text(record.model_dump_json())
+    code, _, said = run("best", "vain", "--folder", str(tmp_path))
+    assert code == 1
+    assert "the base model itself is the answer" in " ".join(said.split())
