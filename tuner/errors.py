@@ -6,7 +6,8 @@
     ├── TaskError               fix your data; names `file.jsonl:41`
     ├── EditError               this trial fails, the study goes on (NaN, out of memory)
     ├── StudyFailed             a study ended without one completed trial
-    ├── ClusterError            Ray, a worker or the ledger is out of reach
+    ├── ClusterError            Ray, a worker, the ledger or Kubernetes is out of reach
+    │   └── AccessDenied        Kubernetes does not let you do it
     ├── FetchError              a published file cannot be had, or is not the one it should be
     └── MissingExtra            an optional dependency is absent; prints the pip command
 
@@ -48,7 +49,11 @@ class StudyFailed(TunerError):
 
 
 class ClusterError(TunerError):
-    """Ray, a worker or the ledger cannot be reached."""
+    """Ray, a worker, the ledger or Kubernetes cannot be reached, or does not do what it should."""
+
+
+class AccessDenied(ClusterError):
+    """Kubernetes does not know you, or does not let you do what is asked."""
 
 
 class FetchError(TunerError):

@@ -14,7 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
-from tuner.cli import data, edits, inspection, launch, memory, streams, studies, sweeps
+from tuner.cli import data, edits, inspection, launch, launched, memory, streams, studies, sweeps
 from tuner.cli.output import complain
 from tuner.errors import TunerError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 studies.register(app)
 launch.register(app)
+launched.register(app)
 edits.register(app)
 streams.register(app)
 memory.register(app)

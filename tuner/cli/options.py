@@ -31,4 +31,22 @@ EpsilonsOption = Annotated[
     list[float] | None,
     typer.Option("--epsilon", "-e", help="A budget; give the option again for more."),
 ]
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        "-c",
+        help="A cluster as YAML, or one that comes with tuner: local, gpu-cloud or "
+        "existing-kuberay.",
+        envvar="TUNER_CLUSTER",
+    ),
+]
+LaunchedOnOption = Annotated[
+    str | None,
+    typer.Option("--cluster", "-c", help="Of a study that was launched: its cluster."),
+]
+ContextOption = Annotated[
+    str | None,
+    typer.Option("--context", help="A context of KUBECONFIG; by default the current one."),
+]
 STUDIES = Path("tuner-studies")

@@ -17,10 +17,12 @@ from rich.text import Text
 
 from tuner.cli.options import (
     STUDIES,
+    ContextOption,
     EditsOption,
     EpsilonsOption,
     FolderOption,
     GeneralOption,
+    LaunchedOnOption,
 )
 from tuner.cli.output import (
     FACTS_HEADING,
@@ -57,6 +59,8 @@ _EXPERIMENT = "tuner"
 _WIDE = 118
 # Too long for a column.
 _FACTS = "facts"
+_STOPPED_WITHIN_S = 30.0
+_GONE_WITHIN_S = 180.0
 _NOTHING_GAINED = (
     "No trial of {} gained anything within a budget: the base model itself is the answer for each."
 )
@@ -393,10 +397,20 @@ def status(
         str | None,
         typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="With --sync."),
     ] = None,
+    cluster: LaunchedOnOption = None,
+    context: ContextOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-F", help="With --cluster: go on until the study rests.")
+    ] = False,
     folder: FolderOption = STUDIES,
     json_: JsonFlag = False,
 ) -> None:
     """Show how far a study is, also while it runs."""
+    if cluster is not None:
+        from tuner.cli.on_kubernetes import show_on_kubernetes
+
+        show_on_kubernetes(name, cluster, context, follow=follow, json_=json_)
+        return
     if name is None:
         _list_studies(folder, json_)
         return
@@ -574,13 +588,36 @@ def best(
 
 def stop(
     name: Annotated[str, typer.Argument(help="A running study.")],
+    cluster: LaunchedOnOption = None,
+    context: ContextOption = None,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete", help="With --cluster: take it off the cluster, and all that belongs to it."
+        ),
+    ] = False,
     folder: FolderOption = STUDIES,
     wait: Annotated[
-        float, typer.Option("--wait", help="Seconds to wait until it has stopped.")
-    ] = 30.0,
+        float | None,
+        typer.Option(
+            "--wait", help="Seconds to wait until it has stopped; 30, or 180 on a cluster."
+        ),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Stop a study that runs on this machine; `tuner search` continues it later."""
+    """Stop a study that runs on this machine or a cluster; nothing is lost.
+
+    `tuner search` continues it here, and `tuner resume` on a cluster.
+    """
+    if cluster is not None:
+        from tuner.cli.on_kubernetes import stop_on_kubernetes
+
+        patience = _GONE_WITHIN_S if wait is None else wait
+        stop_on_kubernetes(name, cluster, context, delete=delete, wait_s=patience, json_=json_)
+        return
+    if delete:
+        raise ConfigError("--delete must go with --cluster: a study here is a folder of yours.")
+    wait = _STOPPED_WITHIN_S if wait is None else wait
     _open(folder, name)
     driver = _driver(folder / name)
     if driver is None:

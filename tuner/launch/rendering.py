@@ -1,6 +1,7 @@
 """A study and a cluster become a RayJob and the ConfigMap beside it: always the same ones."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,16 +15,18 @@ from tuner.errors import ConfigError
 from tuner.evaluation.constraints import check_measured
 from tuner.launch.cluster import ClusterConfig, HeadPods, SecretValue, WorkerPods
 from tuner.launch.kubernetes import KubernetesObject, ObjectMeta, amount
+from tuner.launch.labels import (
+    CONTENT_ANNOTATION,
+    QUEUE_LABEL,
+    ROLE_LABEL,
+    STUDY_ANNOTATION,
+    STUDY_LABEL,
+)
 from tuner.launch.manifests import read_rayjob, refusal
 from tuner.launch.names import legal_name
 from tuner.launch.rayjob import RayJob
 from tuner.search import StudyConfig, load_space
 from tuner.yaml_file import read_yaml
-
-STUDY_LABEL = "tuner/study"
-ROLE_LABEL = "tuner/role"
-STUDY_ANNOTATION = "tuner/study-name"
-CONTENT_ANNOTATION = "tuner/content"
 
 _STUDY_FOLDER = PurePosixPath("/etc/tuner/study")
 _STUDY_FILE = "study.yaml"
@@ -83,13 +86,17 @@ def render(study: StudyConfig, cluster: ClusterConfig) -> Rendered:
         TaskError: its task is malformed.
     """
     files = _files(study, cluster)
-    digest = hashlib.sha256(yaml.safe_dump(files, sort_keys=True).encode()).hexdigest()
     name = legal_name(study.name)
+    spec = _spec(name, cluster)
+    content = json.dumps([files, spec], sort_keys=True)
     metadata = {
         "name": name,
         "namespace": cluster.namespace,
         "labels": {STUDY_LABEL: name},
-        "annotations": {STUDY_ANNOTATION: study.name, CONTENT_ANNOTATION: digest},
+        "annotations": {
+            STUDY_ANNOTATION: study.name,
+            CONTENT_ANNOTATION: hashlib.sha256(content.encode()).hexdigest(),
+        },
     }
     try:
         config_map = ConfigMap.model_validate(
@@ -97,7 +104,7 @@ def render(study: StudyConfig, cluster: ClusterConfig) -> Rendered:
         )
     except ValidationError as error:
         raise ConfigError(refusal("The ConfigMap", error)) from None
-    return Rendered(config_map, read_rayjob(_rayjob(metadata, cluster)))
+    return Rendered(config_map, read_rayjob(_rayjob(metadata, spec, cluster)))
 
 
 def study_on(study: StudyConfig, cluster: ClusterConfig) -> StudyConfig:
@@ -218,8 +225,7 @@ def _describe(cluster: ClusterConfig) -> str:
     )
 
 
-def _rayjob(metadata: Mapping[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
-    name = metadata["name"]
+def _spec(name: str, cluster: ClusterConfig) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "submissionMode": "K8sJobMode",
         "entrypoint": f"tuner search {_STUDY_FOLDER / _STUDY_FILE}",
@@ -250,10 +256,17 @@ def _rayjob(metadata: Mapping[str, Any], cluster: ClusterConfig) -> dict[str, An
         del spec["activeDeadlineSeconds"]
     if cluster.queue is None:
         del spec["suspend"]
+    return spec
+
+
+def _rayjob(
+    metadata: Mapping[str, Any], spec: Mapping[str, Any], cluster: ClusterConfig
+) -> dict[str, Any]:
+    if cluster.queue is None:
         return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
     queued = {
         **metadata,
-        "labels": {**metadata["labels"], "kueue.x-k8s.io/queue-name": cluster.queue},
+        "labels": {**metadata["labels"], QUEUE_LABEL: cluster.queue},
         # Kueue admits a job whose workers come and go only where it may slice its workload.
         "annotations": {**metadata["annotations"], "kueue.x-k8s.io/elastic-job": "true"},
     }
