@@ -23,6 +23,8 @@ class Schedule:
     learning_rate: float
     steps: int
     """Optimiser steps at most."""
+    warmup: int
+    """Steps in which the learning rate rises to its value."""
     edits_per_step: int
     check_every: int
     """Steps between two looks at the held-out edits."""
@@ -57,6 +59,8 @@ def train(
     best: dict[str, Tensor] = {}
     try:
         for step in range(1, schedule.steps + 1):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.learning_rate * min(1.0, step / max(schedule.warmup, 1))
             optimiser.zero_grad(set_to_none=True)
             loss = step_loss()
             if not torch.isfinite(loss):
@@ -109,7 +113,7 @@ def training_key(
     """
     device = network.device
     return {
-        "version": 1,  # of the training itself
+        "version": 2,  # of the training itself
         "model": fingerprint,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "attention": str(network.config._attn_implementation),

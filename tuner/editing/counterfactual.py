@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -20,9 +20,9 @@ from tuner.editing.amortised_training import (
     training_key,
 )
 from tuner.editing.edit_text import EditText, continuation_after
-from tuner.editing.likelihood import Continuation, continuation_losses, unlikelihood_losses
+from tuner.editing.likelihood import Continuation, read_targets, token_losses
 from tuner.editing.model import LanguageModel
-from tuner.editing.renaming import Names, renamed
+from tuner.editing.renaming import Names, renamed, repeats
 from tuner.editing.scope_network import put_weights
 from tuner.editing.task import Example, Split
 from tuner.editing.training_edits import (
@@ -66,6 +66,10 @@ class Reading:
     """Whether the tokens of a row's contrast are made unlikely."""
     renamed_share: float
     """How often an edit is read with other names."""
+    rows_per_edit: int
+    """Rows in an edit's scope that a step learns from beside the edit itself."""
+    prompt_weight: float
+    """Weight of the tokens of prompts that repeat what their edit says, beside the answers."""
 
 
 def train_counterfactual(
@@ -81,7 +85,9 @@ def train_counterfactual(
 
     Source: Mitchell et al. 2022 (arXiv:2206.06520), §3.3 and their code. That targets are renamed
     is ours: they had some hundred thousand edits to train on, where a few hundred are learnt by
-    heart and none is read.
+    heart and none is read. So are several rows of an edit in a step, without which it is hardly
+    seen that two claims differ in one name alone, and that prompts are learnt that repeat an edit:
+    what can be said again can be recognised.
 
     Raises:
         ConfigError: there is nothing to train on, or an edit exceeds the model's context.
@@ -112,8 +118,9 @@ def _trained(rows: "_Rows", edits: Sequence[TrainingEdit], schedule: Schedule) -
         for edit in (some[place] for place in order.tolist()):
             if float(torch.rand((), generator=random)) < rows.reading.renamed_share:
                 edit = renamed(edit, names, random)
-            row = int(torch.randint(len(edit.inside), (), generator=random))
-            drawn.append((edit, edit.inside[row]))
+            drawn.append((edit, edit.edit))
+            others = torch.randperm(len(edit.in_scope), generator=random).tolist()
+            drawn += [(edit, edit.in_scope[row]) for row in others[: rows.reading.rows_per_edit]]
         return rows.loss(network, drawn)
 
     judged = [(edit, row) for edit in held for row in edit.inside]
@@ -128,6 +135,21 @@ def _trained(rows: "_Rows", edits: Sequence[TrainingEdit], schedule: Schedule) -
 
 @final
 @dataclass(frozen=True)
+class _Row:
+    """A prompt read after an edit, and what is learnt of it."""
+
+    text: Continuation
+    """Edit, prompt and target; the edit is given, and the target comes last."""
+    answer: int
+    """Where the target starts."""
+    repeats: bool
+    """Whether the prompt says again what the edit says."""
+    parting: tuple[int, int] | None
+    """Where the contrast parts from the target, and by which token."""
+
+
+@final
+@dataclass(frozen=True)
 class _Rows:
     """What the model learns of rows in the scope of an edit."""
 
@@ -137,30 +159,54 @@ class _Rows:
     def loss(
         self, network: PreTrainedModel, rows: Sequence[tuple[TrainingEdit, Example]]
     ) -> Float[Tensor, ""]:
-        """Return the mean over rows of −log p per token, and of −log (1 − p) of the contrasts."""
-        targets = [self._encoded(edit, row, row.target) for edit, row in rows]
-        losses = continuation_losses(network, targets, self.small.end_id)
-        total = (losses / _lengths(targets).to(losses)).mean()
-        contrasts = [
-            self._encoded(edit, row, row.contrast)
-            for edit, row in rows
-            if row.contrast is not None and self.reading.unlikelihood
+        """Return the mean over rows of −log p per token, and of −log (1 − p) of contrasts.
+
+        Of a contrast the first token counts that is not the target's. What comes after it follows
+        from it and is right where the contrast is: making that unlikely too would unteach words.
+        """
+        read = [self._row(edit, row) for edit, row in rows]
+        said = read_targets(network, [row.text for row in read], self.small.end_id)
+        losses = token_losses(said.logits, said.tokens)
+        places = torch.arange(said.tokens.shape[1], device=losses.device) + said.first
+        answers = torch.tensor([row.answer for row in read], device=losses.device)[:, None]
+        answered = said.judged & (places >= answers)
+        total = ((losses * answered).sum(dim=1) / answered.sum(dim=1)).mean()
+        parted = [
+            (index, place - said.first, token)
+            for index, row in enumerate(read)
+            if row.parting is not None
+            for place, token in [row.parting]
         ]
-        if contrasts:
-            losses = unlikelihood_losses(network, contrasts, self.small.end_id)
-            total = total + (losses / _lengths(contrasts).to(losses)).mean()
+        if parted and self.reading.unlikelihood:
+            index, place, token = (list(column) for column in zip(*parted, strict=True))
+            likely = said.logits[index, place].float().log_softmax(dim=-1)
+            # A token that is certain would make an infinite loss.
+            chosen = likely[range(len(token)), token].clamp(max=-1e-6)
+            total = total - torch.log(-torch.expm1(chosen)).mean()
+        repeated = torch.tensor([row.repeats for row in read], device=losses.device)[:, None]
+        prompts = said.judged & ~answered & repeated
+        if self.reading.prompt_weight and prompts.any():
+            total = total + self.reading.prompt_weight * losses[prompts].mean()
         return total
 
-    def _encoded(self, edit: TrainingEdit, row: Example, target: str) -> Continuation:
-        return continuation_after(
-            self.small.tokenizer,
-            EditText.of(edit.edit),
+    def _row(self, edit: TrainingEdit, row: Example) -> _Row:
+        told, tokenizer = EditText.of(edit.edit), self.small.tokenizer
+        target = self.small.encode(row.target)
+        text = continuation_after(
+            tokenizer,
+            told,
             self.reading.joint,
             row.prompt,
-            self.small.encode(target),
+            target,
             most=self.small.context_length,
         )
-
-
-def _lengths(rows: Sequence[Continuation]) -> Float[Tensor, " rows"]:
-    return torch.tensor([float(row.target_length) for row in rows])
+        given = len(tokenizer.encode(told.text, add_special_tokens=True))
+        contrast = self.small.encode(row.contrast) if row.contrast is not None else []
+        shared = zip(target, contrast, strict=False)
+        parting = next((place for place, (one, other) in enumerate(shared) if one != other), None)
+        return _Row(
+            replace(text, start=given),
+            answer=text.start,
+            repeats=repeats(edit, row),
+            parting=None if parting is None else (text.start + parting, contrast[parting]),
+        )

@@ -56,18 +56,8 @@ def continuation_losses(
 
     Targets are found by position, never by token id, so a target may hold the padding token.
     """
-    read = _read_targets(network, batch, pad_id)
+    read = read_targets(network, batch, pad_id)
     return torch.where(read.judged, token_losses(read.logits, read.tokens), 0.0).sum(dim=1)
-
-
-def unlikelihood_losses(
-    network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
-) -> Float[Tensor, " batch"]:
-    """Return −log (1 − p) of each target token given what is before it, summed, in nats."""
-    read = _read_targets(network, batch, pad_id)
-    # A token that is certain would make an infinite loss.
-    likely = (-token_losses(read.logits, read.tokens)).clamp(max=-1e-6)
-    return torch.where(read.judged, -torch.log(-torch.expm1(likely)), 0.0).sum(dim=1)
 
 
 @torch.no_grad()
@@ -79,7 +69,7 @@ def predicted_tokens(
     Raises:
         EditError: the logits are NaN, so that no token is the most likely.
     """
-    read = _read_targets(network, batch, pad_id)
+    read = read_targets(network, batch, pad_id)
     highest, tokens = read.logits.max(dim=-1)
     if torch.isnan(highest[read.judged]).any():
         raise EditError("The edited model's predictions on the task are NaN.")
@@ -91,7 +81,7 @@ def predicted_log_probs(
     network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
 ) -> list[Float[Tensor, "target vocabulary"]]:
     """Return log p of all tokens at each place of each target, the true ones before it given."""
-    read = _read_targets(network, batch, pad_id)
+    read = read_targets(network, batch, pad_id)
     precise = read.logits.to(torch.promote_types(read.logits.dtype, torch.float32))
     found = precise.log_softmax(dim=-1)
     return [row[judged].cpu() for row, judged in zip(found, read.judged, strict=True)]
@@ -99,17 +89,21 @@ def predicted_log_probs(
 
 @final
 @dataclass(frozen=True)
-class _TargetLogits:
+class TargetLogits:
     """What a model says at the places that predict a batch's targets; `judged` marks them."""
+
+    first: int
+    """Where in each row the first of these tokens stands."""
 
     logits: Float[Tensor, "batch length vocabulary"]
     tokens: Int[Tensor, "batch length"]
     judged: Bool[Tensor, "batch length"]
 
 
-def _read_targets(
+def read_targets(
     network: PreTrainedModel, batch: Sequence[Continuation], pad_id: int
-) -> _TargetLogits:
+) -> TargetLogits:
+    """Return what a model says at the places that predict the targets of a batch, in one pass."""
     device = network.device
     length = max(len(row.ids) for row in batch)
     ids = torch.full((len(batch), length), pad_id)
@@ -127,7 +121,9 @@ def _read_targets(
         logits = network(
             input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
         ).logits
-    return _TargetLogits(logits, tokens=ids[:, first + 1 :], judged=judged[:, first + 1 :])
+    return TargetLogits(
+        first + 1, logits, tokens=ids[:, first + 1 :], judged=judged[:, first + 1 :]
+    )
 
 
 def token_losses(

@@ -82,6 +82,12 @@ def renamed(edit: TrainingEdit, names: Names, random: torch.Generator) -> Traini
     )
 
 
+def repeats(edit: TrainingEdit, row: Example) -> bool:
+    """Return whether a row's prompt says again what the edit says: its prompt, or its target."""
+    name = edit.edit.target.strip(_ENDS)
+    return row is edit.edit or bool(name and _any_of([name]).search(row.prompt))
+
+
 def _mentions(row: Example, name: str) -> bool:
     found = _any_of([name])
     return bool(found.search(row.prompt) or found.search(row.target))

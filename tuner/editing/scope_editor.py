@@ -67,6 +67,12 @@ class ScopeEditor(Editor):
         description="Learn from all prompts of a step that are out of an edit's scope, and not "
         "from one per edit; by default with embeddings, where that costs nothing.",
     )
+    warmup: int = Field(
+        default=50,
+        ge=0,
+        description="Optimiser steps in which the learning rate rises to its value; the first "
+        "steps at full rate would tear down what the network knows.",
+    )
     edits_per_step: int = Field(default=10, ge=2, description="Edits per optimiser step.")
     check_every: int = Field(
         default=50, ge=1, description="Steps between two looks at the held-out edits."
@@ -136,6 +142,7 @@ class ScopeEditor(Editor):
         return Schedule(
             learning_rate=learning_rate,
             steps=steps,
+            warmup=self.warmup,
             edits_per_step=self.edits_per_step,
             check_every=self.check_every,
             patience=self.patience,

@@ -40,7 +40,8 @@ class Serac(ScopeEditor):
     )
     unlikelihood: bool = Field(
         default=True,
-        description="Where a training row has a contrast, learn that it is unlikely.",
+        description="Where a training row has a contrast, learn that the token with which it parts "
+        "from the target is unlikely.",
     )
     renamed_share: float = Field(
         default=0.8,
@@ -48,6 +49,18 @@ class Serac(ScopeEditor):
         le=1,
         description="How often the counterfactual model is trained with another target and "
         "contrast in an edit and its rows, so that it reads edits and learns none by heart.",
+    )
+    rows_per_edit: int = Field(
+        default=2,
+        ge=1,
+        description="Rows in an edit's scope that a step of the counterfactual model learns from, "
+        "beside the edit: claims that differ in a name alone teach to compare.",
+    )
+    prompt_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="Weight of the tokens of prompts that repeat what their edit says, in the "
+        "counterfactual model's training: what can be said again can be recognised.",
     )
 
     def check_model(self, model: LanguageModel, companions: Companions) -> None:
@@ -75,7 +88,13 @@ class Serac(ScopeEditor):
             aux.training,
             self.schedule(self.counterfactual_learning_rate, self.counterfactual_steps),
             aux.cache,
-            Reading(self.joint, self.unlikelihood, self.renamed_share),
+            Reading(
+                self.joint,
+                self.unlikelihood,
+                self.renamed_share,
+                self.rows_per_edit,
+                self.prompt_weight,
+            ),
         )
         yield Step(SeracDelta(1.0, scope, self.joint, model.tokenizer, counterfactual))
 

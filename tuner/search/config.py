@@ -13,13 +13,14 @@ from tuner.editing.model import Dtype
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import Budget
 from tuner.records import Rule
+from tuner.search.database import DEFAULT_PATIENCE_S
 from tuner.yaml_file import load_yaml
 
 # What may change when a study is continued: how much is tried and on what it runs, never what a
 # trial means.
 _MAY_CHANGE = frozenset(
     {"trials", "workers", "gpus_per_worker", "max_failures", "time_limit_s", "test_seeds"}
-    | {"storage", "address"}
+    | {"storage", "address", "ledger_patience_s"}
 )
 
 # With more at once, a model of the objective learns too late: measured on budgets up to 50.
@@ -90,8 +91,16 @@ class StudyConfig(BaseModel):
     storage: SecretStr | None = Field(
         default=None, description="URL of a database for the ledger; by default a file."
     )
+    ledger_patience_s: float = Field(
+        default=DEFAULT_PATIENCE_S,
+        ge=0,
+        description="How long the ledger's database may be away before the search gives up.",
+    )
     max_failures: int = Field(
-        default=2, ge=0, description="How often a trial is run again after its worker died."
+        default=2,
+        ge=0,
+        description="How often a trial is run again after its worker died; a lost node does not "
+        "count.",
     )
     time_limit_s: float | None = Field(
         default=None, gt=0, description="No trial is started after this many seconds."

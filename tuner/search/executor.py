@@ -9,22 +9,27 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from tenacity import Retrying, stop_after_attempt
 
 from tuner.errors import ClusterError, ConfigError, TunerError
 from tuner.search.config import StudyConfig
-from tuner.search.searcher import ABORT, WRONG_INPUT, LedgerSearcher, read_job
+from tuner.search.folder import StudyFolder
+from tuner.search.searcher import ABORT, WRONG_INPUT, LedgerSearcher, own_deaths, read_job
 from tuner.search.worker import Job, Worker, WorkerSetup
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only paths and numbers travel
 _TEMP_PREFIX = "tuner-ray-"
 _TICK_S = 0.5
+_STARTS = 3
+"""How often Ray is started on this machine; it gives its processes 30 s, too few for a busy one."""
 
 # Read by Ray when it starts, or by Tune when a search starts.
 _ENVIRONMENT = {
@@ -46,7 +51,7 @@ class Executor:
     def __init__(self, config: StudyConfig, scratch: Path) -> None:
         self._config = config
         self._scratch = scratch
-        self._idle: list[Any] = []
+        self._idle: list[_Hand] = []
 
     def search(
         self, searcher: LedgerSearcher, setup: WorkerSetup, on_tick: Callable[[], None]
@@ -100,32 +105,33 @@ class Executor:
             ClusterError: workers keep dying.
         """
         waiting = deque(jobs)
-        deaths = 0
+        deaths: list[str | None] = []
         # Workers stay from one phase to the next: making a bench is what takes time.
         while len(self._idle) < min(self._config.worker_count, len(jobs)):
-            self._idle.append(self._actor(setup))
-        busy: dict[Any, tuple[Any, Job]] = {}
+            self._idle.append(self._hand(setup))
+        busy: dict[Any, tuple[_Hand, Job]] = {}
         while waiting or busy:
             while waiting and self._idle:
-                actor, job = self._idle.pop(), waiting.popleft()
-                busy[actor.perform.remote(job)] = (actor, job)
+                hand, job = self._idle.pop(), waiting.popleft()
+                busy[hand.actor.perform.remote(job)] = (hand, job)
             done, _ = ray.wait(list(busy), timeout=_TICK_S)
             for future in done:
-                actor, job = busy.pop(future)
+                hand, job = busy.pop(future)
                 try:
                     ray.get(future)
                 except RayActorError as error:
-                    deaths += 1
-                    if deaths > self._config.max_failures:
+                    deaths.append(hand.place())
+                    own = len(own_deaths(deaths, node_is_lost))
+                    if own > self._config.max_failures:
                         raise ClusterError(
-                            f"Workers died {deaths} times after the search: {error}"
+                            f"Workers died {own} times after the search: {error}"
                         ) from None
                     waiting.append(job)
-                    self._idle.append(self._actor(setup))
+                    self._idle.append(self._hand(setup))
                 except RayTaskError as error:
                     raise _cause(error) from None
                 else:
-                    self._idle.append(actor)
+                    self._idle.append(hand)
                     on_done()
             on_tick()
 
@@ -133,9 +139,37 @@ class Executor:
     def _resources(self) -> dict[str, float]:
         return {"CPU": 1, **({"GPU": self._config.gpus} if self._config.gpus else {})}
 
-    def _actor(self, setup: WorkerSetup) -> Any:
+    def _hand(self, setup: WorkerSetup) -> "_Hand":
         remote = ray.remote(Worker)
-        return remote.options(num_cpus=1, num_gpus=self._config.gpus).remote(setup)
+        actor = remote.options(num_cpus=1, num_gpus=self._config.gpus).remote(setup)
+        return _Hand(actor, actor.__ray_call__.remote(_node_of))
+
+
+@final
+@dataclass(frozen=True)
+class _Hand:
+    """A worker for the phases after the search."""
+
+    actor: Any
+    node: Any
+    """Will be the node that it runs on."""
+
+    def place(self) -> str | None:
+        """Return its node, also after its death; None where it has never run."""
+        try:
+            return str(ray.get(self.node, timeout=0))
+        except RayError:
+            return None
+
+
+def _node_of(actor: object) -> str:
+    """Return the node that an actor runs on; called within it."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def node_is_lost(node: str) -> bool:
+    """Return whether one of Ray's nodes is gone."""
+    return not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
 
 
 @contextmanager
@@ -177,15 +211,21 @@ def _start(config: StudyConfig, scratch: Path) -> None:
     if config.address is not None:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
         return
-    ray.init(
-        num_cpus=config.worker_count,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(scratch),
-    )
+    for again in Retrying(stop=stop_after_attempt(_STARTS), reraise=True):
+        with again:
+            try:
+                ray.init(
+                    num_cpus=config.worker_count,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(scratch),
+                )
+            except Exception:
+                ray.shutdown()
+                raise
 
 
 @final
@@ -194,11 +234,16 @@ class _TrialActor(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
         self._worker = Worker(setup)
-        self._job = read_job(config)
+        self._folder = StudyFolder(setup.root)
+        self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._job = read_job(new_config)
+        self._take(new_config)
         return True
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._job = read_job(config)
+        self._folder.take_place(self._job[0], _node_of(self))
 
     def step(self) -> dict[str, Any]:
         number, parameters = self._job

@@ -43,6 +43,7 @@ class StudyFolder:
 
     ledger.journal      which trials exist and what they gave (Optuna's storage)
     trials/7/           record.json, and one bundle per budget that the trial kept
+    places/7            the node that runs the trial now
     confirm/, test/     what was measured after the search
     winners/0.001/      the selected bundle per budget, with its certificate
     base.json           which weights the trials started from
@@ -55,6 +56,7 @@ class StudyFolder:
         self.journal = self.root / "ledger.journal"
         self.lock = self.root / "driver.lock"
         self.trials = self.root / "trials"
+        self.places = self.root / "places"
         self.base = self.root / "base.json"
         self.companions = self.root / "companions"
         self.test_base = self.root / "test" / "base.json"
@@ -157,8 +159,24 @@ class StudyFolder:
             shutil.rmtree(target)
         staging.rename(target)
 
+    def take_place(self, number: int, node: str) -> None:
+        """Note on which of Ray's nodes a trial runs."""
+        write_atomically(self.places / str(number), node)
+
+    def place_of(self, number: int) -> str | None:
+        """Return the node that was noted last for a trial, if any was."""
+        try:
+            return (self.places / str(number)).read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def leave_place(self, number: int) -> None:
+        """Forget where a trial ran, before it is run anew."""
+        (self.places / str(number)).unlink(missing_ok=True)
+
     def clear_staging(self) -> None:
-        """Remove what workers of a killed study had begun to gather."""
+        """Remove what workers of a killed study had begun to gather, and where they ran."""
+        shutil.rmtree(self.places, ignore_errors=True)
         for leftover in self.trials.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -2,17 +2,19 @@
 
 A trial enters the ledger in one write, running and with all its hyperparameters; it is told its
 result once. In between, everything can be killed: what a worker had finished lies in its trial's
-folder and is adopted, what it had not is run again under the same number.
+folder and is adopted, what it had not is run again under the same number. Every write may be
+repeated: whether an earlier attempt was kept is read first.
 """
 
 import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, final
+from uuid import uuid4
 
 import optuna
 from filelock import FileLock, Timeout
@@ -25,6 +27,7 @@ from pydantic import SecretStr
 
 from tuner.errors import ClusterError, ConfigError
 from tuner.records import TrialEntry, TrialState
+from tuner.search.database import DEFAULT_PATIENCE_S, AtOnce, Database, Reach
 from tuner.search.folder import StudyFolder, TrialFile
 from tuner.search.objective import Objective
 from tuner.search.sampler import quiet_optuna
@@ -32,6 +35,7 @@ from tuner.search.space import Space
 
 _FAILURE = "failure"
 _ASKED = "asked"
+_MARK = "mark"
 
 _ENTRY_STATE = {
     OptunaState.WAITING: TrialState.WAITING,
@@ -46,81 +50,102 @@ _ENTRY_STATE = {
 class Ledger:
     """The trials of one study."""
 
-    def __init__(self, folder: StudyFolder, study: optuna.Study, *, driven: bool) -> None:
+    def __init__(
+        self, folder: StudyFolder, study: optuna.Study, reach: Reach, *, driven: bool
+    ) -> None:
         self.folder = folder
         self._study = study
+        self._reach = reach
         self._driven = driven
         self._files: dict[int, TrialFile] = {}
 
     @classmethod
     @contextmanager
     def drive(
-        cls, folder: StudyFolder, name: str, storage: SecretStr | None = None
+        cls,
+        folder: StudyFolder,
+        name: str,
+        storage: SecretStr | None = None,
+        patience_s: float = DEFAULT_PATIENCE_S,
     ) -> Iterator["Ledger"]:
         """Open the ledger for writing, made anew if need be; nobody else can until it is closed.
 
+        `patience_s` is how long the ledger's server may be away, now or later.
+
         Raises:
-            ConfigError: another process drives this study.
+            ConfigError: another process drives this study, or the storage is not to be had.
             ClusterError: the ledger cannot be opened.
         """
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"The study cannot be kept in {folder.root}: {error}.") from None
-        # The operating system drops this lock with the process, however that ends.
-        lock = FileLock(folder.lock, thread_local=False)
+        database = Database.at(storage, patience_s) if storage is not None else None
         holder = folder.lock.with_suffix(".json")
-        try:
-            # A reader that looks whether anybody drives holds the lock for a moment.
-            lock.acquire(timeout=1)
-        except Timeout:
-            raise ConfigError(
-                f"The study in {folder.root} is being run by {_describe(holder)}. "
-                "Wait until it ends, or stop it first."
-            ) from None
-        try:
+        with ExitStack() as exits:
+            if database is None:
+                exits.enter_context(_locked(folder))
+            else:
+                exits.enter_context(database.driven(name))
+                # The lease decides. Where the folder's disk lends locks, who looks there sees us.
+                with suppress(ConfigError, OSError):
+                    exits.enter_context(_locked(folder))
+            exits.callback(lambda: holder.unlink(missing_ok=True))
             holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             folder.trials.mkdir(exist_ok=True)
             folder.clear_staging()
             if storage is None:
                 _mend(folder.journal)
+            reach = database or AtOnce()
             with quiet_optuna(), _explained(storage):
-                study = optuna.create_study(
-                    study_name=name,
-                    storage=_storage(folder, storage),
-                    # Proposals are made outside; this one only must not have a mind of its own.
-                    sampler=RandomSampler(),
-                    direction="maximize",
-                    load_if_exists=True,
+                kept = _storage(folder, storage, database)
+                study = reach.write(
+                    lambda: optuna.create_study(
+                        study_name=name,
+                        storage=kept,
+                        # Proposals are made outside; this one must not have a mind of its own.
+                        sampler=RandomSampler(),
+                        direction="maximize",
+                        load_if_exists=True,
+                    )
                 )
-            yield cls(folder, study, driven=True)
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            yield cls(folder, study, reach, driven=True)
 
     @classmethod
-    def read(cls, folder: StudyFolder, name: str, storage: SecretStr | None = None) -> "Ledger":
+    def read(
+        cls,
+        folder: StudyFolder,
+        name: str,
+        storage: SecretStr | None = None,
+        patience_s: float = 0.0,
+    ) -> "Ledger":
         """Open the ledger for reading, also while another process drives the study.
 
         Raises:
-            ConfigError: there is no such study.
+            ConfigError: there is no such study, or the storage is not to be had.
             ClusterError: the ledger cannot be opened.
         """
         if storage is None and not folder.journal.exists():
             raise ConfigError(f"There is no study in {folder.root}.")
+        database = Database.at(storage, patience_s) if storage is not None else None
+        reach = database or AtOnce()
         with quiet_optuna(), _explained(storage):
+            kept = _storage(folder, storage, database)
             try:
-                study = optuna.load_study(
-                    study_name=name, storage=_storage(folder, storage), sampler=RandomSampler()
+                study = reach.read(
+                    lambda: optuna.load_study(
+                        study_name=name, storage=kept, sampler=RandomSampler()
+                    )
                 )
             except KeyError:
                 raise ConfigError(f"There is no study called {name!r} in the ledger.") from None
-        return cls(folder, study, driven=is_driven(folder))
+        driven = is_driven(folder) if database is None else database.is_driven(name)
+        return cls(folder, study, reach, driven=driven)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What the study was asked to do when it began; empty before `ask_for`."""
-        return dict(self._study.user_attrs.get(_ASKED, {}))
+        return dict(self._reach.read(lambda: self._study.user_attrs).get(_ASKED, {}))
 
     @property
     def uid(self) -> str:
@@ -129,49 +154,66 @@ class Ledger:
 
     def ask_for(self, asked: Mapping[str, Any]) -> None:
         """Write down what the study is asked to do; once and for all."""
-        self._study.set_user_attr(_ASKED, dict(asked))
+        self._reach.write(lambda: self._study.set_user_attr(_ASKED, dict(asked)))
 
     def add(self, parameters: Mapping[str, Any], space: Space) -> int:
         """Return the number of a new trial, now running with these hyperparameters."""
         # One write: there is no moment at which a number exists without its hyperparameters.
-        self._study.add_trial(
-            create_trial(
-                state=OptunaState.RUNNING,
-                params=dict(parameters),
-                distributions=space.active(parameters),
-            )
+        mark = uuid4().hex
+        trial = create_trial(
+            state=OptunaState.RUNNING,
+            params=dict(parameters),
+            distributions=space.active(parameters),
+            user_attrs={_MARK: mark},
         )
-        return len(self.history()) - 1
+
+        def write() -> int:
+            if self._marked(mark) is None:
+                self._study.add_trial(trial)
+            number = self._marked(mark)
+            if number is None:
+                raise ClusterError("The ledger has not kept a new trial. Start the study again.")
+            return number
+
+        return self._reach.write(write)
 
     def complete(self, number: int, objective: Objective, failure: str | None = None) -> None:
         """Tell what a trial was worth; `failure` says why it counts as failed, if it does.
 
         A trial that has been told is left as it is.
         """
-        trial = self._running(number)
-        if trial is None:
-            return
-        # A crash between these writes leaves the trial running, and they are repeated.
-        for name, violation in objective.constraints.items():
-            if name not in trial.constraints:
-                trial.set_constraint(name, violation)
-        if failure is not None:
-            trial.set_user_attr(_FAILURE, failure)
-        with quiet_optuna():
-            self._study.tell(number, objective.value)
+
+        def write() -> None:
+            trial = self._running(number)
+            if trial is None:
+                return
+            # A crash between these writes leaves the trial running, and they are repeated.
+            for name, violation in objective.constraints.items():
+                if name not in trial.constraints:
+                    trial.set_constraint(name, violation)
+            if failure is not None:
+                trial.set_user_attr(_FAILURE, failure)
+            with quiet_optuna():
+                self._study.tell(number, objective.value)
+
+        self._reach.write(write)
 
     def fail(self, number: int, reason: str) -> None:
         """Tell that a trial gave nothing to learn from: a bug, or a worker that kept dying."""
-        trial = self._running(number)
-        if trial is None:
-            return
-        trial.set_user_attr(_FAILURE, reason)
-        with quiet_optuna():
-            self._study.tell(number, state=OptunaState.FAIL)
+
+        def write() -> None:
+            trial = self._running(number)
+            if trial is None:
+                return
+            trial.set_user_attr(_FAILURE, reason)
+            with quiet_optuna():
+                self._study.tell(number, state=OptunaState.FAIL)
+
+        self._reach.write(write)
 
     def history(self) -> list[FrozenTrial]:
         """Return all trials in Optuna's words, for the sampler."""
-        return list(self._study.get_trials(deepcopy=False))
+        return self._reach.read(lambda: list(self._study.get_trials(deepcopy=False)))
 
     def running(self) -> list[int]:
         """Return the numbers that have no result yet."""
@@ -198,8 +240,12 @@ class Ledger:
             self._files[number] = found
         return self._files[number]
 
+    def _marked(self, mark: str) -> int | None:
+        trials = self._study.get_trials(deepcopy=False)
+        return next((one.number for one in trials if one.user_attrs.get(_MARK) == mark), None)
+
     def _running(self, number: int) -> Trial | None:
-        trial = self.history()[number]
+        trial = self._study.get_trials(deepcopy=False)[number]
         return None if trial.state.is_finished() else Trial(self._study, trial._trial_id)
 
     def _entry(self, trial: FrozenTrial) -> TrialEntry:
@@ -256,10 +302,31 @@ class _NoLock:
         return None
 
 
-def _storage(folder: StudyFolder, url: SecretStr | None) -> BaseStorage:
+def _storage(folder: StudyFolder, url: SecretStr | None, database: Database | None) -> BaseStorage:
+    if database is not None:
+        return database.storage()
     if url is not None:
         return RDBStorage(url.get_secret_value())
     return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_NoLock()))
+
+
+@contextmanager
+def _locked(folder: StudyFolder) -> Iterator[None]:
+    """Hold the lock of a study's folder, which the system drops with the process."""
+    lock = FileLock(folder.lock, thread_local=False)
+    try:
+        # A reader that looks whether anybody drives holds the lock for a moment.
+        lock.acquire(timeout=1)
+    except Timeout:
+        raise ConfigError(
+            f"The study in {folder.root} is being run by "
+            f"{_describe(folder.lock.with_suffix('.json'))}. "
+            "Wait until it ends, or stop it first."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _mend(journal: Path) -> None:
@@ -277,7 +344,7 @@ def _explained(url: SecretStr | None) -> Iterator[None]:
     """Turn a database's complaint into ours, without the URL, which may hold a password."""
     try:
         yield
-    except (ConfigError, KeyError):
+    except (ConfigError, ClusterError, KeyError):
         raise
     except Exception as error:
         what = "database" if url is not None else "file"

@@ -33,7 +33,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     Trials that a killed driver left running come first: what their workers had finished is
     adopted, the others are run again with the same number and hyperparameters. `constraints` are
-    the names of those that the trials are judged by beside the budget.
+    the names of those that the trials are judged by beside the budget; `is_lost` says whether one
+    of Ray's nodes is gone, whose trials have not failed by themselves.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         proposer: Proposer,
         *,
         constraints: Sequence[str] = (),
+        is_lost: Callable[[str], bool],
         on_change: Listener,
     ) -> None:
         super().__init__(metric=None, mode=None)
@@ -52,9 +54,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._space = space
         self._config = config
         self._proposer = proposer
+        self._is_lost = is_lost
         self._on_change = on_change
         self._numbers: dict[str, int] = {}
-        self._deaths: dict[int, int] = {}
+        self._deaths: dict[int, list[str | None]] = {}
         self._deadline = (
             time.monotonic() + config.time_limit_s if config.time_limit_s is not None else None
         )
@@ -76,6 +79,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         else:
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = number
+        self._ledger.folder.leave_place(number)
         self._on_change(number)
         return {JOB: json.dumps({"number": number, "parameters": self._ledger.parameters(number)})}
 
@@ -119,9 +123,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     def _mourn(self, number: int) -> None:
         """Run a trial again whose worker died, or give it up.
 
-        Tune could do this too, but not for a worker that dies between two trials.
+        Tune could do this too, but not for a worker that dies between two trials. It is asked anew
+        each time whether the nodes of earlier deaths are lost: Ray learns it some seconds late.
         """
-        deaths = self._deaths[number] = self._deaths.get(number, 0) + 1
+        self._deaths.setdefault(number, []).append(self._ledger.folder.place_of(number))
+        deaths = len(own_deaths(self._deaths[number], self._is_lost))
         if deaths <= self._config.max_failures:
             self._orphans.append(number)
         else:
@@ -151,6 +157,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         )
         failure = record.failure or "Unknown." if record.outcome is Outcome.FAILED else None
         self._ledger.complete(number, objective, failure)
+
+
+def own_deaths(places: Sequence[str | None], is_lost: Callable[[str], bool]) -> list[str | None]:
+    """Return the deaths, given by their nodes, that were the workers' own and not the node's."""
+    return [node for node in places if node is None or not is_lost(node)]
 
 
 def read_job(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:

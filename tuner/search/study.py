@@ -29,7 +29,7 @@ from tuner.records import (
     Winner,
 )
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
-from tuner.search.executor import Executor, executor
+from tuner.search.executor import Executor, executor, node_is_lost
 from tuner.search.folder import StudyFolder, read_json, write_atomically
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
@@ -171,7 +171,10 @@ class Study:
             KeyboardInterrupt: the user stopped the study; the message says how to continue.
         """
         started = time.monotonic()
-        with Ledger.drive(self.folder, self.config.name, self.config.storage) as ledger:
+        config = self.config
+        with Ledger.drive(
+            self.folder, config.name, config.storage, config.ledger_patience_s
+        ) as ledger:
             self._agree(ledger)
             run = _Run(self, ledger, on_progress or _ignore, started)
             try:
@@ -286,6 +289,7 @@ class _Run:
             self._config,
             self._proposer,
             constraints=[constraint.name for constraint in self._constraints],
+            is_lost=node_is_lost,
             on_change=self._changed,
         )
         self._prune()

@@ -10,7 +10,7 @@ from tuner.cache import Cache
 from tuner.editing.amortised_training import Schedule
 from tuner.editing.counterfactual import Counterfactual, Reading, train_counterfactual
 from tuner.editing.edit_text import EditText, continuation_after, text_of_prompt
-from tuner.editing.likelihood import continuation_losses, unlikelihood_losses
+from tuner.editing.likelihood import continuation_losses
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import Example, Split
 from tuner.editing.training_edits import TrainingEdit, training_edits
@@ -19,6 +19,7 @@ from tuner.errors import BaseMismatch, ConfigError
 SCHEDULE = Schedule(
     learning_rate=1e-2,
     steps=60,
+    warmup=0,
     edits_per_step=6,
     check_every=20,
     patience=9,
@@ -26,7 +27,9 @@ SCHEDULE = Schedule(
     held_out=0.0,
     seed=0,
 )
-PLAIN = Reading(joint=" ", unlikelihood=False, renamed_share=0.0)
+PLAIN = Reading(
+    joint=" ", unlikelihood=False, renamed_share=0.0, rows_per_edit=1, prompt_weight=0.0
+)
 
 
 @pytest.fixture
@@ -97,34 +100,41 @@ def test_by_renamed_targets_it_learns_to_read(small_model: LanguageModel, traini
     assert _losses(read, swapped).mean() < 0.7 * _losses(by_heart, swapped).mean()
 
 
-def test_unlikelihood_lowers_the_contrast(small_model: LanguageModel, training: Split) -> None:
+def test_unlikelihood_lowers_the_token_with_which_a_contrast_parts(
+    small_model: LanguageModel, training: Split
+) -> None:
     split = _with_contrasts(training)
     few = replace(SCHEDULE, steps=15)
-    contrasts = [
-        (edit, row.prompt, str(row.contrast))
-        for edit in training_edits(split)
-        for row in edit.inside
-    ]
+    rows = [(edit, row) for edit in training_edits(split) for row in edit.inside]
+    parting = []
+    for edit, row in rows:
+        wanted, said = small_model.encode(row.target), small_model.encode(str(row.contrast))
+        place = next(i for i, token in enumerate(said) if wanted[i : i + 1] != [token])
+        parting.append((edit, row.prompt, small_model.tokenizer.decode(said[: place + 1])))
     without = train_counterfactual(small_model, split, few, None, PLAIN)
     told = replace(PLAIN, unlikelihood=True)
     with_it = train_counterfactual(small_model, split, few, None, told)
-    assert _losses(with_it, contrasts).mean() > _losses(without, contrasts).mean() + 0.2
+    assert _losses(with_it, parting).mean() > _losses(without, parting).mean() + 0.2
 
 
-def test_unlikelihood_is_minus_log_of_what_is_left(neox: LanguageModel) -> None:
-    row = continuation_after(
-        neox.tokenizer,
-        EditText(prompt="Togo is", target=" big"),
-        " ",
-        "Chile is",
-        neox.encode(" a big town"),
-        most=64,
-    )
-    with torch.no_grad():
-        logits = neox.network(torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
-        share = logits.softmax(dim=-1).gather(1, torch.tensor(row.ids[row.start :])[:, None])
-        found = unlikelihood_losses(neox.network, [row], neox.end_id)
-    torch.testing.assert_close(found[0], -torch.log(1 - share).sum(), rtol=1e-3, atol=1e-5)
+def test_what_follows_a_contrast_s_first_token_is_not_unlearnt(
+    small_model: LanguageModel, training: Split
+) -> None:
+    """Each target is also a contrast: making all tokens of those unlikely would be a tie."""
+    split = _with_contrasts(training)
+    told = replace(PLAIN, unlikelihood=True)
+    found = train_counterfactual(small_model, split, SCHEDULE, None, told)
+    assert (_losses(found, _in_scope(split)) < 0.7).all()
+
+
+def test_reading_prompts_that_repeat_an_edit_makes_them_likely(
+    small_model: LanguageModel, training: Split
+) -> None:
+    few = replace(SCHEDULE, steps=15)
+    again = [(edit, "", f" {edit.edit.prompt}") for edit in training_edits(training)]
+    read = train_counterfactual(small_model, training, few, None, replace(PLAIN, prompt_weight=1.0))
+    not_read = train_counterfactual(small_model, training, few, None, PLAIN)
+    assert _losses(read, again).mean() < 0.8 * _losses(not_read, again).mean()
 
 
 def test_same_settings_same_weights_and_one_training(
@@ -143,10 +153,12 @@ def test_same_settings_same_weights_and_one_training(
         replace(reading, joint=". "),
         replace(reading, unlikelihood=True),
         replace(reading, renamed_share=0.6),
+        replace(reading, rows_per_edit=2),
+        replace(reading, prompt_weight=0.5),
     ):
         train_counterfactual(small_model, training, few, cache, other)
     train_counterfactual(small_model, training, replace(few, seed=1), cache, reading)
-    assert len(list(tmp_path.glob("counterfactual/*.safetensors"))) == 5
+    assert len(list(tmp_path.glob("counterfactual/*.safetensors"))) == 7
 
 
 def test_stored_weights_belong_to_their_model(small_model: LanguageModel) -> None:

@@ -26,6 +26,7 @@ from tuner.memories.scoped import ScopedMemory
 SCHEDULE = Schedule(
     learning_rate=1e-2,
     steps=40,
+    warmup=0,
     edits_per_step=4,
     check_every=10,
     patience=4,

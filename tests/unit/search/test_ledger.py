@@ -36,7 +36,13 @@ def ledger(folder: StudyFolder) -> Iterator[Ledger]:
 def searcher(ledger: Ledger, constraints: Sequence[str] = ()) -> LedgerSearcher:
     proposer = Proposer(SPACE, CONFIG.sampler, seed=0)
     return LedgerSearcher(
-        ledger, SPACE, CONFIG, proposer, constraints=constraints, on_change=lambda number: None
+        ledger,
+        SPACE,
+        CONFIG,
+        proposer,
+        constraints=constraints,
+        is_lost=lambda node: False,
+        on_change=lambda number: None,
     )
 
 
@@ -278,7 +284,10 @@ def test_a_missing_study_and_a_missing_database_are_explained(folder: StudyFolde
     config = StudyConfig.model_validate(
         {"task": "t", "storage": "postgresql://me:hush@127.0.0.1:1/db"}
     )
-    with pytest.raises(ClusterError) as error, Ledger.drive(folder, "study", config.storage):
+    with (
+        pytest.raises(ClusterError, match="has been away for 0 s") as error,
+        Ledger.drive(folder, "study", config.storage, patience_s=0),
+    ):
         pass
     assert "hush" not in str(error.value)
 
