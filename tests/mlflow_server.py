@@ -11,10 +11,17 @@ from pathlib import Path
 
 
 class MlflowServer:
-    """`mlflow server` as one small process group, started, killed and ended by us alone."""
+    """`mlflow server` as one small process group, started, killed and ended by us alone.
 
-    def __init__(self, folder: Path) -> None:
+    With databases it keeps its runs in the first and its users in the second, and asks who is there.
+    """
+
+    user = "admin"
+    password = "drawn-for-this-test"
+
+    def __init__(self, folder: Path, databases: tuple[str, str] | None = None) -> None:
         self._folder = folder
+        self._databases = databases
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -24,6 +31,8 @@ class MlflowServer:
 
     def start(self) -> None:
         database = f"sqlite:///{self._folder / 'server.db'}"
+        if self._databases is not None:
+            database = self._databases[0]
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
         command += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
@@ -31,6 +40,9 @@ class MlflowServer:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+        if self._databases is not None:
+            command += ["--app-name", "basic-auth"]
+            settings |= self._users(self._databases[1])
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -48,6 +60,19 @@ class MlflowServer:
             except OSError:
                 time.sleep(0.2)
         raise TimeoutError((self._folder / "server.log").read_text()[-2000:])
+
+    def _users(self, database: str) -> dict[str, str]:
+        config = self._folder / "auth.ini"
+        config.write_text(
+            "[mlflow]\ndefault_permission = READ\n"
+            f"database_uri = {database}\nadmin_username = {self.user}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(config),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "drawn-for-this-test-too",
+        }
 
     def kill(self) -> None:
         """End it as a power cut would."""

@@ -1,0 +1,204 @@
+"""A ledger in a real PostgreSQL: waited for, written once, by one driver."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres_server import PostgresServer
+from pydantic import SecretStr
+from sqlalchemy import PoolProxiedConnection
+
+from tuner.errors import ClusterError, ConfigError
+from tuner.records import TrialState
+from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.database import Database
+from tuner.search.folder import StudyFolder
+from tuner.search.ledger import Ledger
+from tuner.search.objective import Objective
+from tuner.search.sampler import Proposer
+from tuner.search.space import load_space
+
+SPACE = load_space("lora")
+ASKED = {**StudyConfig(task="t", trials=4).identity, "uid": "u"}
+GOOD = Objective(value=0.5, constraints={"budget": -1.0})
+PARAMETERS = Proposer(SPACE, SamplerName.RANDOM, seed=0).propose([], 0)
+
+DRIVER = """
+import sys
+from pathlib import Path
+from pydantic import SecretStr
+from sqlalchemy import PoolProxiedConnection
+from tuner.search.folder import StudyFolder
+from tuner.search.ledger import Ledger
+
+folder, name, url = sys.argv[1:]
+with Ledger.drive(StudyFolder(Path(folder)), name, SecretStr(url)):
+    print("driving", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def url(server: PostgresServer) -> SecretStr:
+    return SecretStr(server.url())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "study")
+
+
+def test_the_search_waits_for_a_server_that_is_away_and_goes_on(
+    server: PostgresServer,
+    url: SecretStr,
+    folder: StudyFolder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Ledger.drive(folder, "waits", url) as ledger:
+        ledger.ask_for(ASKED)
+        first = ledger.add(PARAMETERS, SPACE)
+        server.stop()
+        back = threading.Timer(3, server.start)
+        back.start()
+        second = ledger.add(PARAMETERS, SPACE)
+        ledger.complete(first, GOOD)
+        ledger.complete(second, GOOD)
+        back.join()
+        assert [entry.state for entry in ledger.trials()] == [TrialState.COMPLETED] * 2
+        assert (first, second) == (0, 1)
+    assert "database is away" in caplog.text
+    assert server.password not in caplog.text
+    found = Ledger.read(StudyFolder(folder.root), "waits", url)
+    assert [one.number for one in found.history()] == [0, 1]
+    assert found.asked == ASKED
+
+
+def test_a_write_whose_answer_is_lost_is_not_done_twice(
+    url: SecretStr, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks just after a commit, the worst moment, again and again."""
+    with Ledger.drive(folder, "answers", url) as ledger:
+        ledger.ask_for(ASKED)
+        dialect = ledger._study._storage._backend.engine.dialect  # type: ignore[attr-defined]
+        commit = dialect.do_commit
+        chance, broken = random.Random(0), 0
+
+        def kept_but_not_told(connection: PoolProxiedConnection) -> None:
+            nonlocal broken
+            commit(connection)
+            if chance.random() < 0.3:
+                broken += 1
+                connection.dbapi_connection.close()
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+        monkeypatch.setattr(dialect, "do_commit", kept_but_not_told)
+        numbers = [ledger.add(PARAMETERS, SPACE) for _ in range(3)]
+        ledger.complete(0, GOOD)
+        ledger.complete(1, GOOD, failure="The loss is NaN.")
+        ledger.fail(2, "Its worker died.")
+        monkeypatch.undo()
+        assert broken > 6
+        assert numbers == [0, 1, 2]
+        entries = ledger.trials()
+        assert [entry.number for entry in entries] == [0, 1, 2]
+        states = [TrialState.COMPLETED, TrialState.FAILED, TrialState.FAILED]
+        assert [entry.state for entry in entries] == states
+        assert ledger.history()[0].constraints == {"budget": -1.0}
+
+
+def test_a_second_driver_is_refused_and_a_killed_one_is_followed_at_once(
+    url: SecretStr, folder: StudyFolder, tmp_path: Path
+) -> None:
+    elsewhere = StudyFolder(tmp_path / "on another machine")
+    arguments = [str(elsewhere.root), "one", url.get_secret_value()]
+    first = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "driving\n"
+    database = Database.at(url)
+    assert database is not None
+    assert database.is_driven("one")
+    assert not database.is_driven("another")
+    with (
+        pytest.raises(ConfigError, match=f"is being run by process {first.pid} on"),
+        database.driven("one", takeover_s=0.5),
+    ):
+        pass
+    first.send_signal(signal.SIGKILL)
+    first.wait(30)
+    with Ledger.drive(folder, "one", url):
+        assert database.is_driven("one")
+    assert not database.is_driven("one")
+
+
+def test_a_driver_that_lost_its_lease_writes_nothing_more(
+    server: PostgresServer, url: SecretStr, folder: StudyFolder
+) -> None:
+    with Ledger.drive(folder, "fenced", url) as ledger:
+        ledger.ask_for(ASKED)
+        with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as other:
+            (key,) = other.execute(
+                "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks "
+                "WHERE locktype = 'advisory'"
+            ).fetchone() or (None,)
+            # The network between driver and server breaks, and another driver is quicker.
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+            other.execute("SELECT pg_advisory_lock(%s::bigint)", [key])
+            with pytest.raises(ClusterError, match="has taken over this study"):
+                ledger.add(PARAMETERS, SPACE)
+        assert ledger.history() == []
+        # The other one has gone.
+        assert ledger.add(PARAMETERS, SPACE) == 0
+
+
+def test_a_login_that_is_refused_is_an_error_at_once_and_shows_no_secret(
+    server: PostgresServer, folder: StudyFolder
+) -> None:
+    for wrong in (
+        server.url().replace(server.password, "hush"),
+        server.url("no-such-database"),
+    ):
+        with (
+            pytest.raises(ConfigError, match="does not let us in") as error,
+            Ledger.drive(folder, "study", SecretStr(wrong)),
+        ):
+            pass
+        assert "hush" not in str(error.value)
+        assert server.password not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://host/ledger", "postgresql+asyncpg://host/ledger"])
+def test_other_databases_are_refused(folder: StudyFolder, url: str) -> None:
+    with (
+        pytest.raises(ConfigError, match="must begin with postgresql:// or sqlite://"),
+        Ledger.drive(folder, "study", SecretStr(url)),
+    ):
+        pass
+
+
+def test_what_is_no_address_is_refused(folder: StudyFolder) -> None:
+    with (
+        pytest.raises(ConfigError, match="must be a URL such as postgresql://"),
+        Ledger.drive(folder, "study", SecretStr("my-ledger")),
+    ):
+        pass
