@@ -133,7 +133,7 @@ def test_the_last_state_comes_as_json(
         code, out, _ = run("launch", study, *PLACE, "--json")
     told = json.loads(out)
     assert code == 0
-    assert (told["name"], told["state"], told["namespace"]) == (NAME, "completed", "tuner")
+    assert (told["name"], told["state"], told["place"]) == (NAME, "completed", "tuner")
 
 
 def test_launching_twice_starts_once(

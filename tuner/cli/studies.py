@@ -23,6 +23,7 @@ from tuner.cli.options import (
     FolderOption,
     GeneralOption,
     LaunchedOnOption,
+    RayAddressOption,
 )
 from tuner.cli.output import (
     FACTS_HEADING,
@@ -40,6 +41,7 @@ from tuner.cli.output import (
     show_values,
     show_violations,
 )
+from tuner.cli.places import a_place
 from tuner.errors import ConfigError, StudyFailed, unknown_name
 from tuner.records import (
     StudyResultRecord,
@@ -398,18 +400,20 @@ def status(
         typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="With --sync."),
     ] = None,
     cluster: LaunchedOnOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-F", help="With --cluster: go on until the study rests.")
+        bool, typer.Option("--follow", "-F", help="Of a launched study: go on until it rests.")
     ] = False,
     folder: FolderOption = STUDIES,
     json_: JsonFlag = False,
 ) -> None:
     """Show how far a study is, also while it runs."""
-    if cluster is not None:
-        from tuner.cli.on_kubernetes import show_on_kubernetes
+    place = a_place(cluster, ray_address, context)
+    if place is not None:
+        from tuner.cli.on_place import show_there
 
-        show_on_kubernetes(name, cluster, context, follow=follow, json_=json_)
+        show_there(name, place, follow=follow, json_=json_)
         return
     if name is None:
         _list_studies(folder, json_)
@@ -589,6 +593,7 @@ def best(
 def stop(
     name: Annotated[str, typer.Argument(help="A running study.")],
     cluster: LaunchedOnOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     delete: Annotated[
         bool,
@@ -609,11 +614,12 @@ def stop(
 
     `tuner search` continues it here, and `tuner resume` on a cluster.
     """
-    if cluster is not None:
-        from tuner.cli.on_kubernetes import stop_on_kubernetes
+    place = a_place(cluster, ray_address, context)
+    if place is not None:
+        from tuner.cli.on_place import stop_there
 
         patience = _GONE_WITHIN_S if wait is None else wait
-        stop_on_kubernetes(name, cluster, context, delete=delete, wait_s=patience, json_=json_)
+        stop_there(name, place, delete=delete, wait_s=patience, json_=json_)
         return
     if delete:
         raise ConfigError("--delete must go with --cluster: a study here is a folder of yours.")

@@ -80,13 +80,13 @@ class LaunchedPod(BaseModel):
 
 @final
 class LaunchedStudy(BaseModel):
-    """A study on a cluster at one moment."""
+    """A study on a cluster at one moment; its place is a namespace, or a Ray cluster's address."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     study: str
-    namespace: str
+    place: str
     state: LaunchState
     words: str
     reasons: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ def describe(
     return LaunchedStudy(
         name=job.metadata.name,
         study=job.metadata.annotations.get(STUDY_ANNOTATION, job.metadata.name),
-        namespace=namespace,
+        place=namespace,
         state=state,
         words=words,
         reasons=tuple(why),
