@@ -1,6 +1,7 @@
 """A real Ray head with a job server and a token, on loopback, started and ended by us alone."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -27,9 +28,9 @@ def free_port() -> int:
 class RayHead:
     """`ray start --head --block` as one process group; never `ray stop`, which ends every Ray."""
 
-    def __init__(self, studies: Path, token: str) -> None:
+    def __init__(self, studies: Path) -> None:
         self.studies = studies
-        self._token = token
+        self.token = secrets.token_hex(32)
         # Ray's sockets lie in it, and a socket's path must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self._port = free_port()
@@ -45,7 +46,7 @@ class RayHead:
         command += ["--object-store-memory=100000000", "--disable-usage-stats"]
         settings = {
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self._token,
+            "RAY_AUTH_TOKEN": self.token,
             "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
                 ":"
@@ -62,8 +63,9 @@ class RayHead:
         deadline = time.monotonic() + _UP_WITHIN_S
         while self._process.poll() is None and time.monotonic() < deadline:
             with suppress(httpx2.RequestError):
-                headers = {"Authorization": f"Bearer {self._token}"}
-                if httpx2.get(f"{self.address}/api/jobs/", headers=headers).status_code == 200:
+                headers = {"Authorization": f"Bearer {self.token}"}
+                # The server answers a moment before the node has joined.
+                if '"ALIVE"' in httpx2.get(f"{self.address}/api/v0/nodes", headers=headers).text:
                     return
             time.sleep(0.3)
         self.kill()

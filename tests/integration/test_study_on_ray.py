@@ -1,8 +1,7 @@
-"""A study is launched on a real Ray cluster with a token, stopped, resumed, and comes to its end."""
+"""A study is launched on a real Ray cluster, stopped and resumed, and comes to its end."""
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -13,6 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Run
+from ray._private.authentication_test_utils import (
+    authentication_env_guard,
+    reset_auth_token_state,
+    set_auth_mode,
+    set_env_auth_token,
+)
 from ray_head import RayHead
 from search_world import make_world
 
@@ -30,17 +35,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    # Ray remembers the first token that a process had; so every cluster of it must have that one.
-    token = os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    head = RayHead(tmp_path_factory.mktemp("studies"), token)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.delenv("TUNER_CLUSTER", raising=False)
-        head.start()
+    """A head whose token this process knows, and forgets again."""
+    head = RayHead(tmp_path_factory.mktemp("studies"))
+    with authentication_env_guard():
+        set_auth_mode("token")
+        set_env_auth_token(head.token)
+        reset_auth_token_state()
         try:
+            head.start()
             yield head
         finally:
             head.kill()
+    reset_auth_token_state()
 
 
 def _write(world: Path, **values: Any) -> str:
@@ -96,10 +102,10 @@ def test_a_study_goes_from_yaml_to_result_over_a_stop(run: Run, head: RayHead, w
 
 def test_a_driver_that_fails_is_told_in_words(run: Run, head: RayHead, world: Path) -> None:
     place = ("--ray-address", head.address)
-    study = _write(world, name="lost", model="/nowhere/model")
+    study = _write(world, name="lost", task="/nowhere/task")
     code, _, err = run("launch", study, *place)
     assert code == 1
-    assert "/nowhere/model" in err  # what the driver said
+    assert "/nowhere/task" in err  # what the driver said
     assert "lost: failed: the search ended with exit code 2; see `tuner logs`" in err
 
 
@@ -115,7 +121,7 @@ def test_a_wrong_token_and_a_missing_one_are_refused(head: RayHead) -> None:
         assert done.returncode == 1
         assert "its token is missing or wrong" in done.stderr
         assert "0" * 64 not in done.stderr
-        assert os.environ["RAY_AUTH_TOKEN"] not in done.stderr
+        assert head.token not in done.stderr
 
 
 def test_no_secret_is_written_on_a_job(run: Run, head: RayHead, world: Path) -> None:

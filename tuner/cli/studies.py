@@ -76,6 +76,7 @@ def register(app: typer.Typer) -> None:
         (status, "Example: `tuner status country_capital-lora`"),
         (compare, "Example: `tuner compare country_capital-lora country_capital-both`"),
         (best, "Example: `tuner best country_capital-lora --epsilon 1e-4`"),
+        (fetch, "Example: `tuner fetch my-study my-bundle --tracking-uri http://localhost:5000`"),
         (stop, "Example: `tuner stop country_capital-lora`"),
     ):
         app.command(epilog=epilog)(verb)
@@ -588,6 +589,31 @@ def best(
     _print_winners(console(), record)
     for one in chosen:
         console().print(f"ε={one.winner.epsilon:g} bundle: {one.folder}", soft_wrap=True)
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(help="A study that MLflow shows.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the bundle.")],
+    tracking_uri: Annotated[
+        str,
+        typer.Option(
+            "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow, as http://localhost:5000."
+        ),
+    ],
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Bring the best edit of a study here from MLflow, wherever the study ran."""
+    from tuner.tracking import fetch_bundle
+
+    found = fetch_bundle(tracking_uri, _EXPERIMENT, name, epsilon, out)
+    if json_:
+        print_json({"study": name, "epsilon": found, "folder": str(out)})
+    else:
+        console().print(f"{out}: the best edit of {name} within {found:g}", soft_wrap=True)
+        console().print(f"Export: tuner export {out} my-edit", soft_wrap=True)
 
 
 def stop(

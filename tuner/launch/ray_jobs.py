@@ -202,7 +202,7 @@ async def _asked(address: str, ask: Callable[[], T]) -> T:
         ) from None
     except (ConnectionError, RequestException) as error:
         raise _unreachable(address, error) from None
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         # Also an answer that is no JSON, or none of the kind that was asked for.
         raise ClusterError(f"The Ray cluster at {address} did not do it: {error}") from None
 

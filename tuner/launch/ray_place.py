@@ -208,7 +208,7 @@ class RayPlace:
 
     async def _send(self, jobs: RayJobs, package: "RayPackage", there: "_Attempts | None") -> bool:
         before = 0 if there is None else attempt_number(there.latest.id)
-        study = _placed(package.study, await jobs.nodes(), self.words)
+        study = placed(package.study, await jobs.nodes(), self.words)
         with tempfile.TemporaryDirectory(prefix="tuner-launch-") as folder:
             package.write(Path(folder), study)
             return await _submit_once(
@@ -303,7 +303,7 @@ def _latest_id(study: LaunchedStudy) -> str:
     return attempt_id(study.name, study.attempts)
 
 
-def _placed(study: "StudyConfig", nodes: Iterable[SeenNode], words: str) -> "StudyConfig":
+def placed(study: "StudyConfig", nodes: Iterable[SeenNode], words: str) -> "StudyConfig":
     """Return the study with as many trials at a time as the cluster has room for.
 
     A number that was asked for stands, since the cluster may grow.
