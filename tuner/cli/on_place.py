@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from tuner.launch import LaunchedStudy, Place
     from tuner.search import StudyConfig
 
+T = TypeVar("T")
+
 _INTERRUPTED = 130
 
 
 def launch_there(study: "StudyConfig", place: "Place", *, detach: bool, json_: bool) -> None:
     """Submit a study and follow it."""
     from tuner.launch import legal_name
+
+    place.preview(study)  # what is wrong with a study is told before what is wrong with a cluster
 
     async def begin() -> str:
         name = legal_name(study.name)
@@ -36,7 +40,7 @@ def launch_there(study: "StudyConfig", place: "Place", *, detach: bool, json_: b
 def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -> None:
     """Show one study of a place, or list all."""
     if name is None:
-        studies = asyncio.run(place.look_at_all())
+        studies = _within(place, place.look_at_all)
         if json_:
             print_json(studies)
             return
@@ -50,7 +54,7 @@ def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -
     if follow:
         _see_through(place, _named(name), detach=False, json_=json_)
         return
-    study = asyncio.run(place.look(name))
+    study = _within(place, lambda: place.look(name))
     if json_:
         print_json(study)
     else:
@@ -60,13 +64,13 @@ def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -
 def stop_there(name: str, place: "Place", *, delete: bool, wait_s: float, json_: bool) -> None:
     """Stop a study of a place, or take it away."""
     if delete:
-        asyncio.run(place.delete(name, wait_s=wait_s))
+        _within(place, lambda: place.delete(name, wait_s=wait_s))
         if json_:
             print_json({"study": name, "deleted": True})
         else:
             console().print(f"{name} is off the cluster; its trials stay in the ledger.")
         return
-    study = asyncio.run(place.stop(name, wait_s=wait_s))
+    study = _within(place, lambda: place.stop(name, wait_s=wait_s))
     stopped = study.has_ended or (study.state.value in ("stopped", "queued") and not study.pods)
     if json_:
         print_json({"study": name, "stopped": stopped, "state": study.state.value})
@@ -104,7 +108,7 @@ def log_there(
                     sys.stdout.flush()
 
     try:
-        asyncio.run(read())
+        _within(place, read)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     if json_:
@@ -150,7 +154,7 @@ def _see_through(
             return await place.follow(name, display)
 
     try:
-        study = asyncio.run(see())
+        study = _within(place, see)
     except KeyboardInterrupt:
         for name in begun:
             messages().print(
@@ -196,3 +200,13 @@ def _print(study: "LaunchedStudy") -> None:
         out.print(f"  {study.lost_attempts} of {study.attempts} attempts lost")
     for pod in study.pods:
         out.print(f"  {pod.role}: {pod.name}, {pod.phase.lower() or 'new'}", soft_wrap=True)
+
+
+def _within(place: "Place", act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what is done at a place, over one connection."""
+
+    async def run() -> T:
+        async with place:
+            return await act()
+
+    return asyncio.run(run())

@@ -1,8 +1,9 @@
 """A namespace of Kubernetes as a place for studies, each a RayJob."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
-from typing import TYPE_CHECKING, Any, final
+from contextlib import AsyncExitStack, aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, final
 
 from tuner.launch import lifecycle
 from tuner.launch.api import KubernetesApi, connect
@@ -29,6 +30,23 @@ class KubernetesPlace:
         self.option = f"--cluster {cluster}"
         self._cluster = load_cluster(cluster)
         self._context = context
+        self._connection = AsyncExitStack()
+        self._connected: KubernetesApi | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect to the cluster that KUBECONFIG names."""
+        api = connect(self._cluster.namespace, self._context)
+        self._connected = await self._connection.enter_async_context(api)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Part."""
+        await self._connection.aclose()
 
     @property
     def words(self) -> str:
@@ -47,48 +65,43 @@ class KubernetesPlace:
         from tuner.launch.rendering import render
 
         rendered = render(study, self._cluster)
-        async with self._api() as api:
-            return await submit(api, rendered)
+        return await submit(self._api, rendered)
 
     async def look(self, name: str) -> LaunchedStudy:
         """Return how far a study is."""
-        async with self._api() as api:
-            return await lifecycle.look(api, name)
+        return await lifecycle.look(self._api, name)
 
     async def look_at_all(self) -> list[LaunchedStudy]:
         """Return all studies of the namespace, without what holds them up."""
-        async with self._api() as api:
-            return await lifecycle.look_at_all(api)
+        return await lifecycle.look_at_all(self._api)
 
     async def stop(self, name: str, *, wait_s: float) -> LaunchedStudy:
         """Suspend a study and return it once its pods are gone, or after `wait_s`."""
-        async with self._api() as api:
-            return await lifecycle.stop(api, name, wait_s=wait_s)
+        return await lifecycle.stop(self._api, name, wait_s=wait_s)
 
     async def delete(self, name: str, *, wait_s: float) -> None:
         """Take a study and all that belongs to it off the cluster."""
-        async with self._api() as api:
-            await lifecycle.delete(api, name, wait_s=wait_s)
+        await lifecycle.delete(self._api, name, wait_s=wait_s)
 
     async def resume(self, name: str, *, wait_s: float) -> bool:
         """Have a study go on from its ledger; return whether that was needed."""
-        async with self._api() as api:
-            return await lifecycle.resume(api, name, wait_s=wait_s)
+        return await lifecycle.resume(self._api, name, wait_s=wait_s)
 
     async def follow(self, name: str, observer: Observer) -> LaunchedStudy:
         """Tell an observer how a study goes on; return it once it rests."""
-        async with self._api() as api:
-            return await follow(api, name, observer)
+        return await follow(self._api, name, observer)
 
     async def log_lines(
         self, name: str, part: Part, *, follow: bool, tail: int | None = None
     ) -> AsyncGenerator[str]:
         """Yield the lines of a part's log; with `follow`, also those to come."""
-        async with self._api() as api:
-            lines = log_lines(api, name, part, follow=follow, tail=tail)
-            async with aclosing(lines):
-                async for line in lines:
-                    yield line
+        lines = log_lines(self._api, name, part, follow=follow, tail=tail)
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
 
-    def _api(self) -> AbstractAsyncContextManager[KubernetesApi]:
-        return connect(self._cluster.namespace, self._context)
+    @property
+    def _api(self) -> KubernetesApi:
+        if self._connected is None:
+            raise RuntimeError("A place is asked within `async with`.")
+        return self._connected

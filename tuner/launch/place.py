@@ -1,7 +1,8 @@
 """Where studies are launched: each place does the same things, whatever stands behind it."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tuner.launch.driver_log import Part
 from tuner.launch.following import Observer
@@ -14,9 +15,22 @@ if TYPE_CHECKING:
 class Place(Protocol):
     """A namespace of Kubernetes, or a Ray cluster that stands already.
 
-    All but `name_of` and `preview` raise a ConfigError where there is no such study, or it cannot
-    run there, and a ClusterError where the place cannot be reached, or refuses.
+    All but `preview` is done within `async with`. It raises a ConfigError where there is no such
+    study, or it cannot run there, and a ClusterError where the place cannot be reached, or refuses.
     """
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Part."""
+        ...
 
     @property
     def option(self) -> str:

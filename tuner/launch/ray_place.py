@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, final
 
 from tuner.errors import AccessDenied, ClusterError, ConfigError, unknown_name
 from tuner.launch.attempts import (
@@ -71,6 +72,27 @@ class RayPlace:
         self.address = check_address(address)
         self.option = f"--ray-address {self.address}"
         self.words = f"the Ray cluster at {self.address}"
+        self._connected: RayJobs | None = None
+
+    async def __aenter__(self) -> Self:
+        """Make sure that the job server answers, and lets us in."""
+        self._connected = await RayJobs.connect(self.address)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Part; no connection is held."""
+        self._connected = None
+
+    @property
+    def _jobs(self) -> RayJobs:
+        if self._connected is None:
+            raise RuntimeError("A place is asked within `async with`.")
+        return self._connected
 
     def preview(self, study: "StudyConfig") -> Sequence[Mapping[str, Any]]:
         """Return the job that would be submitted, with the names of the files that go along."""
@@ -87,8 +109,7 @@ class RayPlace:
         from tuner.launch.ray_package import pack
 
         package = pack(study)
-        jobs = await RayJobs.connect(self.address)
-        there = (await _studies(jobs)).get(package.name)
+        there = (await _studies(self._jobs)).get(package.name)
         if there is not None:
             if there.latest.metadata.get(CONTENT_KEY) == package.content:
                 return False
@@ -98,28 +119,26 @@ class RayPlace:
                     "this one another name, or end that one with `tuner stop` and launch again: "
                     "its trials stay in the ledger."
                 )
-        return await self._send(jobs, package, there)
+        return await self._send(package, there)
 
     async def look(self, name: str) -> LaunchedStudy:
         """Return how far a study is."""
-        return self._described(await self._find(await RayJobs.connect(self.address), name))
+        return self._described(await self._find(name))
 
     async def look_at_all(self) -> list[LaunchedStudy]:
         """Return all studies that were launched on the cluster in its life."""
-        jobs = await RayJobs.connect(self.address)
-        return [self._described(one) for _, one in sorted((await _studies(jobs)).items())]
+        return [self._described(one) for _, one in sorted((await _studies(self._jobs)).items())]
 
     async def stop(self, name: str, *, wait_s: float) -> LaunchedStudy:
         """Stop a study and return it once its driver has ended, or after `wait_s`."""
-        jobs = await RayJobs.connect(self.address)
-        study = self._described(await self._find(jobs, name))
+        study = self._described(await self._find(name))
         if study.rests:
             return study
-        await jobs.stop(_latest_id(study))
+        await self._jobs.stop(_latest_id(study))
         deadline = time.monotonic() + wait_s
         while not study.rests and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_EVERY_S / 2)
-            study = self._described(await self._find(jobs, name))
+            study = self._described(await self._find(name))
         return study
 
     async def delete(self, name: str, *, wait_s: float) -> None:
@@ -135,26 +154,24 @@ class RayPlace:
 
     async def resume(self, name: str, *, wait_s: float) -> bool:
         """Have a study go on as its next attempt; return whether that was needed."""
-        jobs = await RayJobs.connect(self.address)
-        found = await self._find(jobs, name)
+        found = await self._find(name)
         study = self._described(found)
         if not study.rests:
             return False
         id = attempt_id(study.name, study.attempts + 1)
-        await _submit_once(jobs, id, next_command(study.name), found.latest.metadata, None)
+        await _submit_once(self._jobs, id, next_command(study.name), found.latest.metadata, None)
         return True
 
     async def follow(self, name: str, observer: Observer) -> LaunchedStudy:
         """Tell an observer how a study goes on; return it once it rests."""
-        jobs = await RayJobs.connect(self.address)
-        found = await self._find(jobs, name)
+        found = await self._find(name)
         told: LaunchedStudy | None = None
         study, read = self._described(found), 0
         troubled, pause = False, pauses()
         while True:
             try:
-                study = self._described(await self._find(jobs, name))
-                lines = await _lines(jobs, study, complete=study.rests)
+                study = self._described(await self._find(name))
+                lines = await _lines(self._jobs, study, complete=study.rests)
             except AccessDenied:
                 raise
             except ClusterError as error:
@@ -189,11 +206,10 @@ class RayPlace:
             raise ConfigError(
                 f"--of must be driver: the {part.value} of {self.words} is not the study's own."
             )
-        jobs = await RayJobs.connect(self.address)
         id, read = "", 0
         while True:
-            study = self._described(await self._find(jobs, name))
-            lines = await _lines(jobs, study, complete=study.rests or not follow)
+            study = self._described(await self._find(name))
+            lines = await _lines(self._jobs, study, complete=study.rests or not follow)
             if id != _latest_id(study):
                 first = not id
                 id, read = _latest_id(study), 0
@@ -206,21 +222,21 @@ class RayPlace:
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def _send(self, jobs: RayJobs, package: "RayPackage", there: "_Attempts | None") -> bool:
+    async def _send(self, package: "RayPackage", there: "_Attempts | None") -> bool:
         before = 0 if there is None else attempt_number(there.latest.id)
-        study = placed(package.study, await jobs.nodes(), self.words)
+        study = placed(package.study, await self._jobs.nodes(), self.words)
         with tempfile.TemporaryDirectory(prefix="tuner-launch-") as folder:
             package.write(Path(folder), study)
             return await _submit_once(
-                jobs,
+                self._jobs,
                 attempt_id(package.name, before + 1),
                 package.entrypoint,
                 package.metadata,
                 Path(folder),
             )
 
-    async def _find(self, jobs: RayJobs, name: str) -> _Attempts:
-        studies = await _studies(jobs)
+    async def _find(self, name: str) -> _Attempts:
+        studies = await _studies(self._jobs)
         found = studies.get(legal_name(name))
         if found is None:
             raise unknown_name(f"study on {self.words}", name, studies)

@@ -134,7 +134,7 @@ def test_who_is_no_job_server_is_told_apart() -> None:
 def _world(folder: Path, **values: Any) -> StudyConfig:
     """A study with files of its own."""
     (folder / "mine.yaml").write_text(
-        "editor: lora\nsearch:\n  rank: {type: int, low: 1, high: 4}\n"
+        "editor: lora\nsearch:\n  learning_rate: {type: float, low: 1e-3, high: 1e-2, log: true}\n"
     )
     (folder / "text.jsonl").write_text('{"text": "a"}\n')
     study = {"name": "My_Study", "task": "country_capital", "space": "mine.yaml"}
