@@ -11,11 +11,10 @@ All studies follow each other on the same machine; compare their ratios, not the
 import argparse
 import itertools
 import json
-import statistics
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import ray
 from tuner.editing.editor import Editor
 from tuner.evaluation.budget import Budget, Deviation, Verdict
 from tuner.evaluation.scores import Scores
-from tuner.records import Answer, Outcome, Rule, SplitName, TrialEntry, TrialRecord
+from tuner.records import Answer, Outcome, Rule, SplitName, TrialRecord
 from tuner.search import Study, StudyConfig
 from tuner.search.worker import make_bench
 from tuner.trial import Bench, TrialResult
@@ -72,29 +71,28 @@ def measure(sampler: str, slots: int, trials: int, seconds: float) -> dict[str, 
             test_seeds=0,
             device="cpu",
         )
-        study = Study.of(config, folder=Path(folder), make_bench=Sleeping(seconds))
+        ends = Path(folder) / "ends"
+        study = Study.of(config, folder=Path(folder), make_bench=Sleeping(seconds, ends))
         started = time.perf_counter()
-        entries = study.run().trials
+        study.run()
         whole = time.perf_counter() - started
-    return {"sampler": sampler, "slots": slots, "trials": trials, "study_s": round(whole, 2)} | (
-        figures(entries, slots, seconds)
-    )
+        lines = [line.split() for line in ends.read_text().splitlines()]
+    run = {"sampler": sampler, "slots": slots, "trials": trials, "study_s": round(whole, 1)}
+    return run | figures([(pid, float(when)) for pid, when in lines], slots, seconds)
 
 
-def figures(entries: Sequence[TrialEntry], slots: int, seconds: float) -> dict[str, float]:
-    """Return throughput between the first trial's end and the last one's: without the start."""
-    ends = sorted(entry.finished.timestamp() for entry in entries if entry.finished)
-    # The first round waits for the workers to load; what follows is the steady state.
-    steady = ends[slots - 1 :]
+def figures(ends: list[tuple[str, float]], slots: int, seconds: float) -> dict[str, float]:
+    """Return the throughput from when every worker has done a trial, so without their start."""
+    first = {pid: when for pid, when in sorted(ends, key=lambda end: -end[1])}
+    if len(first) < slots:
+        raise RuntimeError(f"{len(first)} of {slots} workers have started: give more --trials")
+    steady = sorted(when for _, when in ends if when >= max(first.values()))
     rate = (len(steady) - 1) / (steady[-1] - steady[0])
-    ideal = slots / seconds
     return {
+        "steady_trials": len(steady),
         "trials_per_hour": round(3600 * rate),
-        "share_of_ideal": round(rate / ideal, 4),
+        "share_of_ideal": round(rate * seconds / slots, 4),
         "overhead_s_per_trial": round(slots / rate - seconds, 4),
-        "median_s_between_ends": round(
-            statistics.median(b - a for a, b in itertools.pairwise(steady)), 4
-        ),
     }
 
 
@@ -103,6 +101,7 @@ class Sleeping:
     """Makes benches on which a trial is a rest."""
 
     seconds: float
+    ends: Path
 
     def __call__(self, config: StudyConfig) -> Bench:
         """Return a bench with a loaded model, as any worker has it."""
@@ -110,6 +109,8 @@ class Sleeping:
 
         def rest(editor: Editor, *, seed: int) -> TrialResult:
             time.sleep(self.seconds)
+            with self.ends.open("a", encoding="utf-8") as ends:
+                ends.write(f"{os.getpid()} {time.time()}\n")
             return TrialResult(made_up(editor, config, seed), {})
 
         bench.run = rest  # type: ignore[method-assign, assignment]

@@ -119,9 +119,7 @@ def test_the_secrets_are_made_as_written(tmp_path: Path) -> None:
         f"{one} --dry-run=client -o yaml; echo ---" if one.startswith("kubectl") else one
         for one in DRAWN
     )
-    environment = os.environ | {
-        "PATH": f"{Path(_kubectl()).parent}{os.pathsep}{os.environ['PATH']}"
-    }
+    search = os.pathsep.join([str(Path(_kubectl()).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
