@@ -211,6 +211,25 @@ def test_a_launch_that_was_cut_short_is_completed_by_the_next(
     assert files["metadata"]["ownerReferences"]
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"storage": "postgresql://me:hush@db/x"}, "storage: must not be set"),
+        ({"workers": 400}, "400 are asked for"),
+        ({"space": "lorra"}, "Did you mean 'lora'"),
+        ({"general": "/home/me/text.jsonl"}, "does not see the files of this machine"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_asked(
+    values: dict[str, Any], words: str, run: Run, fake: FakeKubernetes, tmp_path: Path
+) -> None:
+    code, _, err = run("launch", _write(tmp_path, **values), *PLACE)
+    assert code == 2
+    assert words in err
+    assert "hush" not in err
+    assert not fake.requests
+
+
 def test_what_kubernetes_refuses_leaves_nothing(run: Run, fake: FakeKubernetes, study: str) -> None:
     fake.quota = "exceeded quota: jobs, requested: count/rayjobs=1, used: 3, limited: 3"
     code, _, err = run("launch", study, *PLACE)

@@ -47,7 +47,7 @@ def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -
         table = make_table(f"Studies in {place.words}", ("study", "state", "attempt", "started"))
         for one in studies:
             began = one.started.strftime("%Y-%m-%d %H:%M") if one.started else "–"
-            attempt = f"{min(one.lost_attempts + 1, one.attempts)}/{one.attempts}"
+            attempt = f"{one.attempt}/{one.attempts}"
             table.add_row(one.study, one.state.value, attempt, began)
         console().print(table)
         return

@@ -91,6 +91,7 @@ class LaunchedStudy(BaseModel):
     words: str
     reasons: tuple[str, ...] = ()
     lost_attempts: int = 0
+    attempt: int = 1
     attempts: int = 1
     started: datetime | None = None
     ended: datetime | None = None
@@ -157,6 +158,7 @@ def describe(
         words=words,
         reasons=tuple(why),
         lost_attempts=status.failed,
+        attempt=min(status.failed, job.spec.backoff_limit) + 1,
         attempts=job.spec.backoff_limit + 1,
         started=status.start_time,
         ended=status.end_time,

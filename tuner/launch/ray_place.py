@@ -4,10 +4,9 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, final
 
 from tuner.errors import AccessDenied, ClusterError, ConfigError, unknown_name
 from tuner.launch.attempts import (
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
     from tuner.launch.ray_package import RayPackage
     from tuner.search import StudyConfig
 
+# All jobs of one study, the first one first.
+_Attempts: TypeAlias = tuple[SeenJob, ...]
+
 _LOOK_EVERY_S = 1.0
 _NOT_FOUND = 127
 
@@ -45,18 +47,6 @@ _WORDS = {
     JobState.SUCCEEDED: "completed",
     JobState.FAILED: "failed",
 }
-
-
-@final
-@dataclass(frozen=True)
-class _Attempts:
-    """All jobs of one study, the first one first."""
-
-    jobs: tuple[SeenJob, ...]
-
-    @property
-    def latest(self) -> SeenJob:
-        return self.jobs[-1]
 
 
 @final
@@ -111,7 +101,7 @@ class RayPlace:
         package = pack(study)
         there = (await _studies(self._jobs)).get(package.name)
         if there is not None:
-            if there.latest.metadata.get(CONTENT_KEY) == package.content:
+            if there[-1].metadata.get(CONTENT_KEY) == package.content:
                 return False
             if not self._described(there).rests:
                 raise ConfigError(
@@ -159,15 +149,14 @@ class RayPlace:
         if not study.rests:
             return False
         id = attempt_id(study.name, study.attempts + 1)
-        await _submit_once(self._jobs, id, next_command(study.name), found.latest.metadata, None)
+        await _submit_once(self._jobs, id, next_command(study.name), found[-1].metadata, None)
         return True
 
     async def follow(self, name: str, observer: Observer) -> LaunchedStudy:
         """Tell an observer how a study goes on; return it once it rests."""
-        found = await self._find(name)
+        await self._find(name)  # a place that is out of reach at first is not waited for
         told: LaunchedStudy | None = None
-        study, read = self._described(found), 0
-        troubled, pause = False, pauses()
+        read, troubled, pause = 0, False, pauses()
         while True:
             try:
                 study = self._described(await self._find(name))
@@ -222,8 +211,8 @@ class RayPlace:
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def _send(self, package: "RayPackage", there: "_Attempts | None") -> bool:
-        before = 0 if there is None else attempt_number(there.latest.id)
+    async def _send(self, package: "RayPackage", there: _Attempts | None) -> bool:
+        before = 0 if there is None else attempt_number(there[-1].id)
         study = placed(package.study, await self._jobs.nodes(), self.words)
         with tempfile.TemporaryDirectory(prefix="tuner-launch-") as folder:
             package.write(Path(folder), study)
@@ -243,7 +232,7 @@ class RayPlace:
         return found
 
     def _described(self, attempts: _Attempts) -> LaunchedStudy:
-        return describe(attempts.jobs, self.address)
+        return describe(attempts, self.address)
 
 
 def describe(attempts: Sequence[SeenJob], address: str) -> LaunchedStudy:
@@ -263,6 +252,7 @@ def describe(attempts: Sequence[SeenJob], address: str) -> LaunchedStudy:
         words=words,
         reasons=reasons,
         lost_attempts=sum(one.state is JobState.FAILED for one in attempts[:-1]),
+        attempt=attempt_number(job.id),
         attempts=attempt_number(job.id),
         started=job.started,
         ended=job.ended,
@@ -287,7 +277,7 @@ async def _studies(jobs: RayJobs) -> dict[str, _Attempts]:
         if STUDY_KEY in job.metadata and attempt_number(job.id):
             ours.setdefault(job.id.rpartition(".")[0], []).append(job)
     return {
-        name: _Attempts(tuple(sorted(found, key=lambda one: attempt_number(one.id))))
+        name: tuple(sorted(found, key=lambda one: attempt_number(one.id)))
         for name, found in ours.items()
     }
 
@@ -310,7 +300,16 @@ async def _lines(jobs: RayJobs, study: LaunchedStudy, *, complete: bool) -> list
     """Return what the driver has written, without a last line that it has not ended yet."""
     if study.state is LaunchState.STARTING:
         return []
-    lines = (await jobs.log(_latest_id(study))).split("\n")
+    try:
+        written = await jobs.log(_latest_id(study))
+    except AccessDenied:
+        raise
+    except ClusterError:
+        # A driver that never began has no log, and a node that died took it along.
+        if study.state is LaunchState.FAILED:
+            return []
+        raise
+    lines = written.split("\n")
     last = lines.pop()
     return [*lines, last] if complete and last else lines
 
