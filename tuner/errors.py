@@ -7,7 +7,7 @@
     ├── EditError               this trial fails, the study goes on (NaN, out of memory)
     ├── StudyFailed             a study ended without one completed trial
     ├── ClusterError            Ray, a worker, the ledger or Kubernetes is out of reach
-    │   └── AccessDenied        Kubernetes does not let you do it
+    │   └── AccessDenied        the cluster does not let you do it
     ├── FetchError              a published file cannot be had, or is not the one it should be
     └── MissingExtra            an optional dependency is absent; prints the pip command
 
@@ -53,7 +53,7 @@ class ClusterError(TunerError):
 
 
 class AccessDenied(ClusterError):
-    """Kubernetes does not know you, or does not let you do what is asked."""
+    """The cluster does not know you, or does not let you do what is asked."""
 
 
 class FetchError(TunerError):

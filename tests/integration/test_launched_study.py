@@ -133,7 +133,7 @@ def test_the_last_state_comes_as_json(
         code, out, _ = run("launch", study, *PLACE, "--json")
     told = json.loads(out)
     assert code == 0
-    assert (told["name"], told["state"], told["namespace"]) == (NAME, "completed", "tuner")
+    assert (told["name"], told["state"], told["place"]) == (NAME, "completed", "tuner")
 
 
 def test_launching_twice_starts_once(
@@ -209,6 +209,25 @@ def test_a_launch_that_was_cut_short_is_completed_by_the_next(
     files = fake.store.get("configmaps", "tuner", NAME)
     assert list(files["data"]) == ["study.yaml"]
     assert files["metadata"]["ownerReferences"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"storage": "postgresql://me:hush@db/x"}, "storage: must not be set"),
+        ({"workers": 400}, "400 are asked for"),
+        ({"space": "lorra"}, "Did you mean 'lora'"),
+        ({"general": "/home/me/text.jsonl"}, "does not see the files of this machine"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_asked(
+    values: dict[str, Any], words: str, run: Run, fake: FakeKubernetes, tmp_path: Path
+) -> None:
+    code, _, err = run("launch", _write(tmp_path, **values), *PLACE)
+    assert code == 2
+    assert words in err
+    assert "hush" not in err
+    assert not fake.requests
 
 
 def test_what_kubernetes_refuses_leaves_nothing(run: Run, fake: FakeKubernetes, study: str) -> None:

@@ -72,7 +72,7 @@ def headline(study: "LaunchedStudy") -> Text:
     """Return a study's state on one line."""
     style = _STYLES.get(study.state.value, "")
     attempt = (
-        f" (attempt {study.lost_attempts + 1} of {study.attempts})"
+        f" (attempt {study.attempt} of {study.attempts})"
         if study.lost_attempts and not study.has_ended
         else ""
     )
@@ -89,5 +89,5 @@ def _picture(study: "LaunchedStudy", trouble: str | None) -> RenderableType:
     if counts:
         parts.append(Text("  " + ", ".join(f"{n} {kind}" for kind, n in counts.items()), "dim"))
     if trouble is not None:
-        parts.append(Text("  out of touch with Kubernetes; the study goes on", style="yellow"))
+        parts.append(Text("  out of touch with the cluster; the study goes on", style="yellow"))
     return Group(*parts)

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from tuner.cli.launched import DetachOption
-from tuner.cli.options import ClusterOption, ContextOption
+from tuner.cli.options import ClusterOption, ContextOption, RayAddressOption
 from tuner.cli.output import JsonFlag, print_json
+from tuner.cli.places import the_place
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +19,8 @@ def register(app: typer.Typer) -> None:
 
 def launch(
     study: Annotated[Path, typer.Argument(help="A study as YAML.")],
-    cluster: ClusterOption,
+    cluster: ClusterOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
@@ -26,21 +28,23 @@ def launch(
     detach: DetachOption = False,
     json_: JsonFlag = False,
 ) -> None:
-    """Run a study on Kubernetes, as a RayJob whose driver goes on from its ledger, and follow it.
+    """Run a study on Kubernetes, as a RayJob, or on a Ray cluster, as a job; and follow it.
 
-    Everything is checked by the rules of KubeRay's operator before it is sent. Launching twice
-    starts once; Ctrl-C leaves the study running.
+    Everything is checked before it is sent, for Kubernetes by the rules of KubeRay's operator. Its
+    driver goes on from its ledger. Launching twice starts once; Ctrl-C leaves the study running.
     """
-    from tuner.launch import as_yaml, load_cluster, render
+    from tuner.launch import as_yaml
     from tuner.search import load_study
 
-    rendered = render(load_study(study), load_cluster(cluster))
+    place = the_place(cluster, ray_address, context)
+    asked = load_study(study)
     if not dry_run:
-        from tuner.cli.on_kubernetes import launch_on_kubernetes
+        from tuner.cli.on_place import launch_there
 
-        launch_on_kubernetes(rendered, cluster, context, detach=detach, json_=json_)
+        launch_there(asked, place, detach=detach, json_=json_)
         return
+    sent = place.preview(asked)
     if json_:
-        print_json(rendered.manifests())
+        print_json(sent)
     else:
-        sys.stdout.write(as_yaml(rendered.manifests()))
+        sys.stdout.write(as_yaml(sent))

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import ClusterOption, ContextOption
+from tuner.cli.options import ClusterOption, ContextOption, RayAddressOption
 from tuner.cli.output import JsonFlag
+from tuner.cli.places import the_place
 
 NameArgument = Annotated[str, typer.Argument(help="A launched study.")]
 DetachOption = Annotated[
@@ -24,7 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def logs(
     name: NameArgument,
-    cluster: ClusterOption,
+    cluster: ClusterOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     of: Annotated[
         str, typer.Option("--of", help="driver (the search itself), head or autoscaler.")
@@ -36,14 +38,16 @@ def logs(
     json_: JsonFlag = False,
 ) -> None:
     """Show what a launched study has written; across lost attempts with --follow."""
-    from tuner.cli.on_kubernetes import log_on_kubernetes
+    from tuner.cli.on_place import log_there
 
-    log_on_kubernetes(name, cluster, context, of=of, follow=follow, tail=tail, json_=json_)
+    place = the_place(cluster, ray_address, context)
+    log_there(name, place, of=of, follow=follow, tail=tail, json_=json_)
 
 
 def resume(
     name: NameArgument,
-    cluster: ClusterOption,
+    cluster: ClusterOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     wait: Annotated[
         float, typer.Option("--wait", help="Seconds to wait until an ended study is cleared away.")
@@ -52,6 +56,7 @@ def resume(
     json_: JsonFlag = False,
 ) -> None:
     """Have a launched study go on from its ledger, whether it was stopped or has ended."""
-    from tuner.cli.on_kubernetes import resume_on_kubernetes
+    from tuner.cli.on_place import resume_there
 
-    resume_on_kubernetes(name, cluster, context, wait_s=wait, detach=detach, json_=json_)
+    place = the_place(cluster, ray_address, context)
+    resume_there(name, place, wait_s=wait, detach=detach, json_=json_)

@@ -32,18 +32,25 @@ EpsilonsOption = Annotated[
     typer.Option("--epsilon", "-e", help="A budget; give the option again for more."),
 ]
 ClusterOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--cluster",
         "-c",
         help="A cluster as YAML, or one that comes with tuner: local, gpu-cloud or "
-        "existing-kuberay.",
-        envvar="TUNER_CLUSTER",
+        "existing-kuberay. Without it and --ray-address, the one in TUNER_CLUSTER.",
     ),
 ]
 LaunchedOnOption = Annotated[
     str | None,
     typer.Option("--cluster", "-c", help="Of a study that was launched: its cluster."),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="In place of --cluster: the job server of a Ray cluster, as http://head:8265; its "
+        "token comes from RAY_AUTH_TOKEN.",
+    ),
 ]
 ContextOption = Annotated[
     str | None,

@@ -23,6 +23,7 @@ from tuner.cli.options import (
     FolderOption,
     GeneralOption,
     LaunchedOnOption,
+    RayAddressOption,
 )
 from tuner.cli.output import (
     FACTS_HEADING,
@@ -40,6 +41,7 @@ from tuner.cli.output import (
     show_values,
     show_violations,
 )
+from tuner.cli.places import a_place
 from tuner.errors import ConfigError, StudyFailed, unknown_name
 from tuner.records import (
     StudyResultRecord,
@@ -74,6 +76,7 @@ def register(app: typer.Typer) -> None:
         (status, "Example: `tuner status country_capital-lora`"),
         (compare, "Example: `tuner compare country_capital-lora country_capital-both`"),
         (best, "Example: `tuner best country_capital-lora --epsilon 1e-4`"),
+        (fetch, "Example: `tuner fetch my-study my-bundle --tracking-uri http://localhost:5000`"),
         (stop, "Example: `tuner stop country_capital-lora`"),
     ):
         app.command(epilog=epilog)(verb)
@@ -398,18 +401,20 @@ def status(
         typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="With --sync."),
     ] = None,
     cluster: LaunchedOnOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-F", help="With --cluster: go on until the study rests.")
+        bool, typer.Option("--follow", "-F", help="Of a launched study: go on until it rests.")
     ] = False,
     folder: FolderOption = STUDIES,
     json_: JsonFlag = False,
 ) -> None:
     """Show how far a study is, also while it runs."""
-    if cluster is not None:
-        from tuner.cli.on_kubernetes import show_on_kubernetes
+    place = a_place(cluster, ray_address, context)
+    if place is not None:
+        from tuner.cli.on_place import show_there
 
-        show_on_kubernetes(name, cluster, context, follow=follow, json_=json_)
+        show_there(name, place, follow=follow, json_=json_)
         return
     if name is None:
         _list_studies(folder, json_)
@@ -586,9 +591,35 @@ def best(
         console().print(f"ε={one.winner.epsilon:g} bundle: {one.folder}", soft_wrap=True)
 
 
+def fetch(
+    name: Annotated[str, typer.Argument(help="A study that MLflow shows.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the bundle.")],
+    tracking_uri: Annotated[
+        str,
+        typer.Option(
+            "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow, as http://localhost:5000."
+        ),
+    ],
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", "-e", help="Which of a study's winners.")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Bring the best edit of a study here from MLflow, wherever the study ran."""
+    from tuner.tracking import fetch_bundle
+
+    found = fetch_bundle(tracking_uri, _EXPERIMENT, name, epsilon, out)
+    if json_:
+        print_json({"study": name, "epsilon": found, "folder": str(out)})
+    else:
+        console().print(f"{out}: the best edit of {name} within {found:g}", soft_wrap=True)
+        console().print(f"Export: tuner export {out} my-edit", soft_wrap=True)
+
+
 def stop(
     name: Annotated[str, typer.Argument(help="A running study.")],
     cluster: LaunchedOnOption = None,
+    ray_address: RayAddressOption = None,
     context: ContextOption = None,
     delete: Annotated[
         bool,
@@ -609,11 +640,12 @@ def stop(
 
     `tuner search` continues it here, and `tuner resume` on a cluster.
     """
-    if cluster is not None:
-        from tuner.cli.on_kubernetes import stop_on_kubernetes
+    place = a_place(cluster, ray_address, context)
+    if place is not None:
+        from tuner.cli.on_place import stop_there
 
         patience = _GONE_WITHIN_S if wait is None else wait
-        stop_on_kubernetes(name, cluster, context, delete=delete, wait_s=patience, json_=json_)
+        stop_there(name, place, delete=delete, wait_s=patience, json_=json_)
         return
     if delete:
         raise ConfigError("--delete must go with --cluster: a study here is a folder of yours.")

@@ -1,4 +1,4 @@
-"""A study as a Kubernetes RayJob: what is sent, checked before it is sent, and followed.
+"""A study as a Kubernetes RayJob or a job of Ray: checked, sent, and followed.
 
 Names load when they are first used: who asks how a study goes needs no model library.
 """
@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from tuner.launch.cluster import ClusterConfig, cluster_names, load_cluster
     from tuner.launch.driver_log import Part, log_lines
     from tuner.launch.following import Observer, follow
+    from tuner.launch.kubernetes_place import KubernetesPlace
     from tuner.launch.launched import LaunchedPod, LaunchedStudy, LaunchState
     from tuner.launch.lifecycle import delete, look, look_at_all, resume, stop
     from tuner.launch.manifests import as_yaml, read_rayjob
     from tuner.launch.names import legal_name
+    from tuner.launch.place import Place
+    from tuner.launch.ray_place import RayPlace
     from tuner.launch.rayjob import RayJob
     from tuner.launch.rendering import ConfigMap, Rendered, render
     from tuner.launch.submission import submit
@@ -24,10 +27,13 @@ _HOMES = {
     "tuner.launch.cluster": ("ClusterConfig", "cluster_names", "load_cluster"),
     "tuner.launch.driver_log": ("Part", "log_lines"),
     "tuner.launch.following": ("Observer", "follow"),
+    "tuner.launch.kubernetes_place": ("KubernetesPlace",),
     "tuner.launch.launched": ("LaunchState", "LaunchedPod", "LaunchedStudy"),
     "tuner.launch.lifecycle": ("delete", "look", "look_at_all", "resume", "stop"),
     "tuner.launch.manifests": ("as_yaml", "read_rayjob"),
     "tuner.launch.names": ("legal_name",),
+    "tuner.launch.place": ("Place",),
+    "tuner.launch.ray_place": ("RayPlace",),
     "tuner.launch.rayjob": ("RayJob",),
     "tuner.launch.rendering": ("ConfigMap", "Rendered", "render"),
     "tuner.launch.submission": ("submit",),
@@ -38,12 +44,15 @@ __all__ = [
     "ClusterConfig",
     "ConfigMap",
     "KubernetesApi",
+    "KubernetesPlace",
     "LaunchState",
     "LaunchedPod",
     "LaunchedStudy",
     "Observer",
     "Part",
+    "Place",
     "RayJob",
+    "RayPlace",
     "Rendered",
     "as_yaml",
     "cluster_names",

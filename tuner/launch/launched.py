@@ -80,17 +80,18 @@ class LaunchedPod(BaseModel):
 
 @final
 class LaunchedStudy(BaseModel):
-    """A study on a cluster at one moment."""
+    """A study on a cluster at one moment; its place is a namespace, or a Ray cluster's address."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     study: str
-    namespace: str
+    place: str
     state: LaunchState
     words: str
     reasons: tuple[str, ...] = ()
     lost_attempts: int = 0
+    attempt: int = 1
     attempts: int = 1
     started: datetime | None = None
     ended: datetime | None = None
@@ -152,11 +153,12 @@ def describe(
     return LaunchedStudy(
         name=job.metadata.name,
         study=job.metadata.annotations.get(STUDY_ANNOTATION, job.metadata.name),
-        namespace=namespace,
+        place=namespace,
         state=state,
         words=words,
         reasons=tuple(why),
         lost_attempts=status.failed,
+        attempt=min(status.failed, job.spec.backoff_limit) + 1,
         attempts=job.spec.backoff_limit + 1,
         started=status.start_time,
         ended=status.end_time,

@@ -10,9 +10,7 @@ from typing import Any, Literal, Self, final
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tuner.editing.task import load_task, task_names
 from tuner.errors import ConfigError
-from tuner.evaluation.constraints import check_measured
 from tuner.launch.cluster import ClusterConfig, HeadPods, SecretValue, WorkerPods
 from tuner.launch.kubernetes import KubernetesObject, ObjectMeta, amount
 from tuner.launch.labels import (
@@ -22,11 +20,16 @@ from tuner.launch.labels import (
     STUDY_ANNOTATION,
     STUDY_LABEL,
 )
+from tuner.launch.launchable import (
+    check_leaves_place_open,
+    check_space,
+    check_travels_alone,
+    is_path,
+)
 from tuner.launch.manifests import read_rayjob, refusal
 from tuner.launch.names import legal_name
 from tuner.launch.rayjob import RayJob
-from tuner.search import StudyConfig, load_space
-from tuner.yaml_file import read_yaml
+from tuner.search import StudyConfig
 
 _STUDY_FOLDER = PurePosixPath("/etc/tuner/study")
 _STUDY_FILE = "study.yaml"
@@ -113,12 +116,7 @@ def study_on(study: StudyConfig, cluster: ClusterConfig) -> StudyConfig:
     Raises:
         ConfigError: it names something that only this machine has, or that the cluster lacks.
     """
-    for key, value, instead in (
-        ("storage", study.storage, "the ledger's address comes from the cluster's Secret"),
-        ("address", study.address, "the driver runs in the Ray cluster that is made for it"),
-    ):
-        if value is not None:
-            raise ConfigError(f"{key}: must not be set in a study to launch: {instead}.")
+    check_leaves_place_open(study, "the ledger's address comes from the cluster's Secret")
     for key in ("task", "model", "general"):
         _check_visible(key, getattr(study, key), cluster)
     gpus = _gpus_of_a_trial(study, cluster)
@@ -148,35 +146,17 @@ def _files(study: StudyConfig, cluster: ClusterConfig) -> dict[str, str]:
     there = study_on(study, cluster)
     files: dict[str, str] = {}
     space = Path(study.space)
-    if space.suffix or len(space.parts) > 1:
+    if is_path(study.space):
         if not any(disk.holds(study.space) for disk in cluster.disks):
-            _, content = read_yaml(space)
-            if isinstance(content, dict) and any(map(_is_path, content.get("editors") or ())):
-                raise ConfigError(
-                    f"space: {study.space} must name its editors' spaces, not files: one file "
-                    "travels with a study. Put the files on a disk of the cluster."
-                )
-            _check_space(study)
+            check_travels_alone(space)
+            check_space(study)
             files[space.name] = space.read_text(encoding="utf-8")
             there = there.model_copy(update={"space": str(_STUDY_FOLDER / space.name)})
     else:
-        _check_space(study)
+        check_space(study)
     content = there.model_dump(mode="json", exclude_none=True)
     files[_STUDY_FILE] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return files
-
-
-def _check_space(study: StudyConfig) -> None:
-    """Refuse what no trial could run, as far as this machine can know."""
-    space = load_space(study.space)
-    if study.task in task_names() or Path(study.task).is_dir():
-        task = load_task(study.task, study.edits)
-        space.check_task(task)
-        check_measured((*task.constraints, *study.constraints), task)
-
-
-def _is_path(name: object) -> bool:
-    return isinstance(name, str) and (bool(Path(name).suffix) or len(Path(name).parts) > 1)
 
 
 def _check_visible(key: str, value: str | None, cluster: ClusterConfig) -> None:
@@ -195,7 +175,7 @@ def _check_visible(key: str, value: str | None, cluster: ClusterConfig) -> None:
 
 def _is_here(value: str) -> bool:
     """Return whether a relative path is a file of this machine, and no shipped task's name."""
-    return (len(Path(value).parts) > 1 or bool(Path(value).suffix)) and Path(value).exists()
+    return is_path(value) and Path(value).exists()
 
 
 def _gpus_of_a_trial(study: StudyConfig, cluster: ClusterConfig) -> float:

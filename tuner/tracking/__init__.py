@@ -1,5 +1,6 @@
 """What a study leaves in MLflow: a reader's window on the ledger, never a second truth."""
 
+from tuner.tracking.fetching import fetch_bundle
 from tuner.tracking.location import (
     compare_url,
     default_uri,
@@ -17,6 +18,7 @@ __all__ = [
     "check_tracking",
     "compare_url",
     "default_uri",
+    "fetch_bundle",
     "masked",
     "study_url",
     "sync",

@@ -56,8 +56,8 @@ class StudyRuns:
         """
         self._uri = uri
         self._study = study
-        with _translated(uri):
-            self._client = _open(uri)
+        with translated(uri):
+            self._client = open_client(uri)
             self.experiment_id = self._experiment_id(experiment, artifact_root(studies))
             self._views: dict[str, str] = {}
             self._known = {run.data.tags[UID_TAG]: _known(run) for run in self._search()}
@@ -87,7 +87,7 @@ class StudyRuns:
         if known is None:
             # The tags go with the creation: a run can never exist without the tag that finds it.
             tags = dict(content.tags) | ({_PARENT_TAG: parent} if parent else {})
-            with _translated(self._uri):
+            with translated(self._uri):
                 run = self._client.create_run(
                     self.experiment_id,
                     start_time=content.started_ms,
@@ -112,7 +112,7 @@ class StudyRuns:
         run_id = self.ensure(content, parent)
         known = self._known[content.uid]
         gone = [path for path, _ in content.artifacts if not path.exists()]
-        with _translated(self._uri):
+        with translated(self._uri):
             self._log(run_id, content, known)
             for path, where in content.artifacts:
                 if path in gone:
@@ -139,7 +139,7 @@ class StudyRuns:
         """
         if self._views.get(key) == state:
             return
-        with _translated(self._uri):
+        with translated(self._uri):
             self._client.set_experiment_tag(self.experiment_id, VIEW_TAG + key, state)
         self._views[key] = state
 
@@ -212,7 +212,8 @@ def _known(run: "Run") -> _Known:
     return _Known(run.info.run_id, set(run.data.params), tags.get(SYNCED_TAG), deleted)
 
 
-def _open(uri: str) -> "MlflowClient":
+def open_client(uri: str) -> "MlflowClient":
+    """Return a client of MLflow at a URI; a database that is not there yet is made."""
     from mlflow import MlflowClient
 
     file = sqlite_file(uri)
@@ -227,7 +228,7 @@ def _open(uri: str) -> "MlflowClient":
 
 
 @contextmanager
-def _translated(uri: str) -> Iterator[None]:
+def translated(uri: str) -> Iterator[None]:
     """Turn whatever MLflow raises into "try again later" or "this will not work".
 
     Raises:

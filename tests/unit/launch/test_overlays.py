@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from tuner.launch import cluster_names, load_cluster, read_rayjob, render
+from tuner.cli import app
+from tuner.launch import cluster_names, load_cluster, read_rayjob
 from tuner.launch.pods import PodSecurityContext, ResourceRequirements, SecurityContext, check_image
-from tuner.search import StudyConfig
 
 K8S = Path(__file__).parents[3] / "k8s"
 KUBERNETES = "1.36.0"
@@ -52,8 +54,14 @@ def _objects(overlay: str) -> list[Manifest]:
 
 @cache
 def _study_text(overlay: str) -> str:
-    study = StudyConfig(task="country_capital", name="a-study")
-    return json.dumps(render(study, load_cluster(overlay)).manifests())
+    """What `tuner launch --dry-run` prints for an overlay's cluster."""
+    with TemporaryDirectory() as folder:
+        study = Path(folder) / "study.yaml"
+        study.write_text("name: a-study\ntask: country_capital\n")
+        command = ["launch", str(study), "--cluster", overlay, "--dry-run", "--json"]
+        done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def _study(overlay: str) -> list[Manifest]:

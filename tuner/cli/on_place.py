@@ -1,4 +1,4 @@
-"""What the verbs do about studies on Kubernetes."""
+"""What the verbs do about launched studies, wherever they are."""
 
 import asyncio
 import sys
@@ -12,72 +12,65 @@ from tuner.cli.output import console, make_table, messages, print_json
 from tuner.errors import unknown_name
 
 if TYPE_CHECKING:
-    from tuner.launch import KubernetesApi, LaunchedStudy, Rendered
+    from tuner.launch import LaunchedStudy, Place
+    from tuner.search import StudyConfig
 
 T = TypeVar("T")
 
 _INTERRUPTED = 130
 
 
-def launch_on_kubernetes(
-    rendered: "Rendered", cluster: str, context: str | None, *, detach: bool, json_: bool
-) -> None:
-    """Submit a rendered study and follow it."""
-    from tuner.launch import submit
+def launch_there(study: "StudyConfig", place: "Place", *, detach: bool, json_: bool) -> None:
+    """Submit a study and follow it."""
+    from tuner.launch import legal_name
 
-    async def begin(api: "KubernetesApi") -> str:
-        sent = await submit(api, rendered)
-        place = f"the namespace {api.namespace}"
-        words = f"Sent to {place}." if sent else f"It is in {place} already; nothing was sent."
-        messages().print(f"{rendered.name}: {words}", soft_wrap=True)
-        return rendered.name
+    place.preview(study)  # what is wrong with a study is told before what is wrong with a cluster
 
-    _see_through(cluster, context, begin, detach=detach, json_=json_)
+    async def begin() -> str:
+        name = legal_name(study.name)
+        sent = await place.submit(study)
+        there = f"It is in {place.words} already; nothing was sent."
+        words = f"Sent to {place.words}." if sent else there
+        messages().print(f"{name}: {words}", soft_wrap=True)
+        return name
+
+    _see_through(place, begin, detach=detach, json_=json_)
 
 
-def show_on_kubernetes(
-    name: str | None, cluster: str, context: str | None, *, follow: bool, json_: bool
-) -> None:
-    """Show one study of a cluster, or list all."""
-    from tuner.launch import look, look_at_all
-
+def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -> None:
+    """Show one study of a place, or list all."""
     if name is None:
-        studies = _on(cluster, context, look_at_all)
+        studies = _within(place, place.look_at_all)
         if json_:
             print_json(studies)
             return
-        table = make_table(f"Studies on {cluster}", ("study", "state", "attempt", "started"))
+        table = make_table(f"Studies in {place.words}", ("study", "state", "attempt", "started"))
         for one in studies:
             began = one.started.strftime("%Y-%m-%d %H:%M") if one.started else "–"
-            attempt = f"{min(one.lost_attempts + 1, one.attempts)}/{one.attempts}"
+            attempt = f"{one.attempt}/{one.attempts}"
             table.add_row(one.study, one.state.value, attempt, began)
         console().print(table)
         return
     if follow:
-        _see_through(cluster, context, _named(name), detach=False, json_=json_)
+        _see_through(place, _named(name), detach=False, json_=json_)
         return
-    study = _on(cluster, context, lambda api: look(api, name))
+    study = _within(place, lambda: place.look(name))
     if json_:
         print_json(study)
     else:
         _print(study)
 
 
-def stop_on_kubernetes(
-    name: str, cluster: str, context: str | None, *, delete: bool, wait_s: float, json_: bool
-) -> None:
-    """Stop a study of a cluster, or take it away."""
-    from tuner.launch import delete as take_away
-    from tuner.launch import stop
-
+def stop_there(name: str, place: "Place", *, delete: bool, wait_s: float, json_: bool) -> None:
+    """Stop a study of a place, or take it away."""
     if delete:
-        _on(cluster, context, lambda api: take_away(api, name, wait_s=wait_s))
+        _within(place, lambda: place.delete(name, wait_s=wait_s))
         if json_:
             print_json({"study": name, "deleted": True})
         else:
             console().print(f"{name} is off the cluster; its trials stay in the ledger.")
         return
-    study = _on(cluster, context, lambda api: stop(api, name, wait_s=wait_s))
+    study = _within(place, lambda: place.stop(name, wait_s=wait_s))
     stopped = study.has_ended or (study.state.value in ("stopped", "queued") and not study.pods)
     if json_:
         print_json({"study": name, "stopped": stopped, "state": study.state.value})
@@ -85,7 +78,7 @@ def stop_on_kubernetes(
         console().print(f"{name} has ended already: {study.words}.", soft_wrap=True)
     elif stopped:
         console().print(
-            f"{name} has stopped; `tuner resume {name} --cluster {cluster}` goes on.",
+            f"{name} has stopped; `tuner resume {name} {place.option}` goes on.",
             soft_wrap=True,
         )
     else:
@@ -94,25 +87,18 @@ def stop_on_kubernetes(
         raise typer.Exit(1)
 
 
-def log_on_kubernetes(
-    name: str,
-    cluster: str,
-    context: str | None,
-    *,
-    of: str,
-    follow: bool,
-    tail: int | None,
-    json_: bool,
+def log_there(
+    name: str, place: "Place", *, of: str, follow: bool, tail: int | None, json_: bool
 ) -> None:
     """Show what a part of a study has written."""
-    from tuner.launch import Part, log_lines
+    from tuner.launch import Part
 
     if of not in list(Part):
         raise unknown_name("part of a study", of, [part.value for part in Part])
     lines: list[str] = []
 
-    async def read(api: "KubernetesApi") -> None:
-        found = log_lines(api, name, Part(of), follow=follow, tail=tail)
+    async def read() -> None:
+        found = place.log_lines(name, Part(of), follow=follow, tail=tail)
         async with aclosing(found):
             async for line in found:
                 if json_:
@@ -122,77 +108,72 @@ def log_on_kubernetes(
                     sys.stdout.flush()
 
     try:
-        _on(cluster, context, read)
+        _within(place, read)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     if json_:
         print_json({"study": name, "of": of, "lines": lines})
 
 
-def resume_on_kubernetes(
-    name: str, cluster: str, context: str | None, *, wait_s: float, detach: bool, json_: bool
-) -> None:
+def resume_there(name: str, place: "Place", *, wait_s: float, detach: bool, json_: bool) -> None:
     """Have a study go on and follow it."""
-    from tuner.launch import resume
 
-    async def begin(api: "KubernetesApi") -> str:
-        needed = await resume(api, name, wait_s=wait_s)
+    async def begin() -> str:
+        needed = await place.resume(name, wait_s=wait_s)
         messages().print(f"{name} goes on." if needed else f"{name} runs already.", soft_wrap=True)
         return name
 
-    _see_through(cluster, context, begin, detach=detach, json_=json_)
+    _see_through(place, begin, detach=detach, json_=json_)
 
 
-def _named(name: str) -> "Callable[[KubernetesApi], Coroutine[Any, Any, str]]":
-    async def begin(_: "KubernetesApi") -> str:
+def _named(name: str) -> Callable[[], Coroutine[Any, Any, str]]:
+    async def begin() -> str:
         return name
 
     return begin
 
 
 def _see_through(
-    cluster: str,
-    context: str | None,
-    begin: "Callable[[KubernetesApi], Coroutine[Any, Any, str]]",
+    place: "Place",
+    begin: Callable[[], Coroutine[Any, Any, str]],
     *,
     detach: bool,
     json_: bool,
 ) -> None:
     """Begin something, follow the study that it is about, and exit as that ended."""
     from tuner.cli.following import LaunchDisplay
-    from tuner.launch import follow, look
 
     begun: list[str] = []
 
-    async def see(api: "KubernetesApi") -> "LaunchedStudy":
-        name = await begin(api)
+    async def see() -> "LaunchedStudy":
+        name = await begin()
         begun.append(name)
         if detach:
-            return await look(api, name)
+            return await place.look(name)
         with LaunchDisplay(messages()) as display:
-            return await follow(api, name, display)
+            return await place.follow(name, display)
 
     try:
-        study = _on(cluster, context, see)
+        study = _within(place, see)
     except KeyboardInterrupt:
         for name in begun:
             messages().print(
-                f"\nLeft; {name} goes on. Come back with `tuner status {name} --cluster {cluster} "
-                f"--follow`, end it with `tuner stop {name} --cluster {cluster}`.",
+                f"\nLeft; {name} goes on. Come back with `tuner status {name} {place.option} "
+                f"--follow`, end it with `tuner stop {name} {place.option}`.",
                 soft_wrap=True,
             )
         raise typer.Exit(_INTERRUPTED) from None
     if json_:
         print_json(study)
     else:
-        _hint(study, cluster)
+        _hint(study, place.option)
     if study.rests and not study.succeeded:
         raise typer.Exit(1)
 
 
-def _hint(study: "LaunchedStudy", cluster: str) -> None:
+def _hint(study: "LaunchedStudy", place: str) -> None:
     """Say what can be done next."""
-    name, place = study.name, f"--cluster {cluster}"
+    name = study.name
     match study.state.value:
         case "completed":
             words = f"Logs: tuner logs {name} {place}"
@@ -221,16 +202,11 @@ def _print(study: "LaunchedStudy") -> None:
         out.print(f"  {pod.role}: {pod.name}, {pod.phase.lower() or 'new'}", soft_wrap=True)
 
 
-def _on(
-    cluster: str, context: str | None, act: "Callable[[KubernetesApi], Coroutine[Any, Any, T]]"
-) -> T:
-    """Return what is done on a cluster's namespace."""
-    from tuner.launch import connect, load_cluster
-
-    namespace = load_cluster(cluster).namespace
+def _within(place: "Place", act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what is done at a place, over one connection."""
 
     async def run() -> T:
-        async with connect(namespace, context) as api:
-            return await act(api)
+        async with place:
+            return await act()
 
     return asyncio.run(run())

@@ -1,0 +1,47 @@
+"""Which place a verb means: a cluster of Kubernetes, or one of Ray."""
+
+import os
+from typing import TYPE_CHECKING
+
+from tuner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tuner.launch import Place
+
+
+def the_place(cluster: str | None, ray_address: str | None, context: str | None) -> "Place":
+    """Return the place that the options name, or else TUNER_CLUSTER.
+
+    Raises:
+        ConfigError: they name none or two, or one that there is not.
+    """
+    if cluster is None and ray_address is None:
+        cluster = os.environ.get("TUNER_CLUSTER") or None
+    place = a_place(cluster, ray_address, context)
+    if place is None:
+        raise ConfigError(
+            "One of --cluster (Kubernetes) and --ray-address (a Ray cluster) must say where the "
+            "study is."
+        )
+    return place
+
+
+def a_place(cluster: str | None, ray_address: str | None, context: str | None) -> "Place | None":
+    """Return the place that the options name; None where they mean this machine.
+
+    Raises:
+        ConfigError: they name two, or one that there is not.
+    """
+    if cluster is not None and ray_address is not None:
+        raise ConfigError("--cluster and --ray-address must not be given together.")
+    if cluster is not None:
+        from tuner.launch import KubernetesPlace
+
+        return KubernetesPlace(cluster, context)
+    if ray_address is not None:
+        from tuner.launch import RayPlace
+
+        if context is not None:
+            raise ConfigError("--context must go with --cluster: it is of Kubernetes.")
+        return RayPlace(ray_address)
+    return None

@@ -1,0 +1,92 @@
+"""The best edit of a study, brought from MLflow to this machine: it may have run anywhere."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.errors import ConfigError, unknown_name
+from tuner.tracking.content import STUDY_TAG, epsilon_label
+from tuner.tracking.location import check_uri, masked
+from tuner.tracking.runs import open_client, translated
+from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_PAGE = 1000
+
+
+def fetch_bundle(
+    tracking_uri: str, experiment: str, study: str, epsilon: float | None, out: Path
+) -> float:
+    """Write the bundle of a study's winner into the new folder `out`; return its budget.
+
+    Where several studies bear the name, the last one to start is meant.
+
+    Raises:
+        MissingExtra: MLflow is not installed.
+        ConfigError: there is no such study or winner, it is not clear which, `out` exists, or
+            MLflow refuses.
+        ClusterError: MLflow cannot be reached.
+    """
+    require_mlflow()
+    if out.exists():
+        raise ConfigError(f"{out} exists already: a bundle is written into a new folder.")
+    uri = check_uri(tracking_uri)
+    with brief_requests(), quiet_here(), translated(uri):
+        client = open_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise ConfigError(f"MLflow at {masked(uri)} has no experiment {experiment!r}.")
+        parent = _study(client, found.experiment_id, study, uri)
+        winners = _winners(client, found.experiment_id, parent.data.tags[STUDY_TAG])
+        chosen = _chosen(winners, study, epsilon)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as part:
+            run = winners[chosen].info.run_id
+            shutil.move(client.download_artifacts(run, f"bundles/{chosen}", part), out)
+    return _budget(chosen)
+
+
+def _study(client: "MlflowClient", experiment: str, name: str, uri: str) -> "Run":
+    found = client.search_runs(
+        [experiment],
+        filter_string="tags.`tuner.kind` = 'study'",
+        max_results=_PAGE,
+        order_by=["attributes.start_time DESC"],
+    )
+    named = [run for run in found if run.info.run_name == name]
+    if not named:
+        names = {str(run.info.run_name) for run in found}
+        raise unknown_name(f"study in MLflow at {masked(uri)}", name, names)
+    return named[0]
+
+
+def _winners(client: "MlflowClient", experiment: str, uid: str) -> dict[str, "Run"]:
+    """Return the run whose trial won, for each budget's label."""
+    found = client.search_runs(
+        [experiment],
+        filter_string=f"tags.`{STUDY_TAG}` = '{uid}' and tags.winner LIKE '%eps_%'",
+        max_results=_PAGE,
+    )
+    return {label: run for run in found for label in run.data.tags["winner"].split(", ")}
+
+
+def _chosen(winners: dict[str, "Run"], study: str, epsilon: float | None) -> str:
+    if not winners:
+        raise ConfigError(f"The study {study!r} has no winner in MLflow yet.")
+    known = ", ".join(f"{one:g}" for one in sorted(map(_budget, winners), reverse=True))
+    if epsilon is not None:
+        if epsilon_label(epsilon) not in winners:
+            raise ConfigError(f"The study {study!r} has no winner for {epsilon:g}; it has {known}.")
+        return epsilon_label(epsilon)
+    if len(winners) > 1:
+        raise ConfigError(f"The study {study!r} has winners for {known}: give --epsilon.")
+    return next(iter(winners))
+
+
+def _budget(label: str) -> float:
+    return float(label.removeprefix("eps_"))
