@@ -13,7 +13,7 @@ from pathlib import Path
 class MlflowServer:
     """`mlflow server` as one small process group, started, killed and ended by us alone.
 
-    With databases it keeps its runs in the first and its users in the second, and asks who is there.
+    With databases it keeps its runs in the first and its users in the second, and wants a login.
     """
 
     user = "admin"

@@ -75,13 +75,17 @@ class RayHead:
         """End the head and all that it has started."""
         if self._process is None:
             return
-        ours = _descendants(self._process.pid)
-        for pid in (self._process.pid, *ours):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait(30)
+        end_with_all_below(self._process)
         self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def end_with_all_below(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and all that it has started, as a power cut would."""
+    for pid in (process.pid, *_descendants(process.pid)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tuner.tracking import SyncReport
 
 _EXPERIMENT = "tuner"
+_STORAGE = "TUNER_STORAGE"
 # Narrower than this a table would break its numbers.
 _WIDE = 118
 # Too long for a column.
@@ -128,7 +129,7 @@ def search(
         typer.Option(
             "--storage",
             help="URL of a database for the ledger; by default a file of the study.",
-            envvar="TUNER_STORAGE",
+            envvar=_STORAGE,
         ),
     ] = None,
     tracking_uri: Annotated[
@@ -682,11 +683,23 @@ def _open(folder: Path, name: str) -> "StudyResult":
 
     if not (folder / name).is_dir():
         raise unknown_name(f"study in {folder}", name, _study_names(folder))
-    return open_study(folder / name)
+    return open_study(folder / name, _storage_of(folder / name))
+
+
+def _storage_of(folder: Path) -> SecretStr | None:
+    """Return where the ledger of a study is, if not in its folder."""
+    if not (folder / "trials").is_dir() or (folder / "ledger.journal").exists():
+        return None
+    url = os.environ.get(_STORAGE)
+    if not url:
+        raise ConfigError(
+            f"The ledger of the study in {folder} is in a database. Set {_STORAGE} to its URL."
+        )
+    return SecretStr(url)
 
 
 def _study_names(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob("*/ledger.journal"))
+    return sorted(path.parent.name for path in folder.glob("*/trials"))
 
 
 def _driver(folder: Path) -> dict[str, Any] | None:

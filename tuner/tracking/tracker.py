@@ -105,7 +105,11 @@ class Tracker:
         self._wake.set()
 
     def close(self, timeout_s: float = 20.0) -> SyncReport:
-        """Send what is left for at most `timeout_s` seconds, and return how far that went."""
+        """Send what is left, and return how far that went.
+
+        It ends early where nothing at all could be sent for `timeout_s` seconds; a server that was
+        away and has much to take in is waited for.
+        """
         with self._guard:
             if not self._finished:
                 # Nobody works on them any more; their runs must not look alive.
@@ -113,8 +117,15 @@ class Tracker:
             # With the marks, or a pass could take them and still show the trials alive.
             self._closing.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        left, deadline = -1, 0.0
+        while self._thread.is_alive():
+            with self._guard:
+                waiting = len(self._unsent)
+            if waiting != left:
+                left, deadline = waiting, time.monotonic() + timeout_s
+            elif time.monotonic() > deadline:
+                break
+            self._thread.join(0.1)
         self._give_up.set()
         self._settings.close()
         with self._guard:
