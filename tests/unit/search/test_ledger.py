@@ -1,6 +1,6 @@
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,9 @@ def ledger(folder: StudyFolder) -> Iterator[Ledger]:
         yield opened
 
 
-def searcher(ledger: Ledger, constraints: Sequence[str] = ()) -> LedgerSearcher:
+def searcher(
+    ledger: Ledger, constraints: Sequence[str] = (), lost: Collection[str] = ()
+) -> LedgerSearcher:
     proposer = Proposer(SPACE, CONFIG.sampler, seed=0)
     return LedgerSearcher(
         ledger,
@@ -41,7 +43,7 @@ def searcher(ledger: Ledger, constraints: Sequence[str] = ()) -> LedgerSearcher:
         CONFIG,
         proposer,
         constraints=constraints,
-        is_lost=lambda node: False,
+        is_lost=lambda node: node in lost,
         on_change=lambda number: None,
     )
 
@@ -122,6 +124,26 @@ def test_a_trial_whose_worker_died_is_run_again_and_given_up_in_the_end(ledger: 
         assert ledger.trial(0).state is TrialState.RUNNING
         assert bridge.suggest("b" if name == "a" else "c") == first
     bridge.on_trial_complete("c", None, error=True)
+    assert ledger.trial(0).failure == "Its worker died 3 times."
+
+
+def test_a_lost_node_is_not_held_against_the_trials_that_ran_on_it(ledger: Ledger) -> None:
+    lost: set[str] = set()
+    bridge = searcher(ledger, lost=lost)
+    first = bridge.suggest("0")
+    for again in range(1, 6):  # more often than workers may die
+        ledger.folder.take_place(0, f"spot-{again}")
+        lost.add(f"spot-{again}")
+        bridge.on_trial_complete(str(again - 1), None, error=True)
+        assert ledger.trial(0).state is TrialState.RUNNING
+        assert bridge.suggest(str(again)) == first
+        # What was noted of the last attempt says nothing about this one.
+        assert ledger.folder.place_of(0) is None
+    for again in range(6, 9):
+        ledger.folder.take_place(0, "a node that lives")
+        bridge.on_trial_complete(str(again - 1), None, error=True)
+        if again < 8:
+            bridge.suggest(str(again))
     assert ledger.trial(0).failure == "Its worker died 3 times."
 
 
