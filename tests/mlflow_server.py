@@ -9,18 +9,27 @@ import time
 import urllib.request
 from pathlib import Path
 
+from s3_server import S3Server
+
 
 class MlflowServer:
     """`mlflow server` as one small process group, started, killed and ended by us alone.
 
     With databases it keeps its runs in the first and its users in the second, and wants a login.
+    With a store it keeps artifacts in its bucket; they go through the server either way.
     """
 
     user = "admin"
     password = "drawn-for-this-test"
 
-    def __init__(self, folder: Path, databases: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        databases: tuple[str, str] | None = None,
+        store: S3Server | None = None,
+    ) -> None:
         self._folder = folder
+        self._store = store
         self._databases = databases
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
@@ -34,12 +43,15 @@ class MlflowServer:
         if self._databases is not None:
             database = self._databases[0]
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
-        command += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
+        artifacts = f"s3://{self._store.bucket}" if self._store else str(self._folder / "artifacts")
+        command += ["--artifacts-destination", artifacts, "--workers", "1"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         settings = {
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+        if self._store is not None:
+            settings |= self._store.environment
         if self._databases is not None:
             command += ["--app-name", "basic-auth"]
             settings |= self._users(self._databases[1])

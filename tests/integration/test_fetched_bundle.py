@@ -11,6 +11,7 @@ from bundles import bundle_of
 from conftest import Run
 from made_up_study import made_up_study
 from mlflow_server import MlflowServer
+from s3_server import S3Server
 
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.model import load_model
@@ -21,8 +22,16 @@ pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    store = S3Server(tmp_path_factory.mktemp("store"))
+    yield store
+    store.end()
+
+
+@pytest.fixture(scope="module")
+def server(store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """As on a cluster: artifacts lie in a bucket that only the server can reach."""
+    server = MlflowServer(tmp_path_factory.mktemp("server"), store=store)
     server.start()
     yield server
     server.kill()
@@ -57,8 +66,9 @@ def _write_real_bundle(folder: Path) -> None:
 
 
 def test_the_best_edit_is_fetched_and_exported(
-    run: Run, server: MlflowServer, shown: StudyResultRecord, tmp_path: Path
+    run: Run, store: S3Server, server: MlflowServer, shown: StudyResultRecord, tmp_path: Path
 ) -> None:
+    assert any(key.endswith("delta.safetensors") for key in store.keys())  # noqa: SIM118  no dict
     name, (winner, *others) = shown.summary.name, shown.winners
     place = ("--tracking-uri", server.uri)
     out = tmp_path / "best"
