@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -245,8 +246,10 @@ class _Lease:
             "high": self._key >> 32 & 0xFFFFFFFF,
             "low": self._key & 0xFFFFFFFF,
         }
-        # Also what tells our own lost session from another driver's; 63 bytes are kept of it.
-        self._name = f"tuner process {os.getpid()} on {socket.gethostname()}"[:63]
+        # Drawn anew, so that nobody else's session is taken for our own lost one; what follows is
+        # for people. 63 bytes are kept of it.
+        mark = secrets.token_hex(4)
+        self._name = f"{mark} process {os.getpid()} on {socket.gethostname()}"[:63]
         self._engine = create_engine(
             url,
             poolclass=NullPool,
@@ -312,7 +315,7 @@ class _Lease:
             ),
             self._halves,
         )
-        return None if found is None else str(found).removeprefix("tuner ") or "another driver"
+        return None if found is None else str(found).partition(" ")[2] or "another driver"
 
 
 _OURS = (
