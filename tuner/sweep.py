@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,24 +228,33 @@ def summarise(points: Sequence[SweepPoint], *, confidence: float = 0.95) -> tupl
                 edits=edits,
                 draws=len(found),
                 failed=sum(point.failure is not None for point in found),
-                success=_estimate([point.success for point in found], confidence),
-                drawdown=_measured([point.drawdown for point in found], confidence),
-                difference=_measured([point.difference for point in found], confidence),
+                success=_estimate([point.success for point in found], confidence, 0.0, 1.0),
+                # A drawdown may be a share or a divergence; both are positive.
+                drawdown=_measured([point.drawdown for point in found], confidence, 0.0, math.inf),
+                difference=_measured(
+                    [point.difference for point in found], confidence, -math.inf, 1.0
+                ),
             )
         )
     order = {editor: place for place, editor in enumerate(dict.fromkeys(p.editor for p in points))}
     return tuple(sorted(rows, key=lambda row: (order[row.editor], row.edits)))
 
 
-def _measured(values: Sequence[float | None], confidence: float) -> Estimate | None:
+def _measured(
+    values: Sequence[float | None], confidence: float, least: float, most: float
+) -> Estimate | None:
     known = [value for value in values if value is not None]
-    return _estimate(known, confidence) if len(known) == len(values) else None
+    return _estimate(known, confidence, least, most) if len(known) == len(values) else None
 
 
-def _estimate(values: Sequence[float], confidence: float) -> Estimate:
-    return Estimate(
-        mean=sum(values) / len(values), interval=mean_interval(values, confidence=confidence)
-    )
+def _estimate(values: Sequence[float], confidence: float, least: float, most: float) -> Estimate:
+    """Return the mean; few draws make wide intervals, which end where the figure itself must."""
+    found = mean_interval(values, confidence=confidence)
+    if found is not None:
+        found = found.model_copy(
+            update={"low": max(least, found.low), "high": min(most, found.high)}
+        )
+    return Estimate(mean=sum(values) / len(values), interval=found)
 
 
 def _seconds(record: TrialRecord) -> float:

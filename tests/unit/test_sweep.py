@@ -167,23 +167,36 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_run(
 
 def test_rows_are_means_over_draws_of_what_was_paired() -> None:
     points = [
-        point(5, 0, 0.8, 0.1),
-        point(5, 1, 0.6, 0.3, failure="NaN"),
+        point(5, 0, 0.80, 0.10),
+        point(5, 1, 0.78, 0.12, failure="NaN"),
         point(1, 0, 1.0, 0.0),
         point(1, 1, 1.0, 0.0),
     ]
     one, five = summarise(points)
     assert (one.edits, five.edits, five.draws, five.failed) == (1, 5, 2, 1)
-    assert five.success.mean == pytest.approx(0.7)
+    assert five.success.mean == pytest.approx(0.79)
     assert five.drawdown is not None
     assert five.difference is not None
-    assert five.drawdown.mean == pytest.approx(0.2)
-    assert five.difference.mean == pytest.approx(0.5)
+    assert five.drawdown.mean == pytest.approx(0.11)
+    assert five.difference.mean == pytest.approx(0.68)
     interval = five.difference.interval
     assert interval is not None
-    # Student's t with one degree of freedom: 12.706 standard errors, of which one is 0.2.
-    assert interval.high - 0.5 == pytest.approx(12.706 * 0.2, rel=1e-3)
+    # Student's t with one degree of freedom: 12.706 standard errors, of which one is 0.02.
+    assert interval.high - 0.68 == pytest.approx(12.706 * 0.02, rel=1e-3)
     assert one.success.interval is None
+
+
+def test_intervals_of_few_draws_end_where_shares_do() -> None:
+    (row,) = summarise([point(1, 0, 0.9, 0.0), point(1, 1, 0.1, 0.3)])
+    assert row.success.interval is not None
+    assert (row.success.interval.low, row.success.interval.high) == (0.0, 1.0)
+    assert row.drawdown is not None
+    assert row.drawdown.interval is not None
+    assert row.drawdown.interval.low == 0.0
+    assert row.difference is not None
+    assert row.difference.interval is not None
+    assert row.difference.interval.high == 1.0
+    assert row.difference.interval.low < -1
 
 
 def test_a_task_without_drawdown_has_no_difference() -> None:
