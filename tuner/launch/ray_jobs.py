@@ -65,8 +65,11 @@ def check_address(address: str) -> str:
     Raises:
         ConfigError: it is none, or holds a password.
     """
-    parts = urlsplit(address)
-    if parts.username or parts.password:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise ConfigError(f"--ray-address is no address: {address!r}.") from None
+    if "@" in address:
         raise ConfigError(
             "--ray-address must hold no user and no password; a token is given by RAY_AUTH_TOKEN."
         )

@@ -10,11 +10,18 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar, final
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from pydantic import SecretStr
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 from tenacity.stop import stop_after_delay
 
@@ -128,7 +135,7 @@ class Database:
         def connect() -> RDBStorage:
             with _away_in_our_words():
                 storage = RDBStorage(
-                    url, engine_kwargs={"pool_pre_ping": True, "connect_args": dict(_CONNECTION)}
+                    url, engine_kwargs={"pool_pre_ping": True, "connect_args": _settings(self._url)}
                 )
             _speak_our_words(storage.engine)
             return storage
@@ -180,7 +187,7 @@ class Database:
         """Return what `act` reads, as soon as the server is there.
 
         Raises:
-            ClusterError: it has been away too long.
+            ClusterError: it has been away too long, or does not do what it is asked.
         """
         patiently = Retrying(
             retry=retry_if_exception_type(_Away),
@@ -189,7 +196,14 @@ class Database:
             before_sleep=self._say_so,
             retry_error_callback=self._give_up,
         )
-        found: T = patiently(act)
+        try:
+            found: T = patiently(act)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            # No statement or address: they may hold what is nobody's business.
+            raise ClusterError(
+                f"The ledger's database does not do what it is asked ({type(error).__name__}). "
+                "It must be PostgreSQL 14 or later, and its user may make tables."
+            ) from None
         return found
 
     def write(self, act: Callable[[], T]) -> T:
@@ -226,6 +240,13 @@ class Database:
         )
 
 
+def _settings(url: URL) -> dict[str, Any]:
+    """Return the settings of a connection; those that the URL gives stand."""
+    given = {key: str(value) for key, value in url.query.items()}
+    options = f"{given.pop('options', '')} {_CONNECTION['options']}".strip()
+    return {**_CONNECTION, **given, "options": options}
+
+
 class _Taken(Exception):
     """Another driver has the lease."""
 
@@ -254,7 +275,7 @@ class _Lease:
             url,
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={**_CONNECTION, "application_name": self._name},
+            connect_args={**_settings(url), "application_name": self._name},
         )
         _speak_our_words(self._engine)
         self._session: Connection | None = None

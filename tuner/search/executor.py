@@ -17,6 +17,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.error import TuneError
 from tenacity import Retrying, stop_after_attempt
 
 from tuner.errors import ClusterError, ConfigError, TunerError
@@ -60,7 +61,7 @@ class Executor:
 
         Raises:
             ConfigError: no trial of this study can run, and its description is why.
-            ClusterError: no trial of this study can run, or Ray failed.
+            ClusterError: no trial of this study can run, or Ray or the ledger failed.
         """
         trainable = tune.with_resources(
             tune.with_parameters(_TrialActor, setup=setup), self._resources
@@ -85,7 +86,12 @@ class Executor:
             ),
         )
         with _hushed():
-            tuner.fit()
+            try:
+                tuner.fit()
+            except TuneError:
+                if searcher.trouble is None:
+                    raise
+                raise searcher.trouble from None
         if searcher.abort is not None:
             kind = ConfigError if searcher.wrong_input else ClusterError
             raise kind(searcher.abort)

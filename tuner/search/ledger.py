@@ -211,6 +211,14 @@ class Ledger:
 
         self._reach.write(write)
 
+    def keep(self) -> None:
+        """Make sure that this process still drives the study.
+
+        Raises:
+            ClusterError: another driver has taken over, or the ledger has been away too long.
+        """
+        self._reach.write(lambda: None)
+
     def history(self) -> list[FrozenTrial]:
         """Return all trials in Optuna's words, for the sampler."""
         return self._reach.read(lambda: list(self._study.get_trials(deepcopy=False)))

@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 from ray.tune.search import Searcher
 
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, TunerError
 from tuner.records import Outcome
 from tuner.search.config import StudyConfig
 from tuner.search.folder import TrialFile
@@ -61,6 +62,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._deadline = (
             time.monotonic() + config.time_limit_s if config.time_limit_s is not None else None
         )
+        self.trouble: TunerError | None = None
+        """What the ledger said when it could not go on; Tune makes a text of it."""
         self.abort: str | None = None
         self.wrong_input = False
         """Why the search cannot go on, if it cannot."""
@@ -68,6 +71,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial to run, or that there is none."""
+        with self._remembering():
+            return self._next(trial_id)
+
+    def _next(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.abort is not None:
             return str(Searcher.FINISHED)
         if self._orphans:
@@ -87,6 +94,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the ledger what the trial gave. Tune calls this once a trial is over for good."""
+        with self._remembering():
+            self._end(trial_id, result)
+
+    def _end(self, trial_id: str, result: dict[str, Any] | None) -> None:
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
@@ -119,6 +130,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     @property
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except TunerError as error:
+            self.trouble = error
+            raise
 
     def _mourn(self, number: int) -> None:
         """Run a trial again whose worker died, or give it up.

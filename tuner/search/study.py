@@ -61,6 +61,8 @@ STUDIES = Path("tuner-studies")
 """Where studies lie unless told otherwise."""
 
 _TICK_S = 0.5
+_KEEP_S = 10.0
+"""How often it is made sure that nobody else drives the study, while nothing is written."""
 _logger = logging.getLogger(__name__)
 
 ProgressListener = Callable[[Progress], None]
@@ -231,6 +233,7 @@ class _Run:
         self._phase = StudyPhase.STARTING
         self._phase_started = started
         self._last_tick = 0.0
+        self._last_kept = started
         self._last_end = started
         self._jobs = (0, 0)
         self._done_before = sum(entry.state.finished for entry in ledger.trials())
@@ -274,6 +277,7 @@ class _Run:
             )
         chosen = self._confirm(entries)
         winners = self._retest(chosen)
+        self._ledger.keep()
         record = StudyResultRecord(summary=self._summary(), winners=winners, entries=tuple(entries))
         write_atomically(self._folder.result, record.model_dump_json())
         self._tell_observer(lambda observer: observer.study_finished(record))
@@ -474,6 +478,9 @@ class _Run:
 
     def _tick(self) -> None:
         self._watch()
+        if time.monotonic() - self._last_kept >= _KEEP_S:
+            self._ledger.keep()
+            self._last_kept = time.monotonic()
         if time.monotonic() - self._last_tick >= _TICK_S:
             self._emit()
 

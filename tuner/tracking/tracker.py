@@ -107,8 +107,8 @@ class Tracker:
     def close(self, timeout_s: float = 20.0) -> SyncReport:
         """Send what is left, and return how far that went.
 
-        It ends early where nothing at all could be sent for `timeout_s` seconds; a server that was
-        away and has much to take in is waited for.
+        It ends early where no trial was sent whole for `timeout_s` seconds; a server that was away
+        and has many to take in is waited for. What is left then, `sync` sends.
         """
         with self._guard:
             if not self._finished:
