@@ -33,7 +33,7 @@ demo: $(STAMP)  ## Install, then run a real search on the built-in model and ope
 test: $(STAMP)  ## Install, then check style, types and import rules, and run all tests.
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/python -m pytest tests/unit -n auto --durations=10
-	$(BIN)/python -m pytest tests/integration tests/e2e -n auto --dist loadfile --durations=10
+	$(BIN)/python -m pytest tests/integration tests/e2e --durations=10
 
 lint: $(STAMP)  ## Style and import rules.
 	$(BIN)/ruff check .

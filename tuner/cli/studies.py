@@ -194,6 +194,8 @@ def search(
         raise typer.Exit(130) from None
     if json_:
         print_json({"result": result.record, "report": watcher.report_path})
+        if watcher.sync is not None and watcher.sync.message:
+            messages().print(watcher.sync.message, soft_wrap=True)
     else:
         _close(result.record, watcher, folder)
 
