@@ -181,7 +181,7 @@ def _each_trial_has_one_run(service: Service) -> None:
 
 def _the_best_delta_is_there(service: Service) -> None:
     result = json.loads((service.folder / "result.json").read_text())
-    assert result["winners"]
+    assert result["result"]["winners"]
     _run(service, "export", "tiny", "adapter", "--epsilon", "0.01", "--format", "peft")
     adapter = load_file(service.folder / "adapter" / "adapter_model.safetensors")
     assert any(weight.abs().max() > 0 for weight in adapter.values())
