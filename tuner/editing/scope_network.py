@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from tuner.editing.distances import distances_between
 from tuner.editing.encoder import Encoder, pooled_states
 from tuner.editing.model import twin_of
 from tuner.errors import BaseMismatch
@@ -127,9 +128,7 @@ class EmbeddingNetwork(ScopeNetwork):
         @torch.no_grad()
         def score(prompts: Sequence[str]) -> Float[Tensor, "prompts edits"]:
             found = torch.cat([self.embed(part) for part in _parts(prompts)])
-            # The product form of the distance is inexact where texts are near each other.
-            exact = "donot_use_mm_for_euclid_dist"
-            return -self.factor * torch.cdist(found, keys, compute_mode=exact).square()
+            return -self.factor * distances_between(found, keys).square()
 
         return score
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from tuner.editing.activations import prompt_activations
 from tuner.editing.corpus import Corpus
+from tuner.editing.distances import distances_between
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.inner_gradient import inner_gradient
 from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
@@ -184,7 +185,7 @@ def _usual_distance(model: LanguageModel, path: str, corpus: Corpus) -> float:
         EditError: there is no such distance.
     """
     queries, _ = _at_prompts(model, path, general_prompts(corpus, _UNRELATED))
-    distances = torch.cdist(queries, queries).fill_diagonal_(torch.inf)
+    distances = distances_between(queries, queries).fill_diagonal_(torch.inf)
     usual = float(distances.min(dim=1).values.median())
     if not 0 < usual < math.inf:
         raise EditError(

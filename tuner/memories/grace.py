@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tuner.editing.distances import distances_between
 from tuner.editing.prompts import Prompts, Routes
 from tuner.errors import ConfigError
 from tuner.memories.codebook import Targets
@@ -53,10 +54,7 @@ class GraceDelta(LayeredMemory):
     ) -> Routes:
         """Return the routes of prompts by the distance to the nearest key, in radii."""
         queries = at_the_last(inputs, prompts)
-        # The quick form, |q|² − 2qk + |k|², is too coarse for prompts that are keys themselves.
-        exact = "donot_use_mm_for_euclid_dist"
-        distances = torch.cdist(queries, self.keys.to(queries), compute_mode=exact)
-        distance, entries = distances.min(dim=1)
+        distance, entries = distances_between(queries, self.keys.to(queries)).min(dim=1)
         return Routes(entries, distance / self.radii.to(distance)[entries])
 
     def changed(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuner.editing.distances import distances_between
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
 from tuner.errors import ConfigError
@@ -61,7 +62,7 @@ class LookUpDelta(AnsweringMemory):
         return tuple(self._nearest(sums[:, end - 1] / end) for end in ends)
 
     def _nearest(self, states: Float[Tensor, "prompts hidden"]) -> Routes:
-        distance, entries = torch.cdist(states, self.keys.to(states)).min(dim=1)
+        distance, entries = distances_between(states, self.keys.to(states)).min(dim=1)
         return Routes(entries, distance / self.threshold)
 
     def entries_of(self, edits: Sequence[Example]) -> list[int] | None:
