@@ -18,11 +18,13 @@ from ray._private.authentication_test_utils import (
     set_auth_mode,
     set_env_auth_token,
 )
+from ray.job_submission import JobSubmissionClient
 from ray_head import RayHead
 from search_world import make_world
 
+from tuner.launch.ray_package import pack
 from tuner.records import TrialState
-from tuner.search import open_study
+from tuner.search import load_study, open_study
 
 NAME = "a-study"
 _PATIENCE_S = 120.0
@@ -107,6 +109,28 @@ def test_a_driver_that_fails_is_told_in_words(run: Run, head: RayHead, world: Pa
     assert code == 1
     assert "/nowhere/task" in err  # what the driver said
     assert "lost: failed: the search ended with exit code 2; see `tuner logs`" in err
+
+
+def test_a_study_that_never_began_is_sent_again(run: Run, head: RayHead, world: Path) -> None:
+    place = ("--ray-address", head.address)
+    path = _write(world, name="late", trials=1)
+    package = pack(load_study(Path(path)))
+    client = JobSubmissionClient(head.address)
+    # Files that the cluster has lost before the driver began.
+    client.submit_job(
+        entrypoint=package.entrypoint,
+        submission_id="late.1",
+        metadata=dict(package.metadata),
+        runtime_env={"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
+    )
+    code, _, err = run("status", "late", *place, "--follow")
+    assert (code, "late: failed" in err) == (1, True)
+    code, _, err = run("resume", "late", *place)
+    assert (code, "before its files arrived" in err) == (2, True)
+    code, out, err = run("launch", path, *place, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["state"], told["attempts"]) == ("completed", 2)
 
 
 def test_a_wrong_token_and_a_missing_one_are_refused(head: RayHead) -> None:

@@ -46,6 +46,8 @@ class SeenJob:
     message: str
     exit_code: int | None
     metadata: Mapping[str, str]
+    began: bool
+    """Whether its command was started, with the files that it came with."""
     started: datetime | None
     ended: datetime | None
 
@@ -245,6 +247,7 @@ def _seen(found: Any) -> SeenJob:
         message=found.message or "",
         exit_code=found.driver_exit_code,
         metadata=found.metadata or {},
+        began=found.driver_node_id is not None,
         started=_moment(found.start_time),
         ended=_moment(found.end_time),
     )

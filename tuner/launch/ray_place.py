@@ -94,16 +94,19 @@ class RayPlace:
     async def submit(self, study: "StudyConfig") -> bool:
         """Send a study; return whether that was needed, or it was there already.
 
-        One with other content takes the place of one of its name that rests.
+        One with other content takes the place of one of its name that rests. One that ended before
+        its driver began has left no files to go on with, and is sent again.
         """
         from tuner.launch.ray_package import pack
 
         package = pack(study)
         there = (await _studies(self._jobs)).get(package.name)
         if there is not None:
+            rests = self._described(there).rests
             if there[-1].metadata.get(CONTENT_KEY) == package.content:
-                return False
-            if not self._described(there).rests:
+                if not rests or _has_files(there):
+                    return False
+            elif not rests:
                 raise ConfigError(
                     f"A study {package.name} with other content runs on {self.words} already. Give "
                     "this one another name, or end that one with `tuner stop` and launch again: "
@@ -148,6 +151,11 @@ class RayPlace:
         study = self._described(found)
         if not study.rests:
             return False
+        if not _has_files(found):
+            raise ConfigError(
+                f"{study.study} ended on {self.words} before its files arrived. Nothing is there to "
+                "go on with; send it again by `tuner launch`."
+            )
         id = attempt_id(study.name, study.attempts + 1)
         await _submit_once(self._jobs, id, next_command(study.name), found[-1].metadata, None)
         return True
@@ -161,6 +169,8 @@ class RayPlace:
             try:
                 study = self._described(await self._find(name))
                 lines = await _lines(self._jobs, study, complete=study.rests)
+                if told is not None and study.attempts != told.attempts:
+                    read = 0  # each attempt has a log of its own
             except AccessDenied:
                 raise
             except ClusterError as error:
@@ -235,6 +245,12 @@ class RayPlace:
         return describe(attempts, self.address)
 
 
+def _has_files(attempts: _Attempts) -> bool:
+    """Return whether the files of the latest content have reached the cluster."""
+    latest = attempts[-1].metadata.get(CONTENT_KEY)
+    return any(one.began for one in attempts if one.metadata.get(CONTENT_KEY) == latest)
+
+
 def describe(attempts: Sequence[SeenJob], address: str) -> LaunchedStudy:
     """Return what the jobs of a study say together, the first one first."""
     job = attempts[-1]
@@ -243,7 +259,7 @@ def describe(attempts: Sequence[SeenJob], address: str) -> LaunchedStudy:
     if job.state is JobState.FAILED:
         words += f": {_failure(job)}"
     elif job.state is JobState.PENDING and job.message:
-        reasons = (job.message,)
+        reasons = (_in_brief(job.message),)
     return LaunchedStudy(
         name=job.id.rpartition(".")[0],
         study=job.metadata[STUDY_KEY],
@@ -267,7 +283,13 @@ def _failure(job: SeenJob) -> str:
         )
     if job.exit_code is not None and job.exit_code > 0:
         return f"the search ended with exit code {job.exit_code}; see `tuner logs`"
-    return " ".join(job.message.split()) or "no reason given"
+    return _in_brief(job.message) or "no reason given"
+
+
+def _in_brief(message: str) -> str:
+    """Return what Ray says on one line, with only the last line of a traceback in it."""
+    told, _, trace = message.partition("Traceback (most recent call last)")
+    return " ".join([*told.split(), *"".join(trace.strip().splitlines()[-1:]).split()])
 
 
 async def _studies(jobs: RayJobs) -> dict[str, _Attempts]:

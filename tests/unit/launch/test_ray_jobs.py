@@ -32,6 +32,7 @@ def _job(state: str, number: int = 1, message: str = "", exit_code: int | None =
         message=message,
         exit_code=exit_code,
         metadata={"tuner_study": "a_study", "tuner_content": "0"},
+        began=state != "PENDING",
         started=WHEN,
         ended=None,
     )
@@ -48,6 +49,14 @@ def _job(state: str, number: int = 1, message: str = "", exit_code: int | None =
         (_job("FAILED", exit_code=127), LaunchState.FAILED, "has no command `tuner`; install"),
         (_job("FAILED", message="The node\ndied."), LaunchState.FAILED, "failed: The node died."),
         (_job("FAILED"), LaunchState.FAILED, "no reason given"),
+        (
+            _job(
+                "FAILED",
+                message="No file:\nTraceback (most recent call last):\n  at\nIOError: y",
+            ),
+            LaunchState.FAILED,
+            "failed: No file: IOError: y",
+        ),
     ],
 )
 def test_every_status_is_told_in_words(job: SeenJob, state: LaunchState, words: str) -> None:
