@@ -153,8 +153,8 @@ class RayPlace:
             return False
         if not _has_files(found):
             raise ConfigError(
-                f"{study.study} ended on {self.words} before its files arrived. Nothing is there to "
-                "go on with; send it again by `tuner launch`."
+                f"{study.study} ended on {self.words} before its files arrived; there is nothing "
+                "to go on with. Send it again by `tuner launch`."
             )
         id = attempt_id(study.name, study.attempts + 1)
         await _submit_once(self._jobs, id, next_command(study.name), found[-1].metadata, None)

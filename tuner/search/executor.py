@@ -22,8 +22,9 @@ from tenacity import Retrying, stop_after_attempt
 
 from tuner.errors import ClusterError, ConfigError, TunerError
 from tuner.search.config import StudyConfig
+from tuner.search.deaths import Deaths
 from tuner.search.folder import StudyFolder
-from tuner.search.searcher import ABORT, WRONG_INPUT, LedgerSearcher, own_deaths, read_job
+from tuner.search.searcher import ABORT, WRONG_INPUT, LedgerSearcher, read_job
 from tuner.search.worker import Job, Worker, WorkerSetup
 
 _OBJECT_STORE_BYTES = 128 * 2**20  # only paths and numbers travel
@@ -31,6 +32,8 @@ _TEMP_PREFIX = "tuner-ray-"
 _TICK_S = 0.5
 _STARTS = 3
 """How often Ray is started on this machine; it gives its processes 30 s, too few for a busy one."""
+_LOSS_KNOWN_WITHIN_S = 30.0
+"""Ray asks a silent node five times, every three seconds, before it calls it dead."""
 
 # Read by Ray when it starts, or by Tune when a search starts.
 _ENVIRONMENT = {
@@ -53,6 +56,7 @@ class Executor:
         self._config = config
         self._scratch = scratch
         self._idle: list[_Hand] = []
+        self._own_deaths = deaths_on(config.address).own
 
     def search(
         self, searcher: LedgerSearcher, setup: WorkerSetup, on_tick: Callable[[], None]
@@ -127,7 +131,7 @@ class Executor:
                     ray.get(future)
                 except RayActorError as error:
                     deaths.append(hand.place())
-                    own = len(own_deaths(deaths, node_is_lost))
+                    own = self._own_deaths(deaths, most=self._config.max_failures)
                     if own > self._config.max_failures:
                         raise ClusterError(
                             f"Workers died {own} times after the search: {error}"
@@ -173,8 +177,13 @@ def _node_of(actor: object) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def node_is_lost(node: str) -> bool:
-    """Return whether one of Ray's nodes is gone."""
+def deaths_on(address: str | None) -> Deaths:
+    """Return what tells which deaths came with a node of the cluster at `address`, or of ours."""
+    # This machine is the only node of its own Ray, and not lost while we ask.
+    return Deaths(_is_lost, known_within_s=0.0 if address is None else _LOSS_KNOWN_WITHIN_S)
+
+
+def _is_lost(node: str) -> bool:
     return not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
 
 

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from tuner.errors import ConfigError, TunerError
 from tuner.records import Outcome
 from tuner.search.config import StudyConfig
+from tuner.search.deaths import Deaths
 from tuner.search.folder import TrialFile
 from tuner.search.ledger import Ledger
 from tuner.search.objective import objective_of
@@ -34,8 +35,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     Trials that a killed driver left running come first: what their workers had finished is
     adopted, the others are run again with the same number and hyperparameters. `constraints` are
-    the names of those that the trials are judged by beside the budget; `is_lost` says whether one
-    of Ray's nodes is gone, whose trials have not failed by themselves.
+    the names of those that the trials are judged by beside the budget; `deaths` says which deaths
+    of workers are held against a trial.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         proposer: Proposer,
         *,
         constraints: Sequence[str] = (),
-        is_lost: Callable[[str], bool],
+        deaths: Deaths,
         on_change: Listener,
     ) -> None:
         super().__init__(metric=None, mode=None)
@@ -55,7 +56,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._space = space
         self._config = config
         self._proposer = proposer
-        self._is_lost = is_lost
+        self._own_deaths = deaths.own
         self._on_change = on_change
         self._numbers: dict[str, int] = {}
         self._deaths: dict[int, list[str | None]] = {}
@@ -142,11 +143,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     def _mourn(self, number: int) -> None:
         """Run a trial again whose worker died, or give it up.
 
-        Tune could do this too, but not for a worker that dies between two trials. It is asked anew
-        each time whether the nodes of earlier deaths are lost: Ray learns it some seconds late.
+        Tune could do this too, but not for a worker that dies between two trials.
         """
         self._deaths.setdefault(number, []).append(self._ledger.folder.place_of(number))
-        deaths = len(own_deaths(self._deaths[number], self._is_lost))
+        deaths = self._own_deaths(self._deaths[number], most=self._config.max_failures)
         if deaths <= self._config.max_failures:
             self._orphans.append(number)
         else:
@@ -176,11 +176,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         )
         failure = record.failure or "Unknown." if record.outcome is Outcome.FAILED else None
         self._ledger.complete(number, objective, failure)
-
-
-def own_deaths(places: Sequence[str | None], is_lost: Callable[[str], bool]) -> list[str | None]:
-    """Return the deaths, given by their nodes, that were the workers' own and not the node's."""
-    return [node for node in places if node is None or not is_lost(node)]
 
 
 def read_job(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -29,7 +29,7 @@ from tuner.records import (
     Winner,
 )
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
-from tuner.search.executor import Executor, executor, node_is_lost
+from tuner.search.executor import Executor, deaths_on, executor
 from tuner.search.folder import StudyFolder, read_json, write_atomically
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
@@ -293,7 +293,7 @@ class _Run:
             self._config,
             self._proposer,
             constraints=[constraint.name for constraint in self._constraints],
-            is_lost=node_is_lost,
+            deaths=deaths_on(self._config.address),
             on_change=self._changed,
         )
         self._prune()

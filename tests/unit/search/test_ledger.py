@@ -9,6 +9,7 @@ from made_up import answer, failed, record
 from tuner.errors import ClusterError, ConfigError
 from tuner.records import TrialRecord, TrialState
 from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.deaths import Deaths
 from tuner.search.folder import StudyFolder, TrialFile
 from tuner.search.ledger import Ledger, is_driven
 from tuner.search.objective import Objective
@@ -43,7 +44,7 @@ def searcher(
         CONFIG,
         proposer,
         constraints=constraints,
-        is_lost=lambda node: node in lost,
+        deaths=Deaths(lambda node: node in lost, known_within_s=0.0),
         on_change=lambda number: None,
     )
 
