@@ -19,7 +19,7 @@ from tuner.records import TrialState
 from tuner.search.config import SamplerName, StudyConfig
 from tuner.search.database import Database
 from tuner.search.folder import StudyFolder
-from tuner.search.ledger import Ledger
+from tuner.search.ledger import Ledger, is_driven
 from tuner.search.objective import Objective
 from tuner.search.sampler import Proposer
 from tuner.search.space import load_space
@@ -86,6 +86,23 @@ def test_the_search_waits_for_a_server_that_is_away_and_goes_on(
     assert found.asked == ASKED
 
 
+def test_studies_that_begin_at_once_on_an_empty_server_share_its_tables(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    server.add_database("empty")
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path / name), name, server.url("empty")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b", "c", "d")
+    ]
+    for driver in drivers:
+        assert driver.communicate("", timeout=120)[0] == "driving\n"
+
+
 def test_a_write_whose_answer_is_lost_is_not_done_twice(
     url: SecretStr, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +153,9 @@ def test_a_second_driver_is_refused_and_a_killed_one_is_followed_at_once(
     assert database is not None
     assert database.is_driven("one")
     assert not database.is_driven("another")
+    # The lease decides also where the folder's disk lends no locks.
+    elsewhere.lock.unlink()
+    assert is_driven(elsewhere, "one", database)
     with (
         pytest.raises(ConfigError, match=f"is being run by process {first.pid} on"),
         database.driven("one", takeover_s=0.5),

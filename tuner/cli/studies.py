@@ -706,15 +706,18 @@ def _study_names(folder: Path) -> list[str]:
 
 def _driver(folder: Path) -> dict[str, Any] | None:
     """Return the process that runs a study now, if one does."""
+    from tuner.search.database import Database
     from tuner.search.folder import StudyFolder
     from tuner.search.ledger import is_driven
 
-    place = StudyFolder(folder)
-    try:
-        holder = place.lock.with_suffix(".json").read_text(encoding="utf-8")
-        return dict[str, Any](json.loads(holder)) if is_driven(place) else None
-    except (OSError, json.JSONDecodeError):
+    place, storage = StudyFolder(folder), _storage_of(folder)
+    database = Database.at(storage, patience_s=0.0) if storage is not None else None
+    if not is_driven(place, folder.name, database):
         return None
+    try:
+        return dict[str, Any](json.loads(place.holder.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError):
+        return None  # it begins or ends just now
 
 
 def _counts(record: StudyResultRecord) -> dict[str, int]:

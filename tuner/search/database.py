@@ -133,7 +133,7 @@ class Database:
         url = self._url.render_as_string(hide_password=False)
 
         def connect() -> RDBStorage:
-            with _away_in_our_words():
+            with self._alone(), _away_in_our_words():
                 storage = RDBStorage(
                     url, engine_kwargs={"pool_pre_ping": True, "connect_args": _settings(self._url)}
                 )
@@ -141,6 +141,15 @@ class Database:
             return storage
 
         return self.read(connect)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one make the tables at a time: who finds them half made would fail."""
+        engine = create_engine(self._url, poolclass=NullPool, connect_args=_settings(self._url))
+        _speak_our_words(engine)
+        with engine.connect() as session:
+            session.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key_of("tuner tables")})
+            yield
 
     @contextmanager
     def driven(self, study: str, takeover_s: float = TAKEOVER_S) -> Iterator[None]:
@@ -247,6 +256,12 @@ def _settings(url: URL) -> dict[str, Any]:
     return {**_CONNECTION, **given, "options": options}
 
 
+def _key_of(name: str) -> int:
+    """Return the number by which PostgreSQL knows a lock of this name."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
 class _Taken(Exception):
     """Another driver has the lease."""
 
@@ -260,8 +275,7 @@ class _Lease:
     """The right to drive a study: an advisory lock of a session that does nothing else."""
 
     def __init__(self, url: URL, study: str) -> None:
-        digest = hashlib.blake2b(f"tuner study {study}".encode(), digest_size=8).digest()
-        self._key = int.from_bytes(digest, "big", signed=True)
+        self._key = _key_of(f"tuner study {study}")
         # PostgreSQL shows the two halves of a key.
         self._halves = {
             "high": self._key >> 32 & 0xFFFFFFFF,
@@ -367,9 +381,11 @@ def _away_in_our_words() -> Iterator[None]:
     """Do the same for an engine that somebody else is making."""
     try:
         yield
-    except DBAPIError as error:
-        if error.connection_invalidated or _may_pass(error):
-            raise _translated(error.orig) from None
+    except (DBAPIError, StorageInternalError) as error:
+        # Optuna puts a part of them into its own.
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        if isinstance(cause, DBAPIError) and (cause.connection_invalidated or _may_pass(cause)):
+            raise _translated(cause.orig) from None
         raise
 
 

@@ -42,6 +42,7 @@ class StudyFolder:
     """The folder of one study.
 
     ledger.journal      which trials exist and what they gave (Optuna's storage)
+    driver.lock, .json  held by the process that runs the study, and which one that is
     trials/7/           record.json, and one bundle per budget that the trial kept
     places/7            the node that runs the trial now
     confirm/, test/     what was measured after the search
@@ -55,6 +56,7 @@ class StudyFolder:
         self.root = root.absolute()
         self.journal = self.root / "ledger.journal"
         self.lock = self.root / "driver.lock"
+        self.holder = self.root / "driver.json"
         self.trials = self.root / "trials"
         self.places = self.root / "places"
         self.base = self.root / "base.json"

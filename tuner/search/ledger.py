@@ -81,7 +81,6 @@ class Ledger:
         except OSError as error:
             raise ConfigError(f"The study cannot be kept in {folder.root}: {error}.") from None
         database = Database.at(storage, patience_s) if storage is not None else None
-        holder = folder.lock.with_suffix(".json")
         with ExitStack() as exits:
             if database is None:
                 exits.enter_context(_locked(folder))
@@ -90,8 +89,8 @@ class Ledger:
                 # The lease decides. Where the folder's disk lends locks, who looks there sees us.
                 with suppress(ConfigError, OSError):
                     exits.enter_context(_locked(folder))
-            exits.callback(lambda: holder.unlink(missing_ok=True))
-            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            exits.callback(lambda: folder.holder.unlink(missing_ok=True))
+            folder.holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             folder.trials.mkdir(exist_ok=True)
             folder.clear_staging()
             if storage is None:
@@ -139,8 +138,7 @@ class Ledger:
                 )
             except KeyError:
                 raise ConfigError(f"There is no study called {name!r} in the ledger.") from None
-        driven = is_driven(folder) if database is None else database.is_driven(name)
-        return cls(folder, study, reach, driven=driven)
+        return cls(folder, study, reach, driven=is_driven(folder, name, database))
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -283,8 +281,17 @@ class Ledger:
                     yield float(path.name), path
 
 
-def is_driven(folder: StudyFolder) -> bool:
-    """Return whether a process is running the study now."""
+def is_driven(folder: StudyFolder, name: str, database: Database | None) -> bool:
+    """Return whether a process is running the study now.
+
+    Raises:
+        ConfigError: the ledger's server does not let us in.
+        ClusterError: it has been away too long.
+    """
+    return _is_locked(folder) if database is None else database.is_driven(name)
+
+
+def _is_locked(folder: StudyFolder) -> bool:
     if not folder.lock.exists():
         return False
     try:
@@ -327,8 +334,7 @@ def _locked(folder: StudyFolder) -> Iterator[None]:
         lock.acquire(timeout=1)
     except Timeout:
         raise ConfigError(
-            f"The study in {folder.root} is being run by "
-            f"{_describe(folder.lock.with_suffix('.json'))}. "
+            f"The study in {folder.root} is being run by {_describe(folder.holder)}. "
             "Wait until it ends, or stop it first."
         ) from None
     try:

@@ -280,13 +280,13 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(folder: StudyFolder)
     holder.start()
     try:
         assert ready.wait(60)
-        assert is_driven(folder)
+        assert is_driven(folder, "study", None)
         with pytest.raises(ConfigError, match=rf"being run by process {holder.pid}"):
             Ledger.drive(folder, "study").__enter__()
     finally:
         holder.kill()
         holder.join()
-    assert not is_driven(folder)
+    assert not is_driven(folder, "study", None)
     with Ledger.drive(folder, "study"):
         pass
 
