@@ -14,6 +14,7 @@ from mlflow_server import MlflowServer
 from tuner.errors import ClusterError, ConfigError
 from tuner.records import StudyResultRecord, TrialState
 from tuner.tracking import SyncReport, Tracker, default_uri, sync
+from tuner.tracking.projection import Projection
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -101,6 +102,23 @@ def test_a_study_is_shown_once_however_often_it_is_sent(tmp_path):
         "figures/report.html"
     ]
     assert (tmp_path / "mlartifacts").is_dir()
+
+
+def test_an_upload_that_takes_long_is_waited_for(tmp_path, monkeypatch):
+    write = Projection._write
+
+    def slow(*arguments):
+        time.sleep(1.5)
+        write(*arguments)
+
+    monkeypatch.setattr(Projection, "_write", slow)
+    result = made_up_study(tmp_path, trials=3)
+    tracker = Tracker(None, EXPERIMENT, result.summary, tmp_path)
+    tracker.start()
+    for entry in result.entries:
+        tracker.trial_changed(entry)
+    tracker.study_finished(result)
+    assert tracker.close(0.5).complete
 
 
 def test_an_interrupted_study_leaves_nothing_running(tmp_path):

@@ -68,6 +68,7 @@ class Tracker:
         self._finished = False
         # What the thread says:
         self._reason: str | None = None
+        self._failing_since: float | None = None
         self._report = self._projection.report((), True, None)
 
         self._wake = threading.Event()
@@ -107,9 +108,10 @@ class Tracker:
     def close(self, timeout_s: float = 20.0) -> SyncReport:
         """Send what is left, and return how far that went.
 
-        It ends early where no trial was sent whole for `timeout_s` seconds; a server that was away
-        and has many to take in is waited for. What is left then, `sync` sends.
+        It ends early where MLflow has refused or not answered for `timeout_s` seconds; one that has
+        many trials or a large delta to take in is waited for. What is left then, `sync` sends.
         """
+        closed = time.monotonic()
         with self._guard:
             if not self._finished:
                 # Nobody works on them any more; their runs must not look alive.
@@ -117,13 +119,11 @@ class Tracker:
             # With the marks, or a pass could take them and still show the trials alive.
             self._closing.set()
         self._wake.set()
-        left, deadline = -1, 0.0
         while self._thread.is_alive():
             with self._guard:
-                waiting = len(self._unsent)
-            if waiting != left:
-                left, deadline = waiting, time.monotonic() + timeout_s
-            elif time.monotonic() > deadline:
+                failing_since = self._failing_since
+            now = time.monotonic()
+            if failing_since is not None and now - max(failing_since, closed) > timeout_s:
                 break
             self._thread.join(0.1)
         self._give_up.set()
@@ -149,19 +149,20 @@ class Tracker:
                         claim.enter_context(self._projection.claim())
                         claimed = True
                     was_last = self._send()
-                    self._reason, pause_s = None, _FIRST_PAUSE_S
+                    self._went_well()
+                    pause_s = _FIRST_PAUSE_S
                     if was_last:
                         return
                     continue
                 except ConfigError as error:
-                    self._reason = str(error)
+                    self._failed(str(error))
                     if self._closing.is_set():
                         return
                 except TunerError as error:
-                    self._reason = str(error)
+                    self._failed(str(error))
                 except Exception as error:
                     # A flaw in this thread must neither end the search nor pass unseen.
-                    self._reason = masked(f"{type(error).__name__}: {error}")
+                    self._failed(masked(f"{type(error).__name__}: {error}"))
                 self._wake.set()
                 if self._closing.is_set():
                     self._give_up.wait(_CLOSING_PAUSE_S)
@@ -195,6 +196,7 @@ class Tracker:
                 with self._guard:
                     if self._unsent.get(number) == sending.get(number):
                         self._unsent.pop(number, None)
+                    self._failing_since = None
                 if self._give_up.is_set():
                     return True
             sent_all = True
@@ -203,6 +205,16 @@ class Tracker:
                 self._study_unsent |= not sent_all
                 self._report = self._projection.report(self._unsent, self._study_unsent, None)
         return closing
+
+    def _went_well(self) -> None:
+        with self._guard:
+            self._reason = self._failing_since = None
+
+    def _failed(self, reason: str) -> None:
+        with self._guard:
+            self._reason = reason
+            if self._failing_since is None:
+                self._failing_since = time.monotonic()
 
     def _mark_unsent(self, numbers: Iterable[int]) -> None:
         self._unsent |= {number: next(self._news) for number in numbers}
