@@ -42,7 +42,7 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.cli.places import a_place
-from tuner.errors import ConfigError, StudyFailed, unknown_name
+from tuner.errors import ConfigError, MissingExtra, StudyFailed, unknown_name
 from tuner.records import (
     StudyResultRecord,
     StudySummary,
@@ -192,6 +192,8 @@ def search(
     except KeyboardInterrupt as stopped:
         messages().print(str(stopped) or "Stopped.", soft_wrap=True)
         raise typer.Exit(130) from None
+    if watcher.no_report is not None:
+        messages().print(watcher.no_report, soft_wrap=True)
     if json_:
         print_json({"result": result.record, "report": watcher.report_path})
         if watcher.sync is not None and watcher.sync.message:
@@ -235,6 +237,8 @@ class _Watcher:
         self._track = track
         self._tracker: Any = None
         self.report_path: Path | None = None
+        self.no_report: str | None = None
+        """Why there is no report, where none can be drawn."""
         self.sync: SyncReport | None = None
 
     def __call__(self, summary: StudySummary) -> "_Watcher":
@@ -253,9 +257,14 @@ class _Watcher:
         from tuner.report import write_figures, write_report
 
         folder = result.summary.folder
-        self.report_path = write_report(result, folder / "report.html")
+        figures: tuple[Path, ...] = ()
+        try:
+            self.report_path = write_report(result, folder / "report.html")
+            if self._tracker is not None:
+                figures = write_figures(result, folder / "figures")
+        except MissingExtra as missing:
+            self.no_report = f"No report was drawn: {missing}"
         if self._tracker is not None:
-            figures = write_figures(result, folder / "figures")
             self._tracker.study_finished(_with_winners(result), self.report_path, figures)
 
     def close(self) -> None:

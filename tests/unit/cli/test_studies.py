@@ -8,7 +8,7 @@ from conftest import Run
 from made_up_study import made_up_study
 from rich.console import Console
 
-from tuner.cli.studies import _of_budget, _print_winners
+from tuner.cli.studies import _of_budget, _print_winners, _Watcher
 from tuner.records import StudyResultRecord
 from tuner.search import StudyConfig
 from tuner.search.folder import StudyFolder
@@ -56,3 +56,13 @@ def test_a_finished_study_that_gained_nothing_is_not_to_be_run_again(
     code, _, said = run("best", "vain", "--folder", str(tmp_path))
     assert code == 1
     assert "the base model itself is the answer" in " ".join(said.split())
+
+
+def test_a_study_without_the_packages_of_a_report_ends_as_well_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.report.page.find_spec", lambda name: None)
+    watcher = _Watcher(tmp_path, None, track=False)
+    watcher.study_finished(made_up_study(tmp_path, trials=3))
+    assert watcher.report_path is None
+    assert "pip install 'tuner[report]'" in str(watcher.no_report)
