@@ -1,0 +1,67 @@
+"""A driver is killed again and again, and the study comes to the same end as if it had not been."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import search_world
+from search_world import drive, make_world
+
+from tuner.search import StudyResult
+from tuner.search.folder import StudyFolder
+from tuner.search.ledger import Ledger
+
+
+def _start(world: Path, studies: Path, trials: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, search_world.__file__, str(world), str(studies), str(trials)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _finished_trials(folder: StudyFolder) -> int:
+    return len(list(folder.trials.glob("[0-9]*/record.json")))
+
+
+def _essence(result: StudyResult) -> list[tuple[int, str, dict[str, object], object]]:
+    return [
+        (entry.number, str(entry.state), entry.parameters, entry.record and entry.record.answers)
+        for entry in result.trials
+    ]
+
+
+def test_a_driver_killed_at_ten_moments_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    world, trials = make_world(tmp_path / "world"), 14
+    whole = drive(world, tmp_path / "whole", trials)
+    folder = StudyFolder(tmp_path / "killed" / "tiny")
+    # Each kill comes when so many trials have ended, and a little later, so that the moments lie
+    # all over the study: before the first trial, within trials, between them, after the last.
+    moments = ((0, 0.0), (0, 1.3), (1, 0.0), (2, 0.3), (4, 0.1), (5, 0.6), (7, 0.2), (9, 0.05))
+    moments += ((11, 0.4), (14, 0.3))
+    deaths = 0
+    for ended, pause in moments:
+        driver = _start(world, tmp_path / "killed", trials)
+        deadline = time.monotonic() + 90
+        while driver.poll() is None and time.monotonic() < deadline:
+            if folder.journal.exists() and _finished_trials(folder) >= ended:
+                time.sleep(pause)
+                break
+            time.sleep(0.02)
+        if driver.poll() is None:
+            driver.kill()
+            deaths += 1
+        driver.wait()
+        if folder.journal.exists():
+            numbers = [entry.number for entry in Ledger.read(folder, "tiny").history()]
+            assert numbers == list(range(len(numbers)))
+    assert deaths >= 9
+    continued = drive(world, tmp_path / "killed", trials)
+    assert _essence(continued) == _essence(whole)
+    assert [one.trial for one in continued.record.winners] == [
+        one.trial for one in whole.record.winners
+    ]
+    assert [one.test_gain for one in continued.record.winners] == [
+        one.test_gain for one in whole.record.winners
+    ]
