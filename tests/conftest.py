@@ -28,6 +28,14 @@ from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="cpu or cuda: where the tests of editors and memories put their models.",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
     for item in items:
@@ -89,7 +97,9 @@ def _config(family: str, vocabulary: int) -> PreTrainedConfig:
 FAMILIES = ("backpack", "gpt_neox", "gpt2", "gptj", "llama", "mistral", "qwen2")
 
 
-def make_tiny_model(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+def make_tiny_model(
+    family: str, tokenizer: PreTrainedTokenizerFast, device: str = "cpu"
+) -> LanguageModel:
     """A random model of a family, a few thousand weights large."""
     config = _config(family, len(tokenizer))
     config.eos_token_id = config.bos_token_id = config.pad_token_id = tokenizer.eos_token_id
@@ -101,7 +111,12 @@ def make_tiny_model(family: str, tokenizer: PreTrainedTokenizerFast) -> Language
         for weight in network.parameters():
             if weight.ndim == 2:
                 weight.mul_(4.0)
-    return LanguageModel(network, tokenizer, id=f"tiny-{family}")
+    return LanguageModel(network.to(device), tokenizer, id=f"tiny-{family}")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--device"))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -110,21 +125,21 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def model(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+def model(family: str, tokenizer: PreTrainedTokenizerFast, device: str) -> LanguageModel:
     """A tiny model of each family in turn."""
-    return make_tiny_model(family, tokenizer)
+    return make_tiny_model(family, tokenizer, device)
 
 
 @pytest.fixture
-def neox(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+def neox(tokenizer: PreTrainedTokenizerFast, device: str) -> LanguageModel:
     """A tiny GPT-NeoX model."""
-    return make_tiny_model("gpt_neox", tokenizer)
+    return make_tiny_model("gpt_neox", tokenizer, device)
 
 
 @pytest.fixture
-def backpack(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+def backpack(tokenizer: PreTrainedTokenizerFast, device: str) -> LanguageModel:
     """A tiny Backpack."""
-    return make_tiny_model("backpack", tokenizer)
+    return make_tiny_model("backpack", tokenizer, device)
 
 
 def save_model(model: LanguageModel, folder: Path) -> str:

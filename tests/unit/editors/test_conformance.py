@@ -86,25 +86,25 @@ def editor(request: pytest.FixtureRequest, small: str, tiny: str) -> Editor:
 
 
 @pytest.fixture
-def aux(corpus: Corpus, training: Split) -> Auxiliary:
-    return Auxiliary(general=corpus, training=training)
+def aux(corpus: Corpus, training: Split, device: str) -> Auxiliary:
+    return Auxiliary(general=corpus, training=training, companions=Companions(device))
 
 
 @pytest.fixture
-def base(editor: Editor, model: LanguageModel) -> LanguageModel:
+def base(editor: Editor, model: LanguageModel, device: str) -> LanguageModel:
     """A tiny model of each family in turn, where the editor can edit it."""
     try:
-        editor.check_model(model, Companions())
+        editor.check_model(model, Companions(device))
     except ConfigError as error:
         pytest.skip(str(error))
     return model
 
 
 @pytest.fixture
-def one(editor: Editor, neox: LanguageModel, backpack: LanguageModel) -> LanguageModel:
+def one(editor: Editor, neox: LanguageModel, backpack: LanguageModel, device: str) -> LanguageModel:
     """A tiny GPT-NeoX model, or a Backpack for editors that need one."""
     try:
-        editor.check_model(neox, Companions())
+        editor.check_model(neox, Companions(device))
     except ConfigError:
         return backpack
     return neox
