@@ -11,9 +11,6 @@ EDITABLE ?= --editable
 TORCH_INDEX ?=
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Two files at a time: the tests of one share a server or a study, and most of them wait a while.
-BY_FILE = -n 2 --dist loadfile --no-loadscope-reorder
-
 .PHONY: install demo test lint types unit integration e2e clean
 .DEFAULT_GOAL := help
 
@@ -36,7 +33,7 @@ demo: $(STAMP)  ## Install, then run a real search on the built-in model and ope
 test: $(STAMP)  ## Install, then check style, types and import rules, and run all tests.
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/python -m pytest tests/unit -n auto --durations=10
-	$(BIN)/python -m pytest tests/integration tests/e2e $(BY_FILE) --durations=10
+	$(BIN)/python -m pytest tests/integration tests/e2e --durations=10
 
 lint: $(STAMP)  ## Style and import rules.
 	$(BIN)/ruff check .

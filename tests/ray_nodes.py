@@ -6,9 +6,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from ray_head import ROOT, end_with_all_below, free_port
+
+_UP = "Ray runtime started"
+_UP_WITHIN_S = 90.0
+_STARTS = 3
 
 
 class RayNodes:
@@ -21,6 +26,7 @@ class RayNodes:
         self._token = secrets.token_hex(32)
         # Ray's sockets lie in it, and a socket's path must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        self._started = 0
         self.address = f"127.0.0.1:{free_port()}"
         self._head = self._start(
             *("--head", "--num-cpus=0", f"--port={self.address.rpartition(':')[2]}"),
@@ -42,7 +48,7 @@ class RayNodes:
         }
 
     def add_worker(self) -> None:
-        """Let a node with room for one trial join."""
+        """Let a node with room for one trial join, and wait until it has."""
         self.workers.append(self._start(f"--address={self.address}", "--num-cpus=1"))
 
     def kill_worker(self) -> None:
@@ -59,7 +65,20 @@ class RayNodes:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", *arguments]
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
         command += ["--disable-usage-stats"]
-        with (self._folder / "nodes.log").open("ab") as log:
-            return subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+        said = ""
+        # On a busy machine Ray's processes may miss the time that it gives them to start.
+        for _ in range(_STARTS):
+            self._started += 1
+            path = self._folder / f"node-{self._started}.log"
+            with path.open("wb") as log:
+                node = subprocess.Popen(
+                    command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                )
+            deadline = time.monotonic() + _UP_WITHIN_S
+            while node.poll() is None and time.monotonic() < deadline:
+                said = path.read_text(errors="replace")
+                if _UP in said:
+                    return node
+                time.sleep(0.1)
+            end_with_all_below(node)
+        raise TimeoutError(said[-2000:])

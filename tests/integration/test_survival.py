@@ -25,8 +25,8 @@ from tuner.search.ledger import Ledger
 
 mlflow = pytest.importorskip("mlflow")
 
-TRIALS = 16
-_WITHIN_S = 240.0
+TRIALS = 30  # enough for a quick machine to be in the middle at the last kill
+_WITHIN_S = 480.0
 
 
 class Service:
@@ -141,6 +141,8 @@ def test_a_study_survives_all_that_is_around_it(service: Service) -> None:
     assert driver.wait(_WITHIN_S) == 0, service.said()[-3000:]
 
     _each_trial_is_told_once(service)
+    # On a quick machine the driver may end while MLflow is still away, and says what to do then.
+    _run(service, "status", "tiny", "--sync")
     _each_trial_has_one_run(service)
     _the_best_delta_is_there(service)
     for secret in (service.database.password, service.tracking.password):
