@@ -121,6 +121,26 @@ def test_an_upload_that_takes_long_is_waited_for(tmp_path, monkeypatch):
     assert tracker.close(0.5).complete
 
 
+def test_a_trial_that_is_refused_for_ever_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    write = Projection._write
+
+    def choosy(projection, runs, content, parent):
+        if content.uid.endswith("/1"):
+            raise ClusterError("MLflow does not take it")
+        write(projection, runs, content, parent)
+
+    monkeypatch.setattr(Projection, "_write", choosy)
+    result = made_up_study(tmp_path, trials=3)
+    tracker = Tracker(None, EXPERIMENT, result.summary, tmp_path)
+    tracker.start()
+    for entry in result.entries:
+        tracker.trial_changed(entry)
+    tracker.study_finished(result)
+    report = tracker.close(3)
+    assert report.unsent == (1,)
+    assert "MLflow does not take it" in report.message
+
+
 def test_an_interrupted_study_leaves_nothing_running(tmp_path):
     result = made_up_study(tmp_path, trials=3, finished=False)
     tracker = Tracker(None, EXPERIMENT, result.summary, tmp_path)

@@ -194,9 +194,10 @@ class Tracker:
         try:
             for number in self._projection.push(view, sorted(sending)):
                 with self._guard:
-                    if self._unsent.get(number) == sending.get(number):
-                        self._unsent.pop(number, None)
-                    self._failing_since = None
+                    # A pass after a new connection also names trials that were sent before.
+                    if number in sending and self._unsent.get(number) == sending[number]:
+                        del self._unsent[number]
+                        self._failing_since = None
                 if self._give_up.is_set():
                     return True
             sent_all = True
