@@ -16,8 +16,11 @@ from typing import final
 import platformdirs
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from tuner.atomic_file import write_tensors
+from tuner.errors import DiskError
 
 Key = Mapping[str, str | int | float | bool | None]
 
@@ -47,14 +50,8 @@ class Cache:
     def save(self, kind: str, key: Key, tensors: dict[str, Tensor]) -> None:
         """Keep `tensors` under `key`. A folder that cannot be written costs only time."""
         path = self._path(kind, key)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata={"key": _canonical(key)})
-            part.replace(path)
-        except OSError:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        with suppress(DiskError):
+            write_tensors(path, tensors, metadata={"key": _canonical(key)})
 
     @contextmanager
     def made_once(self, kind: str, key: Key) -> Iterator[None]:

@@ -8,6 +8,7 @@
     ├── StudyFailed             a study ended without one completed trial
     ├── ClusterError            Ray, a worker, the ledger or Kubernetes is out of reach
     │   └── AccessDenied        the cluster does not let you do it
+    ├── DiskError               a disk is full, or a file cannot be written or read
     ├── FetchError              a published file cannot be had, or is not the one it should be
     └── MissingExtra            an optional dependency is absent; prints the pip command
 
@@ -54,6 +55,10 @@ class ClusterError(TunerError):
 
 class AccessDenied(ClusterError):
     """The cluster does not know you, or does not let you do what is asked."""
+
+
+class DiskError(TunerError):
+    """A file cannot be written or read: the disk is full, read-only or not the user's."""
 
 
 class FetchError(TunerError):

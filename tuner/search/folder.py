@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
+from tuner.atomic_file import write_text
 from tuner.errors import ConfigError
 from tuner.records import TrialRecord
 
@@ -101,7 +101,7 @@ class StudyFolder:
         try:
             known = json.loads(self.base.read_text(encoding="utf-8"))
         except OSError:
-            write_atomically(self.base, json.dumps(now))
+            write_text(self.base, json.dumps(now))
             return
         for key, what in (("fingerprint", "base weights"), ("text", "general text")):
             if known[key] != now[key]:
@@ -123,7 +123,7 @@ class StudyFolder:
                 known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
             except OSError:
                 now = {"name": name, "fingerprint": fingerprint}
-                write_atomically(path, json.dumps(now))
+                write_text(path, json.dumps(now))
                 continue
             if known != fingerprint:
                 raise ConfigError(
@@ -151,7 +151,7 @@ class StudyFolder:
 
     def publish(self, staging: Path, file: TrialFile) -> None:
         """Let the gathered files of a trial appear, all at once, together with its record."""
-        write_atomically(staging / RECORD, file.model_dump_json())
+        write_text(staging / RECORD, file.model_dump_json())
         target = self.trial(file.number)
         if self.read_trial(file.uid, file.number, file.parameters) is not None:
             # A worker that was believed dead has been first, with the same trial.
@@ -163,7 +163,7 @@ class StudyFolder:
 
     def take_place(self, number: int, node: str) -> None:
         """Note on which of Ray's nodes a trial runs."""
-        write_atomically(self.places / str(number), node)
+        write_text(self.places / str(number), node)
 
     def place_of(self, number: int) -> str | None:
         """Return the node that was noted last for a trial, if any was."""
@@ -186,14 +186,3 @@ class StudyFolder:
 def read_json(path: Path, into: type[R]) -> R:
     """Return what a file holds, as an `into`."""
     return into.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either there in full or not at all, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{uuid4().hex}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

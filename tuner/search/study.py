@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, final
 from uuid import uuid4
 
+from tuner.atomic_file import write_text
 from tuner.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.task import Task, load_task
@@ -30,7 +31,7 @@ from tuner.records import (
 )
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
 from tuner.search.executor import Executor, deaths_on, executor
-from tuner.search.folder import StudyFolder, read_json, write_atomically
+from tuner.search.folder import StudyFolder, read_json
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
 from tuner.search.result import TASK_CONSTRAINTS, StudyResult, summary_of
@@ -279,7 +280,7 @@ class _Run:
         winners = self._retest(chosen)
         self._ledger.keep()
         record = StudyResultRecord(summary=self._summary(), winners=winners, entries=tuple(entries))
-        write_atomically(self._folder.result, record.model_dump_json())
+        write_text(self._folder.result, record.model_dump_json())
         self._tell_observer(lambda observer: observer.study_finished(record))
         self._enter(StudyPhase.FINISHED)
         return StudyResult(record, finished=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, final
 
 import torch
 
+from tuner.atomic_file import write_text
 from tuner.bundle import Bundle, make_bundle
 from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.delta import Delta
@@ -22,7 +23,7 @@ from tuner.evaluation.budget import Certificate, Deviation, Verdict
 from tuner.evaluation.constraints import WORST
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
 from tuner.search.config import StudyConfig
-from tuner.search.folder import RECORD, StudyFolder, TrialFile, read_json, write_atomically
+from tuner.search.folder import RECORD, StudyFolder, TrialFile, read_json
 from tuner.search.space import Space
 from tuner.trial import Bench
 
@@ -137,7 +138,7 @@ class Worker:
             self._loaded = None
             for bundle in filter(Path.is_dir, list(staging.iterdir())):
                 shutil.rmtree(bundle)
-            write_atomically(staging / "traceback.txt", traceback.format_exc())
+            write_text(staging / "traceback.txt", traceback.format_exc())
         file = TrialFile(
             uid=self._setup.uid, number=number, parameters=arguments, record=record, crash=crash
         )
@@ -190,7 +191,7 @@ class Worker:
         folder = self._folder.bundle(job.number, job.epsilon)
         bundle = Bundle.load(folder, self._bench.companions)
         found = self._certify(bundle.delta, job.epsilon, job.confidence)
-        write_atomically(path, found.model_dump_json())
+        write_text(path, found.model_dump_json())
 
     def _certify(self, delta: Delta, epsilon: float, confidence: float) -> Certificate:
         try:
@@ -205,7 +206,7 @@ class Worker:
             return
         if not self._folder.test_base.exists():
             base = self._bench.base_scores(SplitName.TEST)
-            write_atomically(self._folder.test_base, base.model_dump_json())
+            write_text(self._folder.test_base, base.model_dump_json())
         rule = self._config.rule
         trial = read_json(self._folder.trial(job.number) / RECORD, TrialFile)
         result = self._bench.run(
@@ -230,7 +231,7 @@ class Worker:
             answer = result.record.answer(job.epsilon, rule)
             certificate = self._certify(delta, job.epsilon, confidence)
         found = SeedResult(seed=job.seed, answer=answer, certificate=certificate)
-        write_atomically(path, found.model_dump_json())
+        write_text(path, found.model_dump_json())
 
     def _base_answer(self, epsilon: float) -> Answer:
         return Answer(
