@@ -29,7 +29,7 @@ from tuner.memories.serac import SeracDelta, SeracRecord
 from tuner.memories.wise import WiseDelta, WiseRecord
 from tuner.records import Answer, Rule, SplitName
 from tuner.trial import TrialResult
-from tuner.yaml_file import describe_problem
+from tuner.validation import describe_problem
 
 Kind = Literal[
     "weights", "senses", "ensemble", "look_up", "grace", "wise", "retrieve_and_prompt", "serac"

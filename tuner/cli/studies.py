@@ -50,7 +50,8 @@ from tuner.records import (
     TrialState,
     Winner,
 )
-from tuner.yaml_file import describe_problem, read_yaml
+from tuner.validation import describe_problem
+from tuner.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from tuner.search import StudyConfig, StudyResult

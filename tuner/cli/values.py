@@ -3,11 +3,11 @@
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from tuner.errors import ConfigError, unknown_name
-from tuner.yaml_file import describe_problem
+from tuner.validation import describe_problem, show_value
+from tuner.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from tuner.editing.editor import Editor
@@ -21,17 +21,17 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
     """Return `name=value` pairs, values read as YAML.
 
     Raises:
-        ConfigError: a pair has no `=`, or its value is no YAML.
+        ConfigError: a pair has no `=`, or its value is not valid YAML.
     """
     found: dict[str, Any] = {}
     for setting in settings:
         name, mark, value = setting.partition("=")
         if not mark or not name:
-            raise ConfigError(f"--set needs name=value, but got {setting!r}.")
+            raise ConfigError(f"--set needs name=value, but got {show_value(setting)}.")
         try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {name}: {value!r} is no value.") from None
+            found[name.strip()] = parse_yaml(value)
+        except ConfigError as error:
+            raise ConfigError(f"--set {name}: {show_value(value)}: {error}") from None
     return found
 
 

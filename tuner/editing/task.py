@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tuner.editing.constraint import Constraints
 from tuner.errors import ConfigError, TaskError, unknown_name
 from tuner.shipped import shipped_folder
-from tuner.yaml_file import describe_problem, load_yaml
+from tuner.validation import describe_problem
+from tuner.yaml_file import load_yaml
 
 
 class LossKind(StrEnum):

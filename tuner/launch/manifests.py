@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tuner.errors import ConfigError
 from tuner.launch.rayjob import RayJob
-from tuner.yaml_file import describe_problem
+from tuner.validation import describe_problem
 
 
 def read_rayjob(content: Mapping[str, Any]) -> RayJob:

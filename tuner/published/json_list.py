@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from tuner.errors import TaskError
-from tuner.yaml_file import describe_problem
+from tuner.validation import describe_problem
 
 _CHUNK = 1 << 16
 _Record = TypeVar("_Record", bound=BaseModel)

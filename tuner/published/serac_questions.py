@@ -12,7 +12,7 @@ from tuner.editing.task import read_rows
 from tuner.errors import TaskError
 from tuner.published.by_hand import SERAC_QA, SERAC_QA_HARD
 from tuner.published.scoped_edits import Reading, SplitName
-from tuner.yaml_file import describe_problem
+from tuner.validation import describe_problem
 
 _FILE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
 # Source: the published code leaves such questions out.

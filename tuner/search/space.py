@@ -23,7 +23,8 @@ from tuner.editing.task import Task
 from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
 from tuner.shipped import shipped_folder
-from tuner.yaml_file import describe_problem, line_of, read_yaml
+from tuner.validation import describe_problem
+from tuner.yaml_file import line_of, read_yaml
 
 EDITOR = "editor"
 """The name under which the choice among several editors is a hyperparameter."""
