@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.editing.constraint import Constraint, Metric
-from tuner.evaluation.budget import Certificate, Deviation
+from tuner.evaluation.budget import Certificate, Deviation, epsilon_name
 from tuner.evaluation.scores import Interval, Scores
 from tuner.records import (
     Answer,
@@ -273,7 +273,7 @@ def _certificate(estimate: float, epsilon: float) -> Certificate:
 
 
 def _bundle(folder: Path, number: int, epsilon: float) -> Path:
-    bundle = folder / "trials" / str(number) / f"{epsilon:g}"
+    bundle = folder / "trials" / str(number) / epsilon_name(epsilon)
     bundle.mkdir(parents=True, exist_ok=True)
     (bundle / "delta.json").write_text('{"schema": 1}')
     (bundle / "delta.safetensors").write_bytes(bytes(64))

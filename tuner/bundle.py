@@ -20,7 +20,7 @@ from tuner.editing.model import Dtype, LanguageModel, load_tokenizer
 from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import Task
 from tuner.errors import BaseMismatch, ConfigError
-from tuner.evaluation.budget import Certificate
+from tuner.evaluation.budget import Certificate, epsilon_name
 from tuner.memories.grace import GraceDelta, GraceRecord
 from tuner.memories.look_up import LookUpDelta, LookUpRecord
 from tuner.memories.memory import MemoryDelta, Surroundings
@@ -95,7 +95,9 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _has_its_answer(self) -> Self:
         if not any(a.epsilon == self.epsilon and a.rule is self.rule for a in self.answers):
-            raise ValueError(f"no answer for epsilon {self.epsilon:g} and rule {self.rule}.")
+            raise ValueError(
+                f"no answer for epsilon {epsilon_name(self.epsilon)} and rule {self.rule}."
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError, unknown_name
+from tuner.evaluation.budget import epsilon_name
 from tuner.evaluation.scores import Scores
 
 Format = Literal["delta", "peft", "merged"]
@@ -252,7 +253,8 @@ def _write_card(manifest: Manifest, folder: Path, what: str, use: str) -> None:
     statement = (
         "No certificate was made."
         if certificate is None
-        else f"Certificate for ε = {certificate.epsilon:g}: **{certificate.verdict.value}**, "
+        else f"Certificate for ε = {epsilon_name(certificate.epsilon)}: "
+        f"**{certificate.verdict.value}**, "
         f"deviation {certificate.deviation.estimate:.2e} in "
         f"[{certificate.deviation.lower:.2e}, {certificate.deviation.upper:.2e}] at confidence "
         f"{certificate.deviation.confidence:.1%}, from {certificate.deviation.tokens:,} tokens of "

@@ -11,7 +11,7 @@ from typing import Any, Self, final
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.editing.constraint import Constraint
-from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.evaluation.budget import Certificate, Deviation, Verdict, epsilon_name
 from tuner.evaluation.scores import Interval, Scores
 
 
@@ -132,7 +132,7 @@ class TrialRecord(_Record):
         for answer in self.answers:
             if answer.rule is rule and answer.epsilon == epsilon:
                 return answer
-        raise KeyError(f"no {rule} answer at epsilon={epsilon:g}")
+        raise KeyError(f"no {rule} answer at epsilon={epsilon_name(epsilon)}")
 
     @classmethod
     def failed(

@@ -15,6 +15,7 @@ from s3_server import S3Server
 
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.model import load_model
+from tuner.evaluation.budget import epsilon_name
 from tuner.records import StudyResultRecord
 from tuner.tracking import sync
 
@@ -72,7 +73,9 @@ def test_the_best_edit_is_fetched_and_exported(
     name, (winner, *others) = shown.summary.name, shown.winners
     place = ("--tracking-uri", server.uri)
     out = tmp_path / "best"
-    code, told, err = run("fetch", name, str(out), "-e", f"{winner.epsilon:g}", *place, "--json")
+    code, told, err = run(
+        "fetch", name, str(out), "-e", epsilon_name(winner.epsilon), *place, "--json"
+    )
     assert code == 0, err
     assert json.loads(told) == {"study": name, "epsilon": winner.epsilon, "folder": str(out)}
     assert {path.name for path in out.iterdir()} == {"delta.json", "delta.safetensors"}

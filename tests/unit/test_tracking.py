@@ -11,7 +11,6 @@ from tuner.records import Rule, TrialState
 from tuner.tracking import Tracker, compare_url, default_uri, masked, study_url, ui_command
 from tuner.tracking.content import (
     StudyView,
-    epsilon_label,
     legal_name,
     metric_name,
     study_content,
@@ -31,15 +30,6 @@ def view_of(result, **changes) -> StudyView:
         "finished": bool(result.winners),
     }
     return StudyView(**(settings | changes))
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "label"),
-    [(1e-3, "eps_1e-03"), (1e-4, "eps_1e-04"), (2.5e-5, "eps_2.5e-05"), (0.1, "eps_1e-01")],
-)
-def test_a_budget_s_label_is_legal_and_exact(epsilon, label):
-    assert epsilon_label(epsilon) == label
-    assert float(label.removeprefix("eps_")) == epsilon
 
 
 def test_every_name_is_one_that_mlflow_takes(tmp_path):

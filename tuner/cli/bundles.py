@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.errors import ConfigError
+from tuner.evaluation.budget import epsilon_name, epsilon_of_name
 
 if TYPE_CHECKING:
     from tuner.bundle import Bundle
@@ -37,7 +38,9 @@ def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
         return Path(name)
     study = folder / name
     winners = {
-        float(path.parent.name): path.parent for path in study.glob("winners/[0-9]*/delta.json")
+        budget: path.parent
+        for path in study.glob("winners/[0-9]*/delta.json")
+        if (budget := epsilon_of_name(path.parent.name)) is not None
     }
     if not study.is_dir():
         raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
@@ -45,10 +48,12 @@ def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
         raise ConfigError(f"The study {name!r} has no winner yet; see `tuner status {name}`.")
     if epsilon is None:
         if len(winners) > 1:
-            known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
+            known = ", ".join(map(epsilon_name, sorted(winners, reverse=True)))
             raise ConfigError(f"The study {name!r} has winners for {known}: give --epsilon.")
         return next(iter(winners.values()))
     if epsilon not in winners:
-        known = ", ".join(f"{one:g}" for one in sorted(winners, reverse=True))
-        raise ConfigError(f"The study {name!r} has no winner for {epsilon:g}; it has {known}.")
+        known = ", ".join(map(epsilon_name, sorted(winners, reverse=True)))
+        raise ConfigError(
+            f"The study {name!r} has no winner for {epsilon_name(epsilon)}; it has {known}."
+        )
     return winners[epsilon]

@@ -33,6 +33,7 @@ from tuner.cli.output import (
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.evaluation.budget import epsilon_name
 from tuner.evaluation.scores import FACT_FIGURES
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def edit(
     table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
     for answer in result.record.answers:
         table.add_row(
-            f"{answer.epsilon:g}",
+            epsilon_name(answer.epsilon),
             answer.rule.value,
             str(answer.epoch or "base"),
             f"{answer.alpha:.2f}",
@@ -156,17 +157,19 @@ def edit(
     _print_facts(result.record.answers)
     for constraint in bench.constraints:
         broken = [
-            f"{answer.rule.value} at ε={answer.epsilon:g}"
+            f"{answer.rule.value} at ε={epsilon_name(answer.epsilon)}"
             for answer in result.record.answers
             if answer.violations[constraint.name] > 0
         ]
         state = f"broken by {', '.join(broken)}" if broken else "kept by all"
         console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
     if written is None:
-        limits = f"ε={epsilon:g}" + (" and the constraints" if bench.constraints else "")
+        limits = f"ε={epsilon_name(epsilon)}" + (
+            " and the constraints" if bench.constraints else ""
+        )
         console().print(f"No epoch keeps {limits}: the base model is the answer; no bundle.")
     else:
-        console().print(f"Bundle for ε={epsilon:g}: {written}", soft_wrap=True)
+        console().print(f"Bundle for ε={epsilon_name(epsilon)}: {written}", soft_wrap=True)
 
 
 def evaluate(
@@ -247,7 +250,7 @@ def evaluate(
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
-        f"{deviation.verdict(manifest.epsilon).value} for ε={manifest.epsilon:g}"
+        f"{deviation.verdict(manifest.epsilon).value} for ε={epsilon_name(manifest.epsilon)}"
     )
     for constraint in bench.constraints:
         state = show_violations({constraint.name: violations[constraint.name]})
@@ -301,7 +304,8 @@ def certify(
     else:
         console().print(show_certificate(certificate))
         console().print(
-            f"ε={certificate.epsilon:g}, deviation {show_deviation(certificate.deviation)} in "
+            f"ε={epsilon_name(certificate.epsilon)}, "
+            f"deviation {show_deviation(certificate.deviation)} in "
             f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
         )
     _keep_certificate(found, certificate, bundle_folder(bundle, epsilon, folder))
@@ -385,5 +389,5 @@ def _print_facts(answers: Sequence["Answer"]) -> None:
         for answer in known:
             shares = answer.scores.fact_figures()
             cells = (show_share(shares.get(name)) for name in names)
-            table.add_row(f"{answer.epsilon:g}", answer.rule.value, *cells)
+            table.add_row(epsilon_name(answer.epsilon), answer.rule.value, *cells)
         console().print(table)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.cli.output import make_table, show_deviation, show_seconds
+from tuner.evaluation.budget import epsilon_name
 from tuner.search import Progress, StudyPhase
 
 _WORDS = {
@@ -60,7 +61,9 @@ class StudyDisplay:
 
 
 def _line(progress: Progress) -> str:
-    best = ", ".join(f"ε={one.epsilon:g}: {one.gain:+.2f}" for one in progress.incumbents)
+    best = ", ".join(
+        f"ε={epsilon_name(one.epsilon)}: {one.gain:+.2f}" for one in progress.incumbents
+    )
     return f"{_head(progress)} · {_counts(progress)}" + (f" · gain {best}" if best else "")
 
 
@@ -100,7 +103,7 @@ def _incumbents(progress: Progress) -> Table:
     table = make_table("Best so far", columns, right=columns[1:])
     for one in progress.incumbents:
         table.add_row(
-            f"{one.epsilon:g}",
+            epsilon_name(one.epsilon),
             f"#{one.trial}",
             f"{one.success:.3f}",
             f"{one.gain:+.3f}",

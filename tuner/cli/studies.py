@@ -43,6 +43,7 @@ from tuner.cli.output import (
 )
 from tuner.cli.places import a_place
 from tuner.errors import ConfigError, MissingExtra, StudyFailed, unknown_name
+from tuner.evaluation.budget import epsilon_name
 from tuner.records import (
     StudyResultRecord,
     StudySummary,
@@ -322,8 +323,9 @@ def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
         if watcher.sync.message:
             messages().print(watcher.sync.message, soft_wrap=True)
     if record.winners:
+        epsilon = epsilon_name(record.winners[0].epsilon)
         out.print(
-            f"Export:  tuner export {name} my-edit --epsilon {record.winners[0].epsilon:g}{place}",
+            f"Export:  tuner export {name} my-edit --epsilon {epsilon}{place}",
             soft_wrap=True,
         )
 
@@ -346,7 +348,7 @@ def _print_winners(out: Console, record: StudyResultRecord) -> None:
     else:
         _print_one_by_one(out, title, record.winners)
     won = {winner.epsilon for winner in record.winners}
-    lost = ", ".join(f"{one:g}" for one in summary.epsilons if one not in won)
+    lost = ", ".join(epsilon_name(one) for one in summary.epsilons if one not in won)
     if lost:
         out.print(f"ε={lost}: no trial gained anything; the base model itself is the answer.")
 
@@ -356,18 +358,21 @@ def _print_side_by_side(out: Console, title: str, winners: tuple[Winner, ...]) -
     table = make_table(title, ("ε", *(key for key in rows[0] if key not in _BELOW)))
     for winner, facts in zip(winners, rows, strict=True):
         table.add_row(
-            f"{winner.epsilon:g}", *(value for key, value in facts.items() if key not in _BELOW)
+            epsilon_name(winner.epsilon),
+            *(value for key, value in facts.items() if key not in _BELOW),
         )
     out.print(table)
     for winner, facts in zip(winners, rows, strict=True):
         for key in (key for key in _BELOW if key in facts):
-            out.print(Text.assemble((f"ε={winner.epsilon:g} {key}: ", "bold"), facts[key]))
+            out.print(
+                Text.assemble((f"ε={epsilon_name(winner.epsilon)} {key}: ", "bold"), facts[key])
+            )
 
 
 def _print_one_by_one(out: Console, title: str, winners: tuple[Winner, ...]) -> None:
     out.print(title, style="bold")
     for winner in winners:
-        out.print(f"\nε={winner.epsilon:g}", style="bold")
+        out.print(f"\nε={epsilon_name(winner.epsilon)}", style="bold")
         grid = Table.grid(padding=(0, 2))
         for key, value in _facts(winner).items():
             grid.add_row(Text(key, style="dim"), value)
@@ -501,8 +506,10 @@ def compare(
         record = _open(folder, name).record
         rule = record.summary.rule
         if epsilon not in record.summary.epsilons:
-            known = ", ".join(f"{one:g}" for one in record.summary.epsilons)
-            raise ConfigError(f"The study {name!r} has no budget {epsilon:g}; it has {known}.")
+            known = ", ".join(epsilon_name(one) for one in record.summary.epsilons)
+            raise ConfigError(
+                f"The study {name!r} has no budget {epsilon_name(epsilon)}; it has {known}."
+            )
         for entry in record.entries:
             if entry.record is None or entry.record.failure is not None:
                 continue
@@ -530,7 +537,9 @@ def compare(
     if json_:
         print_json(rows)
         return
-    _print_trials(console(), f"Trials at ε={epsilon:g}", rows[:top], several=len(names) > 1)
+    _print_trials(
+        console(), f"Trials at ε={epsilon_name(epsilon)}", rows[:top], several=len(names) > 1
+    )
 
 
 def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, several: bool) -> None:
@@ -601,7 +610,9 @@ def best(
         return
     _print_winners(console(), record)
     for one in chosen:
-        console().print(f"ε={one.winner.epsilon:g} bundle: {one.folder}", soft_wrap=True)
+        console().print(
+            f"ε={epsilon_name(one.winner.epsilon)} bundle: {one.folder}", soft_wrap=True
+        )
 
 
 def fetch(
@@ -625,7 +636,9 @@ def fetch(
     if json_:
         print_json({"study": name, "epsilon": found, "folder": str(out)})
     else:
-        console().print(f"{out}: the best edit of {name} within {found:g}", soft_wrap=True)
+        console().print(
+            f"{out}: the best edit of {name} within {epsilon_name(found)}", soft_wrap=True
+        )
         console().print(f"Export: tuner export {out} my-edit", soft_wrap=True)
 
 

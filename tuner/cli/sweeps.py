@@ -18,6 +18,7 @@ from tuner.cli.options import (
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.cli.values import read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError
+from tuner.evaluation.budget import epsilon_name
 
 if TYPE_CHECKING:
     from tuner.editing.editor import Editor
@@ -75,7 +76,9 @@ def sweep(
     """
     methods = _editors(editor, read_settings(settings or []))
     if not 0 < epsilon < 1:
-        raise ConfigError(f"0 < epsilon < 1 must hold for every budget, but got {epsilon:g}.")
+        raise ConfigError(
+            f"0 < epsilon < 1 must hold for every budget, but got {epsilon_name(epsilon)}."
+        )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -115,7 +118,7 @@ def sweep(
             points.append(point)
             bar.update(running, advance=1, description=f"{point.editor}, {point.edits} edits")
     rows = summarise(points)
-    title = f"{examples.name}, {split} split, ε={epsilon:g}"
+    title = f"{examples.name}, {split} split, ε={epsilon_name(epsilon)}"
     table, plot = out / "table.csv", out / "sweep.html"
     _write_table(rows, table)
     write_sweep(rows, f"Simultaneous edits: {title}", plot)

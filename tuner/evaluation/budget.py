@@ -1,11 +1,43 @@
 """The deviation budget, and what a measurement says about it."""
 
+from decimal import Decimal
 from enum import StrEnum
 from typing import Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LEANING = 1.64
+
+
+def epsilon_name(epsilon: float) -> str:
+    """Return a budget as the name of its folder, and as users may type it: `0.001`, `1e-05`.
+
+    It is the shortest text that reads back as this very number, so that each budget has a name of
+    its own.
+    """
+    return repr(float(epsilon))
+
+
+def epsilon_of_name(name: str) -> float | None:
+    """Return the budget that a folder's name stands for; None for any other name."""
+    try:
+        return float(name)
+    except ValueError:
+        return None
+
+
+def epsilon_label(epsilon: float) -> str:
+    """Return a budget as part of a name that sorts and is legal in MLflow: `eps_1e-04`.
+
+    Like `epsilon_name` it reads back as this very number.
+    """
+    mantissa, exponent = f"{Decimal(epsilon_name(epsilon)):e}".split("e")
+    return f"eps_{mantissa}e{int(exponent):+03d}"
+
+
+def epsilon_of_label(label: str) -> float:
+    """Return the budget that a label names."""
+    return float(label.removeprefix("eps_"))
 
 
 class Verdict(StrEnum):

@@ -19,7 +19,7 @@ from tuner.editing.likelihood import block_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import ConfigError, EditError
-from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict
+from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict, epsilon_name
 from tuner.evaluation.confidence import most_events, sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient, shipped_mean_gradient
 from tuner.evaluation.memory_reading import MemoryReading
@@ -266,7 +266,7 @@ class DeviationMeter:
         below = [epsilon for epsilon in budget.epsilons if epsilon <= floor]
         if below:
             raise ConfigError(
-                f"The budget {below[0]:g} is below the noise floor {floor:.1e} of "
+                f"The budget {epsilon_name(below[0])} is below the noise floor {floor:.1e} of "
                 f"{self._model.id} in {str(self._model.dtype).removeprefix('torch.')} on "
                 f"{self._model.device.type}: the base model deviates that much from itself. Give "
                 "larger budgets, or a more precise dtype."

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.evaluation.budget import Deviation, Verdict
+from tuner.evaluation.budget import Deviation, Verdict, epsilon_label
 from tuner.evaluation.scores import FACT_FIGURES, Interval, Scores
 from tuner.records import SeedResult, TrialEntry
 
@@ -16,8 +16,8 @@ VERDICT_WORDS = {
 
 def epsilon_words(epsilon: float) -> str:
     """Return a budget as people write it: 1e-4."""
-    mantissa, exponent = f"{epsilon:.6e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    mantissa, exponent = epsilon_label(epsilon).removeprefix("eps_").split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def share(value: float) -> str:

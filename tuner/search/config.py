@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from tuner.editing.constraint import Constraints
 from tuner.editing.model import Dtype
 from tuner.errors import ConfigError
-from tuner.evaluation.budget import Budget
+from tuner.evaluation.budget import Budget, epsilon_name
 from tuner.records import Rule
 from tuner.search.database import DEFAULT_PATIENCE_S
 from tuner.yaml_file import load_yaml
@@ -117,7 +117,7 @@ class StudyConfig(BaseModel):
     @model_validator(mode="after")
     def _steered_by_one_of_its_budgets(self) -> Self:
         if self.epsilon is not None and self.epsilon not in self.budget.epsilons:
-            known = ", ".join(f"{epsilon:g}" for epsilon in self.budget.epsilons)
+            known = ", ".join(epsilon_name(epsilon) for epsilon in self.budget.epsilons)
             raise ValueError(f"`epsilon` must be one of the budgets ({known}).")
         return self
 

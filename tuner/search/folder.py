@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tuner.atomic_file import write_text
 from tuner.errors import ConfigError
+from tuner.evaluation.budget import epsilon_name
 from tuner.records import TrialRecord
 
 RECORD = "record.json"
@@ -70,19 +71,19 @@ class StudyFolder:
 
     def bundle(self, number: int, epsilon: float) -> Path:
         """Return the folder of the delta that a trial offers for a budget."""
-        return self.trial(number) / f"{epsilon:g}"
+        return self.trial(number) / epsilon_name(epsilon)
 
     def winner(self, epsilon: float) -> Path:
         """Return the folder of the bundle that was selected for a budget."""
-        return self.root / "winners" / f"{epsilon:g}"
+        return self.root / "winners" / epsilon_name(epsilon)
 
     def confirmation(self, epsilon: float, number: int) -> Path:
         """Return the file of a trial's certificate on fresh text."""
-        return self.root / "confirm" / f"{epsilon:g}" / f"{number}.json"
+        return self.root / "confirm" / epsilon_name(epsilon) / f"{number}.json"
 
     def retest(self, epsilon: float, number: int, seed: int) -> Path:
         """Return the file of a winner's result on the test split with one seed."""
-        return self.root / "test" / f"{epsilon:g}" / f"{number}-seed{seed}.json"
+        return self.root / "test" / epsilon_name(epsilon) / f"{number}-seed{seed}.json"
 
     def base_fingerprint(self) -> str | None:
         """Return the hash of the base model that the trials start from, once a worker knows it."""

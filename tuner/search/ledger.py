@@ -26,6 +26,7 @@ from optuna.trial import TrialState as OptunaState
 from pydantic import SecretStr
 
 from tuner.errors import ClusterError, ConfigError
+from tuner.evaluation.budget import epsilon_of_name
 from tuner.records import TrialEntry, TrialState
 from tuner.search.database import DEFAULT_PATIENCE_S, AtOnce, Database, Reach
 from tuner.search.folder import StudyFolder, TrialFile
@@ -277,8 +278,9 @@ class Ledger:
         folder = self.folder.trial(number)
         if folder.is_dir():
             for path in sorted(folder.iterdir()):
-                if path.is_dir() and not path.name.startswith("."):
-                    yield float(path.name), path
+                epsilon = epsilon_of_name(path.name)
+                if epsilon is not None and path.is_dir():
+                    yield epsilon, path
 
 
 def is_driven(folder: StudyFolder, name: str, database: Database | None) -> bool:

@@ -10,6 +10,7 @@ from pydantic import SecretStr, TypeAdapter
 from tuner.bundle import Bundle
 from tuner.editing.constraint import Constraints, strictest
 from tuner.errors import ConfigError, StudyFailed
+from tuner.evaluation.budget import epsilon_name
 from tuner.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
 from tuner.search.config import SamplerName, StudyConfig
 from tuner.search.folder import StudyFolder, read_json
@@ -67,14 +68,14 @@ class StudyResult:
         """
         summary = self.record.summary
         if epsilon not in summary.epsilons:
-            known = ", ".join(f"{one:g}" for one in summary.epsilons)
-            raise ConfigError(f"The study has no budget {epsilon:g}; it has {known}.")
+            known = ", ".join(map(epsilon_name, summary.epsilons))
+            raise ConfigError(f"The study has no budget {epsilon_name(epsilon)}; it has {known}.")
         for winner in self.record.winners:
             if winner.epsilon == epsilon:
                 return Best(winner, StudyFolder(summary.folder).winner(epsilon))
         raise StudyFailed(
-            f"No trial of {summary.name!r} gained anything within the budget {epsilon:g}: "
-            "the base model itself is the answer."
+            f"No trial of {summary.name!r} gained anything within the budget "
+            f"{epsilon_name(epsilon)}: the base model itself is the answer."
         )
 
 

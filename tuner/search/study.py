@@ -16,7 +16,7 @@ from tuner.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.task import Task, load_task
 from tuner.errors import StudyFailed
-from tuner.evaluation.budget import Budget, Certificate
+from tuner.evaluation.budget import Budget, Certificate, epsilon_name
 from tuner.evaluation.constraints import check_measured
 from tuner.evaluation.scores import Scores
 from tuner.records import (
@@ -435,7 +435,7 @@ class _Run:
     def _answer(self, entry: TrialEntry, epsilon: float) -> Answer:
         answer = answer_of(entry, self._config.rule, epsilon)
         if answer is None:
-            raise StudyFailed(f"Trial {entry.number} keeps no edit within {epsilon:g}.")
+            raise StudyFailed(f"Trial {entry.number} keeps no edit within {epsilon_name(epsilon)}.")
         return answer
 
     def _is_done(self, job: Job) -> bool:

@@ -19,7 +19,7 @@ from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
 from tuner.editing.task import load_task
 from tuner.errors import ConfigError, EditError, TaskError
-from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.evaluation.budget import Certificate, Deviation, Verdict, epsilon_name
 from tuner.evaluation.constraints import WORST
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
 from tuner.search.config import StudyConfig
@@ -179,7 +179,7 @@ class Worker:
                     bench.model, bench.task, result, epsilon, rule=self._config.rule
                 )
                 if bundle is not None:
-                    bundle.save(staging / f"{epsilon:g}")
+                    bundle.save(staging / epsilon_name(epsilon))
         return result.record
 
     def _confirm(self, job: Confirm) -> None:

@@ -22,6 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tuner.evaluation.budget import epsilon_label
 from tuner.records import (
     Answer,
     Rule,
@@ -117,12 +118,6 @@ def answer_of(record: TrialRecord | None, epsilon: float, rule: Rule) -> Answer 
         return record.answer(epsilon, rule)
     except KeyError:
         return None
-
-
-def epsilon_label(epsilon: float) -> str:
-    """Return a budget as part of a name that sorts and is legal in MLflow: `eps_1e-04`."""
-    mantissa, exponent = f"{epsilon:.6e}".split("e")
-    return f"eps_{mantissa.rstrip('0').rstrip('.')}e{exponent}"
 
 
 def metric_name(quantity: str, rule: Rule, epsilon: float) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import ConfigError, unknown_name
-from tuner.tracking.content import STUDY_TAG, epsilon_label
+from tuner.evaluation.budget import epsilon_label, epsilon_name, epsilon_of_label
+from tuner.tracking.content import STUDY_TAG
 from tuner.tracking.location import check_uri, masked
 from tuner.tracking.runs import open_client, translated
 from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
@@ -48,7 +49,7 @@ def fetch_bundle(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as part:
             run = winners[chosen].info.run_id
             shutil.move(client.download_artifacts(run, f"bundles/{chosen}", part), out)
-    return _budget(chosen)
+    return epsilon_of_label(chosen)
 
 
 def _study(client: "MlflowClient", experiment: str, name: str, uri: str) -> "Run":
@@ -78,15 +79,13 @@ def _winners(client: "MlflowClient", experiment: str, uid: str) -> dict[str, "Ru
 def _chosen(winners: dict[str, "Run"], study: str, epsilon: float | None) -> str:
     if not winners:
         raise ConfigError(f"The study {study!r} has no winner in MLflow yet.")
-    known = ", ".join(f"{one:g}" for one in sorted(map(_budget, winners), reverse=True))
+    known = ", ".join(map(epsilon_name, sorted(map(epsilon_of_label, winners), reverse=True)))
     if epsilon is not None:
         if epsilon_label(epsilon) not in winners:
-            raise ConfigError(f"The study {study!r} has no winner for {epsilon:g}; it has {known}.")
+            raise ConfigError(
+                f"The study {study!r} has no winner for {epsilon_name(epsilon)}; it has {known}."
+            )
         return epsilon_label(epsilon)
     if len(winners) > 1:
         raise ConfigError(f"The study {study!r} has winners for {known}: give --epsilon.")
     return next(iter(winners))
-
-
-def _budget(label: str) -> float:
-    return float(label.removeprefix("eps_"))

@@ -8,11 +8,11 @@ import json
 from collections import Counter
 from typing import Any
 
+from tuner.evaluation.budget import epsilon_label, epsilon_name
 from tuner.records import TrialState
 from tuner.tracking.content import (
     STUDY_TAG,
     StudyView,
-    epsilon_label,
     legal_name,
     metric_name,
 )
@@ -49,7 +49,12 @@ def shared_view(view: StudyView) -> str:
     shared = ["editor", *(name for name in counts if counts[name] == started)]
     others = [metric_name("success", rule, e) for e in summary.epsilons if e != target]
     charts = [
-        _chart("frontier", "SCATTER", f"Frontier at {target:g}", **_axes(deviation, success)),
+        _chart(
+            "frontier",
+            "SCATTER",
+            f"Frontier at {epsilon_name(target)}",
+            **_axes(deviation, success),
+        ),
         _chart("epochs", "SCATTER", "Last epochs", **_axes("deviation_log10", "success")),
         _chart(
             "parallel",
@@ -59,7 +64,7 @@ def shared_view(view: StudyView) -> str:
             selectedMetrics=[success],
             showAllRuns=False,
         ),
-        _chart("gain", "BAR", f"Gain at {target:g}", metricKey=gain),
+        _chart("gain", "BAR", f"Gain at {epsilon_name(target)}", metricKey=gain),
         _line("success"),
         _line("deviation"),
     ]

@@ -109,6 +109,19 @@ def test_every_constraint_of_a_study_is_told_under_its_name(ledger: Ledger) -> N
     assert set(bad.constraints.values()) == {5.0}
 
 
+def test_a_bundle_belongs_to_the_budget_itself_not_to_six_digits_of_it(ledger: Ledger) -> None:
+    bridge = searcher(ledger)
+    number = work(ledger, bridge.suggest("0"), GOOD)
+    bridge.on_trial_complete("0", {"done": True})
+    budgets = (1 / 150, 0.012345678, 0.01234567)
+    for epsilon in budgets:
+        ledger.folder.bundle(number, epsilon).mkdir()
+    (ledger.folder.trial(number) / "notes").mkdir()  # a user's own
+    found = dict(ledger.trial(number).bundles)
+    assert set(found) == set(budgets)
+    assert found[1 / 150] == ledger.folder.bundle(number, 1 / 150)
+
+
 def test_bugs_fail_without_teaching_the_sampler(ledger: Ledger) -> None:
     bridge = searcher(ledger)
     work(ledger, bridge.suggest("0"), None, crash="TypeError: oops (x.py:3)")
