@@ -47,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         DiskError: it cannot be written; a file that was there before is as it was.
     """
-    with _in_place_of(path) as draft, draft.open("xb") as file:
+    with whole_file(path) as draft, draft.open("xb") as file:
         file.write(content)
 
 
@@ -63,7 +63,7 @@ def write_tensors(
     from safetensors.torch import save_file
 
     remove_abandoned_drafts(path.parent)
-    with _in_place_of(path) as draft:
+    with whole_file(path) as draft:
         # The library makes its files readable by their owner alone; ours all follow the umask.
         draft.touch()
         mode = draft.stat().st_mode & 0o777
@@ -97,6 +97,19 @@ def append_text(path: Path, text: str) -> None:
                 raise
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the place of a new file to write; it stands at `path` once the block has ended well.
+
+    Raises:
+        DiskError: it cannot be written; a file that was there before is as it was.
+    """
+    # What a link points to is replaced, not the link.
+    with _moved_to(Path(os.path.realpath(path)), told=path) as draft:
+        yield draft
+        _flush(draft)
 
 
 @contextmanager
@@ -154,15 +167,6 @@ def cannot_write(path: Path, error: OSError) -> DiskError:
             f"{path} cannot be written: {why}. Choose another place, or change who may write there."
         )
     return DiskError(f"{path} cannot be written: {why}.")
-
-
-@contextmanager
-def _in_place_of(path: Path) -> Iterator[Path]:
-    """Give the place of a draft of a file, which replaces `path` at the end."""
-    # What a link points to is replaced, not the link.
-    with _moved_to(Path(os.path.realpath(path)), told=path) as draft:
-        yield draft
-        _flush(draft)
 
 
 @contextmanager

@@ -8,19 +8,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import platformdirs
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tuner.atomic_file import write_tensors
 from tuner.errors import DiskError
+from tuner.file_lock import file_lock_if_any
 
 Key = Mapping[str, str | int | float | bool | None]
 
@@ -59,12 +59,7 @@ class Cache:
 
         Where the folder knows no locks nobody waits, and a value may be made twice.
         """
-        path = self._path(kind, key)
-        with ExitStack() as held:
-            with suppress(OSError, NotImplementedError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # The operating system drops it with the process, however that ends.
-                held.enter_context(FileLock(path.with_suffix(".lock")))
+        with file_lock_if_any(self._path(kind, key).with_suffix(".lock")):
             yield
 
     def _path(self, kind: str, key: Key) -> Path:

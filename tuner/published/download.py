@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import final
 
 import httpx2
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuner.errors import ConfigError, FetchError
+from tuner.file_lock import file_lock_if_any
 from tuner.published.catalogue import PublishedFile
 
 Note = Callable[[int, int | None], None]
@@ -97,7 +97,7 @@ def fetch(
     path = folder / file.file_name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with file_lock_if_any(Path(f"{path}.lock")):
             record = Path(f"{path}.sha256")
             wanted = sha256.lower() if sha256 else file.sha256 or _recorded(record)
             was_there = path.exists()

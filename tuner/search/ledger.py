@@ -17,7 +17,6 @@ from typing import Any, final
 from uuid import uuid4
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -25,8 +24,9 @@ from optuna.trial import FrozenTrial, Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 from pydantic import SecretStr
 
-from tuner.errors import ClusterError, ConfigError
+from tuner.errors import ClusterError, ConfigError, DiskError
 from tuner.evaluation.budget import epsilon_of_name
+from tuner.file_lock import LockHeld, file_lock, is_locked
 from tuner.records import TrialEntry, TrialState
 from tuner.search.database import DEFAULT_PATIENCE_S, AtOnce, Database, Reach
 from tuner.search.folder import StudyFolder, TrialFile
@@ -88,7 +88,7 @@ class Ledger:
             else:
                 exits.enter_context(database.driven(name))
                 # The lease decides. Where the folder's disk lends locks, who looks there sees us.
-                with suppress(ConfigError, OSError):
+                with suppress(ConfigError, DiskError):
                     exits.enter_context(_locked(folder))
             exits.callback(lambda: folder.holder.unlink(missing_ok=True))
             folder.holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
@@ -290,19 +290,7 @@ def is_driven(folder: StudyFolder, name: str, database: Database | None) -> bool
         ConfigError: the ledger's server does not let us in.
         ClusterError: it has been away too long.
     """
-    return _is_locked(folder) if database is None else database.is_driven(name)
-
-
-def _is_locked(folder: StudyFolder) -> bool:
-    if not folder.lock.exists():
-        return False
-    try:
-        with FileLock(folder.lock, thread_local=False).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return False  # not ours to lock, for instance on a read-only disk
+    return is_locked(folder.lock) if database is None else database.is_driven(name)
 
 
 @final
@@ -329,20 +317,22 @@ def _storage(folder: StudyFolder, url: SecretStr | None, database: Database | No
 
 @contextmanager
 def _locked(folder: StudyFolder) -> Iterator[None]:
-    """Hold the lock of a study's folder, which the system drops with the process."""
-    lock = FileLock(folder.lock, thread_local=False)
-    try:
-        # A reader that looks whether anybody drives holds the lock for a moment.
-        lock.acquire(timeout=1)
-    except Timeout:
-        raise ConfigError(
-            f"The study in {folder.root} is being run by {_describe(folder.holder)}. "
-            "Wait until it ends, or stop it first."
-        ) from None
-    try:
+    """Hold the lock of a study's folder.
+
+    Raises:
+        ConfigError: another process holds it.
+        DiskError: the folder cannot be written, or its disk lends no locks.
+    """
+    with ExitStack() as held:
+        try:
+            # A reader that looks whether anybody drives holds the lock for a moment.
+            held.enter_context(file_lock(folder.lock, timeout_s=1))
+        except LockHeld:
+            raise ConfigError(
+                f"The study in {folder.root} is being run by {_describe(folder.holder)}. "
+                "Wait until it ends, or stop it first."
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _mend(journal: Path) -> None:

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import final
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.errors import ClusterError, ConfigError
+from tuner.file_lock import LockHeld, file_lock_if_any
 from tuner.records import StudySummary, TrialState
 from tuner.tracking.content import (
     RunContent,
@@ -73,7 +73,6 @@ class Projection:
         self._experiment = experiment
         self._summary = summary
         self._studies = studies
-        self._lock = FileLock(summary.folder / "tracking.lock")
         self._connection: StudyRuns | None = None
         self._last_seen: StudyRuns | None = None
         self._problems: dict[str, str] = {}
@@ -84,11 +83,12 @@ class Projection:
         Raises:
             ConfigError: another one does.
         """
-        self._summary.folder.mkdir(parents=True, exist_ok=True)
         claimed = ExitStack()
         try:
-            claimed.enter_context(self._lock.acquire(timeout=patience_s))
-        except Timeout:
+            claimed.enter_context(
+                file_lock_if_any(self._summary.folder / "tracking.lock", patience_s)
+            )
+        except LockHeld:
             raise ConfigError(
                 f"The study {self._summary.name!r} is being sent to MLflow by another process, "
                 "most likely the search itself; sync it when that has ended."

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
-from tuner.errors import ClusterError, ConfigError
+from tuner.errors import ClusterError, ConfigError, TunerError
 from tuner.tracking.content import STUDY_TAG, UID_TAG, Point, RunContent
-from tuner.tracking.location import artifact_root, is_database, masked, sqlite_file
+from tuner.tracking.database_file import make_database_file
+from tuner.tracking.location import artifact_root, is_database, masked
 from tuner.tracking.view import VIEW_TAG
 
 if TYPE_CHECKING:
@@ -216,15 +215,8 @@ def open_client(uri: str) -> "MlflowClient":
     """Return a client of MLflow at a URI; a database that is not there yet is made."""
     from mlflow import MlflowClient
 
-    file = sqlite_file(uri)
-    if file is None:
-        return MlflowClient(uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that both build the tables of a new file break it for good.
-    with FileLock(f"{file}.lock") if not file.exists() else nullcontext():
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
+    make_database_file(uri)
+    return MlflowClient(uri)
 
 
 @contextmanager
@@ -239,7 +231,7 @@ def translated(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (ClusterError, ConfigError):
+    except TunerError:
         raise
     except MlflowException as error:
         # Some of MLflow's messages go on for a page; what happened stands in the first lines.
