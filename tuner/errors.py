@@ -18,6 +18,8 @@ Being over budget is a result, not an error.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from tuner.validation import show_value
+
 
 class TunerError(Exception):
     """The base of all deliberate errors. Its message is written for the user and shown as is."""
@@ -80,6 +82,8 @@ class MissingExtra(TunerError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for a name that is not among `known`, with the nearest one offered."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name[:200], names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"No {kind} is called {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+    return ConfigError(
+        f"No {kind} is called {show_value(name)}.{hint} Known: {', '.join(names) or 'none'}."
+    )

@@ -103,6 +103,11 @@ def describe_errors(path: Path, node: yaml.Node | None, error: ValidationError) 
     )
 
 
+def dump_yaml(value: Any) -> str:
+    """Return plain data as YAML that is read back as the same."""
+    return str(yaml.dump(value, Dumper=PlainDumper, sort_keys=False, allow_unicode=True))
+
+
 class _YamlError(Exception):
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -123,12 +128,17 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_Loader.add_implicit_resolver(
-    _TAG + "float",
-    # Three digits of exponent are all that floats need; 12e45678 is rather a revision.
-    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]{1,3}$"),
-    list("-+.0123456789"),
-)
+class PlainDumper(yaml.SafeDumper):
+    """Writes text that the loader would take for a number between quotation marks."""
+
+
+for _class in (_Loader, PlainDumper):
+    _class.add_implicit_resolver(
+        _TAG + "float",
+        # Three digits of exponent are all that floats need; 12e45678 is rather a revision.
+        re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]{1,3}$"),
+        list("-+.0123456789"),
+    )
 
 
 def _compose(text: str) -> yaml.Node | None:

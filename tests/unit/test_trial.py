@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
+from pydantic import AllowInfNan
 
 from tuner.cache import Cache
 from tuner.editing.corpus import FileDocuments, GeneralText, Part
@@ -35,7 +37,7 @@ def bench(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path)
 class Scripted(Editor):
     """Yields a given direction at given strengths, epoch by epoch."""
 
-    strengths: tuple[float, ...]
+    strengths: tuple[Annotated[float, AllowInfNan(True)], ...]
     epochs: int = 3
     breaks_at: int | None = None
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
 """
 
+import io
 import os
 import sys
 
@@ -17,6 +18,7 @@ import typer
 from tuner.cli import data, edits, inspection, launch, launched, memory, streams, studies, sweeps
 from tuner.cli.output import complain
 from tuner.errors import TunerError
+from tuner.validation import show_path
 
 app = typer.Typer(
     name="tuner",
@@ -40,6 +42,10 @@ inspection.register(app)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter, such as ε, shows its code; that is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="tuner")
     except TunerError as error:
@@ -49,3 +55,23 @@ def main() -> None:
         # The reader, such as `head`, has seen enough; do not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SystemExit as ended:
+        # Typer ends quietly where no verb has its own words for an interruption.
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            complain("Stopped.")
+        raise
+    # The last net: everything that is foreseen has its own words by now.
+    except Exception as error:
+        if os.environ.get("TUNER_DEBUG"):
+            raise
+        complain(_unforeseen(error))
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    said = show_path(str(error).strip().split("\n", 1)[0])
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return (
+        f"This is a fault of tuner, or of something that it uses: {what}\n"
+        "Run the command again with TUNER_DEBUG=1 to see where it happened, and please report it."
+    )

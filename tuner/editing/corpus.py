@@ -1,7 +1,6 @@
 """General text, cut into the blocks on which deviation is measured."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +15,9 @@ from torch import Tensor
 from tuner.builtin.text import general_documents
 from tuner.editing.model import LanguageModel
 from tuner.errors import ConfigError, TaskError
+from tuner.json_file import JsonError, parse_json
+from tuner.text_file import open_file, read_lines
+from tuner.validation import show_path, show_value
 
 
 class Part(StrEnum):
@@ -82,7 +84,7 @@ class BuiltinDocuments:
 @final
 @dataclass(frozen=True)
 class FileDocuments:
-    """A user's file: one document per line, plain or as JSON with a `text`.
+    """A user's file: one document per line, plain, or as JSON with a `text` where its name says so.
 
     A document's part follows from its own hash, so it never changes when the file grows.
     """
@@ -109,25 +111,32 @@ class FileDocuments:
                 yield text
 
     def _texts(self) -> Iterator[str]:
-        as_json = self.path.suffix in (".jsonl", ".json")
-        try:
-            with self.path.open(encoding="utf-8") as file:
-                for number, line in enumerate(file, start=1):
-                    text = self._text_of(line, number) if as_json else line.strip()
-                    if text.strip():
-                        yield text
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"{self.path}: cannot be read: {error}") from None
+        as_json = self.path.suffix.lower() in _JSON_LINES
+        for number, line in read_lines(self.path, TaskError):
+            text = self._text_of(line, number) if as_json else line.strip()
+            if text.strip():
+                yield text
 
     def _text_of(self, line: str, number: int) -> str:
         if not line.strip():
             return ""
+        where = f"{show_path(self.path)}:{number}"
         try:
-            return str(json.loads(line)["text"])
-        except (json.JSONDecodeError, KeyError, TypeError):
+            document = parse_json(line)
+        except JsonError as error:
             raise TaskError(
-                f"{self.path}:{number}: each line must be an object with a `text`."
+                f"{where}: each line must be an object with a `text`, but is not valid JSON: "
+                f"{error}."
             ) from None
+        if not isinstance(document, dict) or "text" not in document:
+            raise TaskError(f"{where}: each line must be an object with a `text`.")
+        text = document["text"]
+        if not isinstance(text, str):
+            raise TaskError(f"{where}: `text` must be a string, but is {show_value(text)}.")
+        return text
+
+
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 def _part_of(digest: bytes) -> Part:
@@ -170,29 +179,21 @@ class GeneralText:
 
     def _cut(self, part: Part) -> Corpus:
         wanted = self._tokens[part]
-        # Each block is read as a text of its own, so it begins as the family's texts begin.
-        lead = list(self._model.texts.lead)
-        own = self.block_length - len(lead)
-        if own < 1:
-            raise ConfigError(
-                f"Blocks of general text must be longer than the {len(lead)} special tokens that "
-                f"each begins with, but got {self.block_length}."
-            )
         stream: list[int] = []
         for batch in _batches(self.source.documents(part), 256):
-            for ids in self._model.texts.encode(batch):
+            encoded = self._model.tokenizer(batch, add_special_tokens=False)["input_ids"]
+            for ids in encoded:
                 stream.extend(ids)
                 stream.append(self._model.end_id)
             if len(stream) >= wanted:
                 break
-        count = min(len(stream) // own, wanted // self.block_length)
+        count = min(len(stream), wanted) // self.block_length
         if count < 8:
             raise TaskError(
                 f"{self.source.name}: the {part} part holds {len(stream):,} tokens; at least "
                 f"{8 * self.block_length:,} are needed (100,000 or more are advised)."
             )
-        text = torch.tensor(stream[: count * own]).reshape(count, own)
-        blocks = torch.cat((torch.tensor(lead, dtype=torch.long).expand(count, -1), text), dim=1)
+        blocks = torch.tensor(stream[: count * self.block_length]).reshape(count, self.block_length)
         # A sequential test reads from the front: the order must say nothing about the content.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         return Corpus(name=f"{self.source.name}, {part}", blocks=blocks[order])
@@ -219,7 +220,7 @@ def load_general_text(
     """Return general text for `model`: a file, or the built-in world's for a built-in model.
 
     Raises:
-        ConfigError: no source is given for a model from elsewhere, or the file is absent.
+        ConfigError: no source is given for a model from elsewhere, or the file cannot be read.
     """
     if source is None and not model.id.startswith("builtin:"):
         raise ConfigError(
@@ -229,8 +230,7 @@ def load_general_text(
         )
     if source is None or str(source) == "builtin:world":
         documents: DocumentSource = BuiltinDocuments()
-    elif Path(source).is_file():
-        documents = FileDocuments(Path(source))
     else:
-        raise ConfigError(f"The file of general text {str(source)!r} does not exist.")
+        with open_file(Path(source)):  # what is not a file that can be read is told now
+            documents = FileDocuments(Path(source))
     return GeneralText(documents, model, block_length=block_length, tokens=tokens)

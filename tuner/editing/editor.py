@@ -55,7 +55,7 @@ class Editor(BaseModel, ABC):
     file's name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batches: int = Field(
         default=1,

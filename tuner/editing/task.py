@@ -1,21 +1,22 @@
 """Tasks: what an edit should do, what it is judged by, and the reader of their folders."""
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Self, TypeVar, final
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuner.editing.constraint import Constraints
 from tuner.errors import ConfigError, TaskError, unknown_name
+from tuner.json_file import JsonError, parse_json
 from tuner.shipped import shipped_folder
-from tuner.validation import describe_problem
-from tuner.yaml_file import load_yaml
+from tuner.text_file import read_lines
+from tuner.validation import describe_problems, show_path, show_value
+from tuner.yaml_file import dump_yaml, load_yaml
 
 
 class LossKind(StrEnum):
@@ -245,8 +246,9 @@ class Task(_Card):
         try:
             return type(self)(**fields | {"simultaneous_edits": count})
         except ValidationError as error:
-            problems = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
-            raise ConfigError(f"{self.name} with {count} edits at once: {problems}") from None
+            raise ConfigError(
+                f"{self.name} with {count} edits at once: {describe_problems(error)}"
+            ) from None
 
     @cached_property
     def hash(self) -> str:
@@ -271,8 +273,8 @@ def _check_pool(name: str, split: Split, edits: int) -> None:
         astray = next((row for row in rows if row.record not in records), None)
         if astray is not None:
             raise ValueError(
-                f"{name}/{part}: each row needs the `record` of an edit, but {astray.prompt!r} "
-                f"has {astray.record!r}."
+                f"{name}/{part}: each row needs the `record` of an edit, but "
+                f"{show_value(astray.prompt)} has {show_value(astray.record)}."
             )
     if {row.record for row in split.ood.rows} != set(records):
         raise ValueError(f"{name}/ood: each edit needs a row in its scope.")
@@ -296,12 +298,11 @@ def load_task(name_or_path: str | Path, edits: int | None = None) -> Task:
     folder = find_task(name_or_path)
     card = load_yaml(folder / "task.yaml", _Card)
     val, test = _load_split(folder / "val", card), _load_split(folder / "test", card)
-    train = _load_split(folder / "train", card) if (folder / "train").is_dir() else None
+    train = _load_split(folder / "train", card) if _is_there(folder / "train") else None
     try:
         task = Task(**card.model_dump(), val=val, test=test, train=train)
     except ValidationError as error:
-        problems = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
-        raise TaskError(f"{folder}: {problems}") from None
+        raise TaskError(f"{show_path(folder)}: {describe_problems(error)}") from None
     _refuse_leaks(folder, task)
     return task.with_edits(edits)
 
@@ -313,7 +314,7 @@ def find_task(name_or_path: str | Path) -> Path:
         ConfigError: there is no such task.
     """
     for folder in (Path(name_or_path), shipped_folder("datasets") / str(name_or_path)):
-        if (folder / "task.yaml").is_file():
+        if _is_there(folder / "task.yaml"):
             return folder
     raise unknown_name("task (nor a folder with a task.yaml)", str(name_or_path), task_names())
 
@@ -323,7 +324,7 @@ def _load_split(folder: Path, card: _Card) -> Split:
     if card.loss.needs_contrast:
         judged = f"the loss {card.loss}"
     neighbours = folder / "neighbours.jsonl"
-    if neighbours.is_file() and card.success is SuccessRule.THRESHOLD:
+    if _is_there(neighbours) and card.success is SuccessRule.THRESHOLD:
         raise TaskError(
             f"{neighbours}: neighbours are judged by any rule but threshold, which is this "
             "task's. Set `success` in task.yaml, or take the file away."
@@ -347,6 +348,11 @@ def _load_split(folder: Path, card: _Card) -> Split:
     )
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name, if only something that cannot be read."""
+    return os.path.lexists(path)
+
+
 def _example_set(path: Path, loss: LossKind, contrast_for: str | None) -> ExampleSet:
     rows = tuple(row for _, row in _read_examples(path, contrast_for))
     if not rows:
@@ -355,21 +361,21 @@ def _example_set(path: Path, loss: LossKind, contrast_for: str | None) -> Exampl
 
 
 def _examples(path: Path, contrast_for: str | None) -> tuple[Example, ...]:
-    if not path.is_file():
+    if not _is_there(path):
         return ()
     return tuple(row for _, row in _read_examples(path, contrast_for))
 
 
 def _unjudged(path: Path, judged: Set[str]) -> tuple[Example, ...]:
     """Return the facts of a file. They are trained on, so none may ask what a judged row asks."""
-    if not path.is_file():
+    if not _is_there(path):
         return ()
     facts = []
     for number, row in _read_examples(path, None):
         if row.prompt in judged:
             raise TaskError(
                 f"{path}:{number}: editors may train on facts, but a judged row of this split has "
-                f"the same prompt: {row.prompt!r}."
+                f"the same prompt: {show_value(row.prompt)}."
             )
         facts.append(row)
     return tuple(facts)
@@ -382,7 +388,7 @@ def _read_examples(path: Path, contrast_for: str | None) -> Iterator[tuple[int, 
             raise TaskError(f"{path}:{number}: {contrast_for} needs a `contrast`.")
         if row.subject is not None and row.subject not in row.prompt:
             raise TaskError(
-                f"{path}:{number}: the subject {row.subject!r} must stand in the prompt."
+                f"{path}:{number}: the subject {show_value(row.subject)} must stand in the prompt."
             )
         yield number, row
 
@@ -391,7 +397,7 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def _optional_rows(path: Path, into: type[_Row]) -> tuple[_Row, ...]:
-    return tuple(row for _, row in read_rows(path, into)) if path.is_file() else ()
+    return tuple(row for _, row in read_rows(path, into)) if _is_there(path) else ()
 
 
 def read_rows(path: Path, into: type[_Row]) -> Iterator[tuple[int, _Row]]:
@@ -400,23 +406,15 @@ def read_rows(path: Path, into: type[_Row]) -> Iterator[tuple[int, _Row]]:
     Raises:
         TaskError: the file is missing or cannot be read, or a row is malformed.
     """
-    try:
-        # Not splitlines: a row's text may hold a line separator of Unicode.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise TaskError(f"{path}: this file is needed and is missing.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, TaskError):
         if not line.strip():
             continue
         try:
-            yield number, into.model_validate(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path}:{number}: no valid JSON: {error.msg}.") from None
+            yield number, into.model_validate(parse_json(line))
+        except JsonError as error:
+            raise TaskError(f"{show_path(path)}:{number}: not valid JSON: {error}.") from None
         except ValidationError as error:
-            problems = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
-            raise TaskError(f"{path}:{number}: {problems}") from None
+            raise TaskError(f"{show_path(path)}:{number}: {describe_problems(error)}") from None
 
 
 _SPLIT_WORDS = {"val": "validation", "test": "test", "train": "training"}
@@ -439,7 +437,7 @@ def _refuse_seen(
         if (row.prompt, row.target) in seen:
             raise TaskError(
                 f"{folder / part}.jsonl:{number}: this row stands in the "
-                f"{seen[row.prompt, row.target]} split too: {row.prompt!r}."
+                f"{seen[row.prompt, row.target]} split too: {show_value(row.prompt)}."
             )
 
 
@@ -474,6 +472,4 @@ def save_task(task: Task, folder: Path) -> None:
             lines = (row.model_dump_json(exclude_defaults=True) for row in rows)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     card = task.model_dump(mode="json", exclude={"val", "test", "train"})
-    (folder / "task.yaml").write_text(
-        yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    (folder / "task.yaml").write_text(dump_yaml(card), encoding="utf-8")

@@ -106,6 +106,10 @@ class Deviation(BaseModel):
         )
 
 
+# Of a loss that is summed in double precision, no smaller share can be told from nothing.
+_FINEST = 1e-15
+
+
 @final
 class Budget(BaseModel):
     """How far the loss on general text may rise, and how surely we want to know."""
@@ -124,8 +128,10 @@ class Budget(BaseModel):
     @field_validator("epsilons")
     @classmethod
     def _sorted_and_positive(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < epsilon < 1 for epsilon in epsilons):
-            raise ValueError(f"0 < epsilon < 1 must hold for every budget, but got {epsilons}.")
+        if any(not _FINEST <= epsilon < 1 for epsilon in epsilons):
+            raise ValueError(
+                f"{_FINEST:g} <= epsilon < 1 must hold for every budget, but got {epsilons}."
+            )
         if len(set(epsilons)) != len(epsilons):
             raise ValueError(f"Budgets must differ, but got {epsilons}.")
         return tuple(sorted(epsilons, reverse=True))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tuner.errors import ConfigError
 from tuner.launch.rayjob import RayJob
 from tuner.validation import describe_problem
+from tuner.yaml_file import PlainDumper
 
 
 def read_rayjob(content: Mapping[str, Any]) -> RayJob:
@@ -48,7 +49,7 @@ def _plain(value: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(value))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(PlainDumper):
     """Writes text of several lines as it reads."""
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import yaml
-
 from tuner.editing.task import load_task, task_names
 from tuner.errors import ConfigError
 from tuner.launch.attempts import CONTENT_KEY, STUDY_KEY, attempt_id, first_command
@@ -21,6 +19,7 @@ from tuner.launch.launchable import (
 )
 from tuner.launch.names import legal_name
 from tuner.search import StudyConfig
+from tuner.yaml_file import dump_yaml
 
 _STUDY_FILE = "study.yaml"
 _MOST_BYTES = 64 * 2**20
@@ -74,7 +73,7 @@ class RayPackage:
         for place, path in self.files.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
-        content = yaml.safe_dump(_plain(study), sort_keys=False, allow_unicode=True)
+        content = dump_yaml(_plain(study))
         (folder / _STUDY_FILE).write_text(content, encoding="utf-8")
 
 

@@ -9,9 +9,9 @@ Source: KubeRay, ray-operator/controllers/ray/utils/validation.go and apis/ray/v
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, final
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
+from tuner.errors import ConfigError
 from tuner.launch.kubernetes import (
     Dns1035Label,
     KubernetesObject,
@@ -29,6 +29,8 @@ from tuner.launch.pods import (
     VolumeMount,
     check_image,
 )
+from tuner.validation import show_value
+from tuner.yaml_file import parse_yaml
 
 MOST_IN_NAME = 47
 """KubeRay adds 16 characters to a RayJob's name for its pods and services."""
@@ -484,11 +486,11 @@ class RayJobSpec(KubernetesObject):
     @classmethod
     def _is_yaml(cls, text: str | None) -> str | None:
         try:
-            content = yaml.safe_load(text or "{}")
-        except yaml.YAMLError as error:
+            content = parse_yaml(text or "{}")
+        except ConfigError as error:
             raise ValueError(f"runtimeEnvYAML must be YAML, but is not: {error}") from None
         if not isinstance(content, dict):
-            raise ValueError(f"runtimeEnvYAML must be a mapping, but is {content!r}")
+            raise ValueError(f"runtimeEnvYAML must be a mapping, but is {show_value(content)}")
         return text
 
 

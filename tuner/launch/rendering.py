@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, final
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tuner.errors import ConfigError
@@ -30,6 +29,8 @@ from tuner.launch.manifests import read_rayjob, refusal
 from tuner.launch.names import legal_name
 from tuner.launch.rayjob import RayJob
 from tuner.search import StudyConfig
+from tuner.text_file import read_text
+from tuner.yaml_file import dump_yaml
 
 _STUDY_FOLDER = PurePosixPath("/etc/tuner/study")
 _STUDY_FILE = "study.yaml"
@@ -150,12 +151,12 @@ def _files(study: StudyConfig, cluster: ClusterConfig) -> dict[str, str]:
         if not any(disk.holds(study.space) for disk in cluster.disks):
             check_travels_alone(space)
             check_space(study)
-            files[space.name] = space.read_text(encoding="utf-8")
+            files[space.name] = read_text(space)
             there = there.model_copy(update={"space": str(_STUDY_FOLDER / space.name)})
     else:
         check_space(study)
     content = there.model_dump(mode="json", exclude_none=True)
-    files[_STUDY_FILE] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    files[_STUDY_FILE] = dump_yaml(content)
     return files
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tuner.errors import ClusterError, ConfigError, TunerError
 from tuner.launch.api import CONFIG_MAP, RAY_JOB, KubernetesApi, Manifest
 from tuner.launch.belongings import own
 from tuner.launch.labels import CONTENT_ANNOTATION, STUDY_LABEL
+from tuner.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from tuner.launch.rendering import Rendered
@@ -104,7 +103,10 @@ async def _difference(api: KubernetesApi, rendered: "Rendered") -> str:
 def _changed_keys(file: str, first: str, second: str) -> list[str]:
     if first == second:
         return []
-    contents = [yaml.safe_load(text) for text in (first, second)]
+    try:
+        contents = [parse_yaml(text) for text in (first, second)]
+    except ConfigError:  # what lies on the cluster may be anybody's
+        return [file]
     if not all(isinstance(one, dict) for one in contents):
         return [file]
     left, right = contents

@@ -45,8 +45,7 @@ class SeracDelta(ScopedMemory):
 
     def reader(self, network: PreTrainedModel) -> Reader:
         """Return the counterfactual model."""
-        small = self.counterfactual.small
-        return Reader(self.counterfactual.network, small.tokenizer, small.texts)
+        return Reader(self.counterfactual.network, self.counterfactual.small.tokenizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights that were trained."""

@@ -1,11 +1,14 @@
 """Published benchmarks that must be fetched by hand, and where their files lie then."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from tuner.errors import TaskError
+from tuner.text_file import is_file
+from tuner.validation import show_path
 
 _SERAC = "Mitchell et al. 2022 (arXiv:2206.06520), https://github.com/eric-mitchell/serac"
 _ARCHIVE = "the archive on Google Drive that the README of github.com/eric-mitchell/serac links"
@@ -38,10 +41,12 @@ class ByHand:
             TaskError: one of them is missing.
         """
         places = [given / below for below in ("", Path(self.folder).name, self.folder)]
-        place = next((p for p in places if any((p / file).is_file() for file in files)), given)
-        missing = [file for file in files if not (place / file).is_file()]
+        place = next((p for p in places if any(is_file(p / file) for file in files)), given)
+        missing = [file for file in files if not os.path.lexists(place / file)]
         if missing:
-            raise TaskError(f"{place}: missing: {', '.join(missing)}. To be had: {self.where}.")
+            raise TaskError(
+                f"{show_path(place)}: missing: {', '.join(missing)}. To be had: {self.where}."
+            )
         return [place / file for file in files]
 
 

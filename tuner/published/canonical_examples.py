@@ -1,5 +1,6 @@
 """A canonical-examples task as published, JSON lines in two parts, becomes a task."""
 
+import os
 import random
 import re
 from collections import Counter
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tuner.editing.task import Example, ExampleSet, LossKind, Passage, Split, Task, read_rows
 from tuner.errors import ConfigError, TaskError
 from tuner.published.canonical_tasks import CanonicalTask, find_canonical_task
+from tuner.text_file import is_file
+from tuner.validation import show_path
 
 # Related texts of stereoset begin with GPT-2's end of text. Texts are judged after that token
 # anyway, whatever a model calls it.
@@ -193,11 +196,12 @@ def _find_files(folder: Path, kind: CanonicalTask, *, need_test: bool) -> Path:
         for base in (folder, folder / kind.name, folder / "data" / kind.name)
         for below in ("", "split")
     ]
-    found = (p for p in places if any((p / f"{stem}-val.jsonl").is_file() for stem in kind.stems))
+    found = (p for p in places if any(is_file(p / f"{stem}-val.jsonl") for stem in kind.stems))
     place = next(found, None)
     if place is None:
         raise TaskError(
-            f"{folder}: neither here nor in {', '.join(str(p) for p in places[1:])} is there a "
+            f"{show_path(folder)}: neither here nor in "
+            f"{', '.join(show_path(p) for p in places[1:])} is there a "
             f"{kind.canonical}-val.jsonl. Give the published repository, its data folder, or the "
             "folder of the files."
         )
@@ -206,7 +210,7 @@ def _find_files(folder: Path, kind: CanonicalTask, *, need_test: bool) -> Path:
         (part, f"{stem}-{part}.jsonl")
         for part in parts
         for stem in kind.stems
-        if not (place / f"{stem}-{part}.jsonl").is_file()
+        if not os.path.lexists(place / f"{stem}-{part}.jsonl")
     ]
     if missing:
         hint = ""

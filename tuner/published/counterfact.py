@@ -110,14 +110,14 @@ def _unusable(record: _Record) -> str | None:
         return "had an empty object"
     if rewrite.target_new.text.strip() == rewrite.target_true.text.strip():
         return "left the object as it is"
-    if rewrite.subject in rewrite.prompt:
+    if rewrite.subject.strip() in rewrite.prompt:
         return "named the subject twice"
     return None if record.paraphrase_prompts else "had no paraphrase"
 
 
 def _fact_record(record: _Record) -> FactRecord:
     rewrite = record.requested_rewrite
-    subject = rewrite.subject
+    subject = rewrite.subject.strip()
     new, true = as_target(rewrite.target_new.text), as_target(rewrite.target_true.text)
     number = str(record.case_id)
     prompt = rewrite.prompt.replace("{}", subject).strip()

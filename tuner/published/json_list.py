@@ -1,6 +1,8 @@
 """Reads long JSON lists record by record, with the number of the record in every complaint."""
 
+import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -9,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from tuner.errors import TaskError
-from tuner.validation import describe_problem
+from tuner.json_file import JsonError, check_tame, new_decoder
+from tuner.text_file import open_file, reason
+from tuner.validation import describe_problems, show_path
 
 _CHUNK = 1 << 16
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -26,9 +30,10 @@ def read_records(path: Path, into: type[_Record]) -> Iterator[tuple[int, _Record
     """
     try:
         with (
-            path.open(encoding="utf-8") as file,
+            open_file(path, TaskError) as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig") as file,
             tqdm(
-                total=path.stat().st_size,
+                total=os.fstat(raw.fileno()).st_size,
                 desc=path.name,
                 unit="B",
                 unit_scale=True,
@@ -38,22 +43,24 @@ def read_records(path: Path, into: type[_Record]) -> Iterator[tuple[int, _Record
         ):
             for number, value in _elements(path, file, bar.update):
                 yield number, _validated(path, number, value, into)
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"{show_path(path)}: cannot be read: it is not UTF-8.") from None
+    except OSError as error:
+        raise TaskError(f"{show_path(path)}: cannot be read: {reason(error)}.") from None
 
 
 def _validated(path: Path, number: int, value: object, into: type[_Record]) -> _Record:
     try:
         return into.model_validate(value)
     except ValidationError as error:
-        problems = "; ".join(describe_problem(p) for p in error.errors(include_url=False))
-        raise TaskError(f"{path}: record {number}: {problems}") from None
+        problems = describe_problems(error)
+        raise TaskError(f"{show_path(path)}: record {number}: {problems}") from None
 
 
 def _elements(
     path: Path, file: TextIO, note: Callable[[int], object]
 ) -> Iterator[tuple[int, object]]:
-    decoder = json.JSONDecoder()
+    decoder = new_decoder(unique_keys=False)
     buffer, size, number = "", _CHUNK, 0
 
     def more() -> bool:
@@ -86,6 +93,7 @@ def _elements(
         while True:
             try:
                 value, end = decoder.raw_decode(buffer)
+                check_tame(value, buffer[:end])
                 break
             except json.JSONDecodeError as error:
                 # Perhaps only the rest of the record is not read yet. A record that is broken
@@ -93,10 +101,14 @@ def _elements(
                 size *= 2
                 if not more():
                     raise TaskError(
-                        f"{path}: record {number}: no valid JSON: {error.msg}. If the file was "
+                        f"{path}: record {number}: not valid JSON: {error.msg}. If the file was "
                         "cut off, download it again."
                     ) from None
-            except (RecursionError, ValueError) as error:
+            except RecursionError:
+                raise TaskError(
+                    f"{path}: record {number}: cannot be read: nested too deeply."
+                ) from None
+            except JsonError as error:
                 raise TaskError(f"{path}: record {number}: cannot be read: {error}.") from None
         size = _CHUNK
         buffer = buffer[end:]

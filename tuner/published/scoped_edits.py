@@ -108,18 +108,18 @@ def scoped_task(
     sizes = ", ".join(f"{len(found)} for {_WORDS[split]}" for split, found in edits.items())
     left_out = "".join(f"; {count} {reason}" for reason, count in reading.left_out.items())
     splits = {split: _split(found) for split, found in edits.items()}
-    return Task(
+    task = Task(
         name=name,
         description=f"{about} Edits, chosen with seed {counts.seed}: {sizes}{left_out}.",
         loss=LossKind.LIKELIHOOD,
         success=rule,
-        simultaneous_edits=counts.simultaneous,
         source=f"{files.source}.",
         licence=f"{files.licence}.",
         val=splits["val"],
         test=splits["test"],
         train=splits.get("train"),
     )
+    return task.with_edits(counts.simultaneous)
 
 
 def _asked_for(counts: EditCounts) -> tuple[SplitName, ...]:

@@ -83,13 +83,19 @@ def choose(
     subjects = sorted(by_subject)
     random.Random(f"subjects {selection.seed}").shuffle(subjects)
     waiting = iter(subjects)
-    halves = []
+    halves: list[list[FactRecord]] = []
+    asked: set[tuple[str, str]] = set()  # by the splits before
     for size in (val_size, test_size):
         half: list[FactRecord] = []
         while len(half) < size and (subject := next(waiting, None)) is not None:
-            half += by_subject[subject]
+            for record in by_subject[subject]:
+                if asked.isdisjoint(_asked(record)):
+                    half.append(record)
+                else:
+                    left_out["asked the same as one of another split"] += 1
         # The last subject may have more records than there is room for; they are in no split.
         halves.append(half[:size])
+        asked.update(row for record in halves[-1] for row in _asked(record))
     val, test = halves
     if not val or not test or len(val) < val_size or len(test) < test_size:
         raise ConfigError(
@@ -97,7 +103,7 @@ def choose(
             f"subjects, but there are {len(usable)} usable records of {len(subjects)} subjects"
             f"{_reasons(left_out)}. Lower --val or --test, or give a longer file."
         )
-    rest = [by_subject[subject][0].fact for subject in waiting]
+    rest = [by_subject[subject][0] for subject in waiting]
     count = selection.facts
     if count is None:
         count = _FACTS_PER_EDIT * max(len(val), len(test))
@@ -110,6 +116,10 @@ def choose(
         f"{len(val)} edits for validation, {len(test)} for test, no subject in both, and "
         f"{len(facts)} facts about further subjects{_reasons(left_out)}.",
     )
+
+
+def _asked(record: FactRecord) -> set[tuple[str, str]]:
+    return {(row.prompt, row.target) for row in (record.edit, *record.paraphrases)}
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:
@@ -129,8 +139,8 @@ def _without_conflicts(records: Iterable[FactRecord], left_out: Counter[str]) ->
     return list(first.values())
 
 
-def _unjudged(facts: Sequence[Example], judged: Iterable[FactRecord]) -> list[Example]:
-    """Return the facts that no judged row asks for or states, in whatever words."""
+def _unjudged(records: Sequence[FactRecord], judged: Iterable[FactRecord]) -> list[Example]:
+    """Return the facts of records that no judged row asks for or states, in whatever words."""
     prompts: set[str] = set()
     by_object: defaultdict[str, set[str]] = defaultdict(set)
     for record in judged:
@@ -140,10 +150,10 @@ def _unjudged(facts: Sequence[Example], judged: Iterable[FactRecord]) -> list[Ex
                 if target is not None:
                     by_object[target].add(row.prompt)
     return [
-        fact
-        for fact in facts
-        if fact.prompt not in prompts
-        and not any((fact.subject or "") in prompt for prompt in by_object[fact.target])
+        record.fact
+        for record in records
+        if record.fact.prompt not in prompts
+        and not any(record.subject in prompt for prompt in by_object[record.fact.target])
     ]
 
 

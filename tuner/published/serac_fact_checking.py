@@ -112,6 +112,14 @@ def _usable(path: Path, reading: Reading) -> _File:
         elif not row.claim.strip() or not row.page.strip():
             reading.left_out["had no claim or no page"] += 1
         else:
+            # Two that differ in blanks at their ends alone are asked alike.
+            row = _Record(
+                evidence=row.evidence.strip(),
+                claim=row.claim.strip(),
+                label=row.label,
+                page=row.page.strip(),
+                revision_type=row.revision_type,
+            )
             file.claims.append(row)
             if row.label is _Label.NEUTRAL:
                 file.left_open[row.evidence].append(row.claim)

@@ -1,6 +1,5 @@
 """The questions of SERAC's QA and QA-hard as their files hold them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tuner.editing.task import read_rows
 from tuner.errors import TaskError
+from tuner.json_file import JsonError, parse_json
 from tuner.published.by_hand import SERAC_QA, SERAC_QA_HARD
 from tuner.published.scoped_edits import Reading, SplitName
+from tuner.text_file import read_text
 from tuner.validation import describe_problem
 
 _FILE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
@@ -137,12 +138,11 @@ def _usable(
 
 
 def _read_implied(path: Path, rows: int) -> list[list[_Implied]]:
+    text = read_text(path, TaskError)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}:{error.lineno}: no valid JSON: {error.msg}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read: {error}") from None
+        content = parse_json(text)
+    except JsonError as error:
+        raise TaskError(f"{path}:{error.line or 1}: not valid JSON: {error}.") from None
     try:
         found = _IMPLIED.validate_python(content)
     except ValidationError as error:
@@ -154,11 +154,8 @@ def _read_implied(path: Path, rows: int) -> list[list[_Implied]]:
 
 
 def _read_statements(path: Path, rows: int) -> list[str]:
-    try:
-        # Not splitlines: only these ends count, as in the file of questions.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read: {error}") from None
+    # Not splitlines: only these ends count, as in the file of questions.
+    lines = read_text(path, TaskError).removesuffix("\n").split("\n")
     _refuse_longer(path, len(lines), rows)
     return lines
 

@@ -81,7 +81,8 @@ def import_zsre(
 
 
 def _unusable(record: _Record, target: ZsreTarget) -> str | None:
-    if not record.subject.strip() or record.src.count(record.subject) != 1:
+    subject = record.subject.strip()
+    if not subject or record.src.count(subject) != 1:
         return "had no single subject slot"
     answer = record.answers[0].strip() if record.answers else ""
     if not answer:

@@ -11,6 +11,7 @@ from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
 from tuner.search.config import StudyConfig, load_study
 from tuner.search.space import Space, load_space
+from tuner.text_file import open_file
 from tuner.yaml_file import line_of, read_yaml
 
 
@@ -61,8 +62,12 @@ def check_study(path: Path) -> list[str]:
         except TunerError as error:
             problems.append(f"{path}:{line_of(node, ('constraints',))}: {error}")
     general = config.general if config is not None else None
-    if general is not None and ":" not in general and not Path(general).is_file():
-        problems.append(f"{path}:{line_of(node, ('general',))}: the file {general} does not exist.")
+    if general is not None and not general.startswith("builtin:"):
+        try:
+            with open_file(Path(general)):
+                pass
+        except TunerError as error:
+            problems.append(f"{path}:{line_of(node, ('general',))}: {error}")
     return problems
 
 

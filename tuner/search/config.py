@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from tuner.editing.constraint import Constraints
 from tuner.editing.model import Dtype
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import Budget, epsilon_name
 from tuner.records import Rule
-from tuner.search.database import DEFAULT_PATIENCE_S
+from tuner.search.database import DEFAULT_PATIENCE_S, storage_url
 from tuner.yaml_file import load_yaml
 
 # What may change when a study is continued: how much is tried and on what it runs, never what a
@@ -41,7 +41,9 @@ class SamplerName(StrEnum):
 class StudyConfig(BaseModel):
     """One search: a model, a task, a space, budgets, many trials."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     name: str = Field(
         default="",
@@ -51,7 +53,9 @@ class StudyConfig(BaseModel):
     model: str = Field(default="builtin:neox", description="Built-in model, folder or hub id.")
     revision: str | None = Field(default=None, description="Revision of a hub model.")
     dtype: Dtype = "float32"
-    device: str = "auto"
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda…"
+    )
     task: str = Field(description="A task's name, or the path of its folder.")
     edits: int | None = Field(
         default=None, gt=0, description="Edits made at once; by default what the task says."
@@ -60,7 +64,7 @@ class StudyConfig(BaseModel):
         default=None, description="File of general text; the built-in models bring their own."
     )
     space: str = Field(default="lora", description="A space's name, or the path of its file.")
-    trials: int = Field(default=30, gt=0)
+    trials: int = Field(default=30, gt=0, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
     workers: int | Literal["auto"] = Field(default="auto", description="Trials at a time.")
     gpus_per_worker: float | None = Field(
@@ -113,6 +117,16 @@ class StudyConfig(BaseModel):
             space = Path(str(values.get("space", "lora"))).stem
             return {**values, "name": f"{Path(str(values['task'])).stem}-{space}"}
         return values
+
+    @field_validator("storage")
+    @classmethod
+    def _can_hold_a_ledger(cls, storage: SecretStr | None) -> SecretStr | None:
+        if storage is not None:
+            try:
+                storage_url(storage)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return storage
 
     @model_validator(mode="after")
     def _steered_by_one_of_its_budgets(self) -> Self:

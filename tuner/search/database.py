@@ -26,6 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from tenacity.stop import stop_after_delay
 
 from tuner.errors import ClusterError, ConfigError, MissingExtra
+from tuner.validation import show_path
 
 T = TypeVar("T")
 
@@ -87,6 +88,27 @@ class _Away(Exception):
     """
 
 
+def storage_url(url: SecretStr) -> URL:
+    """Return the URL of a storage that can hold a ledger, taken apart.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    try:
+        parsed = make_url(url.get_secret_value())
+    except (ArgumentError, ValueError):  # the latter for a port that is not a number
+        raise ConfigError(
+            "`storage` must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE "
+            "or sqlite:///FILE, and is none."
+        ) from None
+    if parsed.get_backend_name() != "sqlite" and parsed.drivername not in _KNOWN_AS:
+        raise ConfigError(
+            "`storage` must begin with postgresql:// or sqlite://, but begins with "
+            f"{show_path(parsed.drivername)}://. Change it."
+        )
+    return parsed
+
+
 @final
 class Database:
     """A PostgreSQL server that holds ledgers. While it is away, reads and writes wait for it."""
@@ -104,21 +126,9 @@ class Database:
             ConfigError: it is no URL of a storage that can hold a ledger.
             MissingExtra: what speaks to the server is not installed.
         """
-        try:
-            parsed = make_url(url.get_secret_value())
-        except ArgumentError:
-            raise ConfigError(
-                "`storage` must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE "
-                "or sqlite:///FILE, and is none."
-            ) from None
-        backend = parsed.get_backend_name()
-        if backend == "sqlite":
+        parsed = storage_url(url)
+        if parsed.get_backend_name() == "sqlite":
             return None
-        if parsed.drivername not in _KNOWN_AS:
-            raise ConfigError(
-                "`storage` must begin with postgresql:// or sqlite://, but begins with "
-                f"{parsed.drivername}://. Change it."
-            )
         if find_spec(_DRIVER) is None:
             raise MissingExtra(_DRIVER, "cluster")
         return cls(parsed.set(drivername=f"postgresql+{_DRIVER}"), patience_s)

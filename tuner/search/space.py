@@ -1,6 +1,7 @@
 """Which hyperparameters a study may try: a YAML file becomes a typed, checked space."""
 
 import math
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Editor
@@ -24,10 +26,14 @@ from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
 from tuner.shipped import shipped_folder
 from tuner.validation import describe_problem
-from tuner.yaml_file import line_of, read_yaml
+from tuner.yaml_file import line_of, parse_yaml, read_yaml
 
 EDITOR = "editor"
 """The name under which the choice among several editors is a hyperparameter."""
+
+# Beyond this, floats and so the samplers tell whole numbers no longer apart.
+_WHOLE = 2**53
+_DRAWS = 40
 
 Scalar: TypeAlias = bool | int | float | str | None
 
@@ -61,14 +67,25 @@ class FloatRange(_Dimension):
         """The values at the ends, by the YAML key that gives them."""
         return {"low": self.low, "high": self.high}
 
+    def draw(self, source: random.Random) -> float:
+        """Return a value of the range."""
+        if self.step is not None:
+            steps = round((self.high - self.low) / self.step)
+            value = self.low + source.randint(0, steps) * self.step
+        elif self.log:
+            value = math.exp(source.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            value = source.uniform(self.low, self.high)
+        return min(max(value, self.low), self.high)
+
 
 @final
 class IntRange(_Dimension):
     """Whole numbers from `low` to `high`, both included."""
 
     type: Literal["int"]
-    low: int
-    high: int
+    low: int = Field(ge=-_WHOLE, le=_WHOLE)
+    high: int = Field(ge=-_WHOLE, le=_WHOLE)
     log: bool = False
     step: int = Field(default=1, gt=0)
 
@@ -87,6 +104,13 @@ class IntRange(_Dimension):
         """The values at the ends, by the YAML key that gives them."""
         return {"low": self.low, "high": self.high}
 
+    def draw(self, source: random.Random) -> int:
+        """Return a value of the range."""
+        if not self.log:
+            return self.low + source.randint(0, (self.high - self.low) // self.step) * self.step
+        value = round(math.exp(source.uniform(math.log(self.low), math.log(self.high))))
+        return min(max(value, self.low), self.high)
+
 
 @final
 class Choice(_Dimension):
@@ -97,6 +121,9 @@ class Choice(_Dimension):
 
     @model_validator(mode="after")
     def _values_differ(self) -> Self:
+        # Trials are kept as JSON, which has no such numbers.
+        if any(isinstance(value, float) and not math.isfinite(value) for value in self.choices):
+            raise ValueError(f"`choices` must be finite, but got {list(self.choices)}.")
         if len({(type(value), value) for value in self.choices}) != len(self.choices):
             raise ValueError(f"`choices` must differ, but got {list(self.choices)}.")
         return self
@@ -111,6 +138,23 @@ class Choice(_Dimension):
         """Every choice; a category has no ends."""
         return {f"choices.{index}": value for index, value in enumerate(self.choices)}
 
+    def draw(self, source: random.Random) -> Scalar:
+        """Return one of the choices."""
+        return source.choice(self.choices)
+
+    def as_taken_by(self, field: FieldInfo) -> Self:
+        """Return the choice with numbers where the editor's field reads text as such."""
+        reader: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
+
+        def read(value: Scalar) -> Scalar:
+            if isinstance(value, str):
+                with suppress(ValidationError):
+                    taken = reader.validate_python(value)
+                    return taken if isinstance(taken, int | float) else value
+            return value
+
+        return self.model_copy(update={"choices": tuple(read(value) for value in self.choices)})
+
 
 Dimension: TypeAlias = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
 
@@ -120,10 +164,14 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
         raise ValueError(f"`low < high` must hold, but got low={low:g}, high={high:g}.")
     if log and low <= 0:
         raise ValueError(f"`low > 0` must hold on a logarithmic scale, but got low={low:g}.")
+    if not math.isfinite(high - low):
+        raise ValueError(f"the range must be finite, but got low={low:g}, high={high:g}.")
     if log and step is not None:
         raise ValueError("`log` and `step` exclude each other.")
     if step is not None:
         steps = (high - low) / step
+        if steps > _WHOLE:
+            raise ValueError(f"`step` is too small for this range: got step={step:g}.")
         if not math.isclose(steps, round(steps), rel_tol=0, abs_tol=1e-6) or round(steps) < 1:
             raise ValueError(
                 f"`step` must divide the range, but got low={low:g}, high={high:g}, step={step:g}."
@@ -265,6 +313,16 @@ class Space(BaseModel):
             for branch in self.branches
         }
 
+    @staticmethod
+    def definition_from_before(definition: dict[str, Any]) -> dict[str, Any]:
+        """Return a definition as it is now of one from when YAML's `1e-4` was text."""
+        return {
+            name: {**branch, "fixed": {k: _as_number(v) for k, v in branch["fixed"].items()}}
+            if isinstance(branch, dict) and isinstance(branch.get("fixed"), dict)
+            else branch
+            for name, branch in definition.items()
+        }
+
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(branch.name for branch in self.branches)
@@ -278,6 +336,14 @@ class Space(BaseModel):
 
     def _full(self, branch: Branch, name: str) -> str:
         return f"{branch.name}.{name}" if self.conditional else name
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, str):
+        with suppress(ConfigError):
+            read = parse_yaml(value)
+            return read if isinstance(read, float) else value
+    return value
 
 
 def space_names() -> tuple[str, ...]:
@@ -303,7 +369,7 @@ def find_space_file(name_or_path: str | Path) -> Path:
         ConfigError: there is no such space.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1:
         return path
     if str(name_or_path) not in space_names():
         raise unknown_name("search space", str(name_or_path), space_names())
@@ -340,7 +406,17 @@ class _Problems:
         self._node = node
         self._found: list[tuple[int, str]] = []
 
-    def add(self, location: tuple[int | str, ...], message: str) -> None:
+        self._told: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, location: tuple[int | str, ...], message: str, once: str | None = None) -> None:
+        """Add a complaint; of those that share a `once`, the first."""
+        if once is not None and once in self._told:
+            return
+        if once is not None:
+            self._told.add(once)
         problem = (line_of(self._node, location), message)
         if problem not in self._found:
             self._found.append(problem)
@@ -434,8 +510,13 @@ def _read_branch(name: str, file: _SpaceFile, problems: _Problems) -> Iterator[B
                 f"{editor.name()} needs {parameter!r}: it must be fixed or searched.",
             )
     known_fixed = {key: value for key, value in file.fixed.items() if key in fields}
+    for key, one in search.items():
+        if key in fields and isinstance(one, Choice):
+            search[key] = one.as_taken_by(fields[key])
     known_search = {key: one for key, one in search.items() if key in fields}
     _check_values(editor, known_fixed, known_search, problems)
+    if not problems and known_search.keys() == file.search.keys():
+        _check_draws(Branch(name=name, editor=editor, fixed=file.fixed, search=search), problems)
     yield Branch(name=name, editor=editor, fixed=file.fixed, search=search)
 
 
@@ -469,6 +550,26 @@ def _check_values(
                 elif place[0] == searched:
                     location = ("search", *place, *end.split("."))
                     problems.add(location, describe_problem(problem))
+
+
+def _check_draws(branch: Branch, problems: _Problems) -> None:
+    """Let the editor judge values within the ranges too, as a search would draw them."""
+    source = random.Random(0)
+    refused: list[ValidationError] = []
+    for _ in range(_DRAWS):
+        values = {key: one.draw(source) for key, one in branch.search.items()}
+        try:
+            branch.editor.model_validate({**branch.fixed, **values})
+        except ValidationError as error:
+            refused.append(error)
+    for refusal in refused:
+        for problem in refusal.errors(include_url=False):
+            key = str(problem["loc"][0]) if problem["loc"] else None
+            if key in branch.search:
+                message = f"not every value is taken: {describe_problem(problem)}"
+                problems.add(("search", key), message, once=key)
+    if len(refused) == _DRAWS and not problems:
+        problems.add_from(refused[0], ("search",))
 
 
 def _suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:

@@ -202,6 +202,8 @@ class Study:
         if before:
             uid = before.pop("uid")
             before.pop("trials", None)
+            if isinstance(began_with := before.get("space definition"), dict):
+                before["space definition"] = Space.definition_from_before(began_with)
             # A study whose workers never saw a base model, for a wrong name say, has not begun.
             begun = self.folder.base_fingerprint() is not None
             if begun or before.get("space definition") != now["space definition"]:

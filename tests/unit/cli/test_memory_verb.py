@@ -157,9 +157,9 @@ def test_wrong_input_is_refused_and_nothing_is_written(
         (["--out", out], "give --out with them"),
         (["--remove", "4", "--out", out], "There is no edit 4: the memory has 3"),
         (["--remove", "0", "--out", out], "greater than or equal to 1"),
-        (["--add", str(broken), "--out", out], "broken.jsonl:2: no valid JSON"),
+        (["--add", str(broken), "--out", out], "broken.jsonl:2: not valid JSON"),
         (["--add", lacking, "--out", out], "lacking.jsonl:3: target"),
-        (["--add", str(tmp_path / "none.jsonl"), "--out", out], "this file is needed"),
+        (["--add", str(tmp_path / "none.jsonl"), "--out", out], "it does not exist"),
     ):
         code, _, err = run("memory", str(bundle), *given)
         assert code == 2, given

@@ -1,6 +1,7 @@
 """The task format: what it reads, what it writes back, and what it refuses, with file and line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,44 @@ def test_opinions_need_their_opposites(tmp_path: Path) -> None:
         TaskError, match=r"canonical\.jsonl:1: the rule sentiment needs a `contrast`"
     ):
         load_task(write_pool(tmp_path, success="sentiment"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (r'{"prompt": "\ud800", "target": " a"}', "surrogate"),
+        ('{"prompt": "a", "prompt": "b", "target": " a"}', "'prompt' stands twice"),
+        ('{"prompt": ' + "[" * 50_000, "within one another"),
+        ("9" * 5000, "5,000 digits"),
+        ('{"prompt": "a", "target": null}', "target: Input should be a valid string"),
+    ],
+)
+def test_rows_that_json_alone_would_let_through_are_refused(
+    line: str, said: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "task", CARD)
+    with (folder / "val" / "ood.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(TaskError, match=rf"ood\.jsonl:\d+: .*{said}"):
+        load_task(folder)
+
+
+def test_a_file_that_is_there_but_cannot_be_read_is_not_taken_for_absent(tmp_path: Path) -> None:
+    folder = write(tmp_path / "task", CARD, facts=None)
+    os.mkfifo(folder / "val" / "facts.jsonl")
+    with pytest.raises(TaskError, match=r"facts\.jsonl: cannot be read: it is a named pipe"):
+        load_task(folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "x/" * 3000])
+def test_a_name_that_no_folder_can_have_is_told_in_words(name: str) -> None:
+    with pytest.raises(ConfigError, match="No task") as error:
+        load_task(name)
+    assert len(str(error.value)) < 2000
+
+
+def test_a_name_that_looks_like_a_number_survives_saving(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path / "task", CARD))
+    task = task.model_copy(update={"name": "1e5", "licence": "2023-01-01"})
+    save_task(task, tmp_path / "copy")
+    assert load_task(tmp_path / "copy") == task

@@ -377,7 +377,7 @@ def test_too_little_to_divide_is_refused(tmp_path: Path) -> None:
         ("train-val", '{"prefix": "The mate said", "suffix1": " he"}', "suffix2: Field required"),
         ("eval-test", '{"prefix": "x", "suffix1": "", "suffix2": "a"}', "suffix1: String should"),
         ("hard_neg_eval-val", '{"prefix": "The mate", "suffix": 3}', "suffix: Input should be"),
-        ("unconditional-test", "{'text': 'no JSON'}", "no valid JSON"),
+        ("unconditional-test", "{'text': 'no JSON'}", "not valid JSON"),
         ("unconditional-val", '{"text": "<|endoftext|>"}', "nothing but"),
     ],
 )

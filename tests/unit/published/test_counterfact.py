@@ -169,3 +169,40 @@ def test_blanks_around_a_subject_and_repeated_numbers_do_no_harm(tmp_path: Path)
     assert "repeated a case_id" in task.description
     save_task(task, tmp_path / "task")
     assert load_task(tmp_path / "task") == task
+
+
+def test_blanks_around_a_subject_cost_neither_the_subject_nor_the_facts(tmp_path: Path) -> None:
+    records = [
+        counterfact_record(
+            n, f"Harbour {n:02} ", prompt="The river is near {}", target_true={"str": "Lomond"}
+        )
+        | {"neighborhood_prompts": []}
+        for n in range(10)
+    ]
+    for n, record in enumerate(records):
+        record["requested_rewrite"]["target_new"] = {"str": f"Brook {n}"}
+    task = imported(tmp_path, records, val=1, test=1)
+    edit = task.val.canonical.rows[0]
+    assert edit.subject == f"Harbour {int(edit.record or 0):02}"
+    assert edit.prompt.endswith(edit.subject)
+    assert len(task.val.facts) == 8
+
+
+def test_an_imported_task_is_one_that_loads(tmp_path: Path) -> None:
+    # Two subjects, one paraphrase: whichever splits they fall into, it may stand in one alone.
+    records = [counterfact_record(n) for n in range(6)]
+    for record in records:
+        record["paraphrase_prompts"] = ["It lies on"]
+    with pytest.raises(ConfigError, match="asked the same as one of another split"):
+        imported(tmp_path, records, val=1, test=1)
+    records += [counterfact_record(n) for n in range(6, 12)]
+    task = imported(tmp_path, records, val=3, test=3)
+    save_task(task, tmp_path / "task")
+    assert load_task(tmp_path / "task") == task
+
+
+def test_half_a_surrogate_pair_is_refused_by_record(tmp_path: Path) -> None:
+    records = [counterfact_record(n) for n in range(3)]
+    records[1]["requested_rewrite"]["subject"] = "\ud800"
+    with pytest.raises(TaskError, match=r"counterfact\.json: record 2: .*surrogate"):
+        imported(tmp_path, records)

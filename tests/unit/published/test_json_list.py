@@ -39,8 +39,8 @@ def test_an_empty_list_holds_nothing(tmp_path: Path) -> None:
     [
         ("", "must hold one JSON list"),
         ('{"text": "a"}', "must hold one JSON list"),
-        ('[{"text": "a"}, {"text": ', "record 2: no valid JSON.*download it again"),
-        ('[{"text": "a"}, {"text": tru}]', "record 2: no valid JSON"),
+        ('[{"text": "a"}, {"text": ', "record 2: not valid JSON.*download it again"),
+        ('[{"text": "a"}, {"text": tru}]', "record 2: not valid JSON"),
         ('[{"text": "a"}, 3]', "record 2: an object must stand here"),
         ('[{"text": "a"}, ]', "record 2: an object must stand here"),
         ('[{"text": "a"} {"text": "b"}]', "after record 1 a comma"),

@@ -193,7 +193,7 @@ def test_a_question_that_names_no_answer_implies_nothing(tmp_path: Path) -> None
     [
         ("impl_dev.json", "[[[1, 2]]]", r"impl_dev\.json: record 1: "),
         ("impl_dev.json", '[[],\n[["a", "b"]]]', r"impl_dev\.json: record 2: "),
-        ("impl_dev.json", "[[]\n[]]", r"impl_dev\.json:2: no valid JSON"),
+        ("impl_dev.json", "[[]\n[]]", r"impl_dev\.json:2: not valid JSON"),
         ("impl_dev.json", json.dumps([[]] * 61), r"impl_dev\.json: must have one entry .* 61 for"),
         ("zsre_yn_dev.txt", "x\n" * 61, r"zsre_yn_dev\.txt: must have one entry .* 61 for 60"),
     ],

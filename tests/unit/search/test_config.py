@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from tuner.errors import ConfigError
 from tuner.search.check import check_study
 from tuner.search.config import StudyConfig, check_unchanged, load_study
+from tuner.search.space import Space, load_space
 from tuner.search.study import Study
 
 
@@ -124,3 +125,39 @@ def test_a_task_without_what_the_space_needs_is_found_before_the_search(tmp_path
         Study(task="country_capital", space="pure_finetuning", folder=tmp_path)
     path.write_text("task: counterfact_world\nspace: pure_finetuning\n")
     assert check_study(path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("storage: mysql://u:hush@host/db", "must begin with postgresql:// or sqlite://"),
+        ("storage: postgresql://u:hush@host:port/db", "must be a URL"),
+        ("storge: postgresql://u:hush@host/db", "storge"),
+        ("device: mps", "device"),
+        ("trials: 1e20", "trials"),
+        ("budget: {epsilons: [1e-320]}", "epsilon < 1"),
+        ("gpus_per_worker: .inf", "finite"),
+        ("general: .", "a folder, not a file"),
+        ("general: none.txt", "does not exist"),
+    ],
+)
+def test_check_finds_what_no_search_could_run_and_shows_no_password(
+    line: str, said: str, tmp_path: Path
+) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(f"task: country_capital\n{line}\n")
+    (problem,) = check_study(study)
+    assert problem.startswith(f"{study}:2: ")
+    assert said in problem
+    assert "hush" not in problem
+
+
+def test_a_definition_from_when_numbers_were_text_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "editor: lora\nfixed: {learning_rate: 1e-4}\n"
+        "search:\n  rank: {type: int, low: 2, high: 8}\n"
+    )
+    now = load_space(path).definition
+    before = {"mine": {**now["mine"], "fixed": {"learning_rate": "1e-4"}}}
+    assert Space.definition_from_before(before) == now

@@ -104,12 +104,48 @@ def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
         ("editors: [lora, ./bad.yaml]\n", "contains itself"),
         ("editor: lora\neditor: lora\n", "stands twice"),
         ("editor: lora\nsurch: {}\n", ":2: surch"),
+        ("", "the file is empty"),
+        ("3\n", "must be a mapping of keys to values"),
+        (
+            "editor: lora\nfixed: {learning_rate: 1e-3}\n"
+            "search:\n  rank: {type: float, low: 2, high: 8}\n",
+            ":4: not every value is taken: rank: Input should be a valid integer",
+        ),
+        (
+            "editor: lora\nfixed: {learning_rate: 1e-3}\n"
+            "search:\n  kl_weight: {type: categorical, choices: [0.5, .inf]}\n",
+            ":4: search.kl_weight: `choices` must be finite",
+        ),
+        (
+            "editor: lora\n"
+            "search:\n  learning_rate: {type: float, low: 0, high: 1, step: 1e-300}\n",
+            "too small for this range",
+        ),
+        (
+            "editor: lora\nfixed: {learning_rate: 1e-3}\n"
+            f"search:\n  rank: {{type: int, low: 1, high: {10**30}}}\n",
+            "search.rank.high",
+        ),
     ],
 )
 def test_complaints(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_space(write(tmp_path, "bad", text))
     assert complaint in str(error.value)
+
+
+def test_a_choice_is_a_number_where_its_field_is_one(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "mine",
+        "editor: lora\nsearch:\n"
+        "  learning_rate: {type: categorical, choices: [1e-4, '1e-3', 0.01]}\n"
+        "  maps: {type: categorical, choices: [mlp, all]}\n",
+    )
+    found = load_space(path).distributions
+    assert found["learning_rate"].choices == (1e-4, 1e-3, 0.01)
+    assert all(type(one) is float for one in found["learning_rate"].choices)
+    assert found["maps"].choices == ("mlp", "all")
 
 
 def test_unknown_spaces_get_the_nearest_name() -> None:
