@@ -14,7 +14,7 @@ from torch import Tensor
 from tuner.editing.corpus import Part
 from tuner.editing.delta import AdditiveDelta, Delta
 from tuner.editing.editor import Auxiliary, Editor, Step
-from tuner.editing.likelihood import encode_continuation, in_length_order, predicted_tokens
+from tuner.editing.likelihood import encode_continuations, in_length_order, predicted_tokens
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.errors import ConfigError, EditError
@@ -201,10 +201,8 @@ class _Stream:
         self.examples = given.canonical
         self._ood = given.ood.rows
         model = self.bench.model
-        self._outside = [
-            encode_continuation(model, row.prompt, row.target)
-            for row in (*given.hard_negatives.rows, *given.neighbours)
-        ]
+        outside = (*given.hard_negatives.rows, *given.neighbours)
+        self._outside = encode_continuations(model, [(row.prompt, row.target) for row in outside])
         self._said_by_base = self._said()
 
     def make(self, numbers: Sequence[int]) -> None:

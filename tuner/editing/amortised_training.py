@@ -113,7 +113,7 @@ def training_key(
     """
     device = network.device
     return {
-        "version": 2,  # of the training itself
+        "version": 3,  # of the training itself
         "model": fingerprint,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "attention": str(network.config._attn_implementation),

@@ -179,21 +179,29 @@ class GeneralText:
 
     def _cut(self, part: Part) -> Corpus:
         wanted = self._tokens[part]
+        # Each block is read as a text of its own, so it begins as the family's texts begin.
+        lead = list(self._model.texts.lead)
+        own = self.block_length - len(lead)
+        if own < 1:
+            raise ConfigError(
+                f"Blocks of general text must be longer than the {len(lead)} special tokens that "
+                f"each begins with, but got {self.block_length}."
+            )
         stream: list[int] = []
         for batch in _batches(self.source.documents(part), 256):
-            encoded = self._model.tokenizer(batch, add_special_tokens=False)["input_ids"]
-            for ids in encoded:
+            for ids in self._model.texts.encode(batch):
                 stream.extend(ids)
                 stream.append(self._model.end_id)
             if len(stream) >= wanted:
                 break
-        count = min(len(stream), wanted) // self.block_length
+        count = min(len(stream) // own, wanted // self.block_length)
         if count < 8:
             raise TaskError(
                 f"{self.source.name}: the {part} part holds {len(stream):,} tokens; at least "
                 f"{8 * self.block_length:,} are needed (100,000 or more are advised)."
             )
-        blocks = torch.tensor(stream[: count * self.block_length]).reshape(count, self.block_length)
+        text = torch.tensor(stream[: count * own]).reshape(count, own)
+        blocks = torch.cat((torch.tensor(lead, dtype=torch.long).expand(count, -1), text), dim=1)
         # A sequential test reads from the front: the order must say nothing about the content.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         return Corpus(name=f"{self.source.name}, {part}", blocks=blocks[order])

@@ -19,7 +19,7 @@ from tuner.editing.amortised_training import (
     trained_once,
     training_key,
 )
-from tuner.editing.edit_text import EditText, continuation_after
+from tuner.editing.edit_text import EditText, answer_after
 from tuner.editing.likelihood import Continuation, read_targets, token_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.renaming import Names, renamed, repeats
@@ -190,23 +190,18 @@ class _Rows:
         return total
 
     def _row(self, edit: TrainingEdit, row: Example) -> _Row:
-        told, tokenizer = EditText.of(edit.edit), self.small.tokenizer
-        target = self.small.encode(row.target)
-        text = continuation_after(
-            tokenizer,
-            told,
-            self.reading.joint,
-            row.prompt,
-            target,
-            most=self.small.context_length,
-        )
-        given = len(tokenizer.encode(told.text, add_special_tokens=True))
-        contrast = self.small.encode(row.contrast) if row.contrast is not None else []
-        shared = zip(target, contrast, strict=False)
-        parting = next((place for place, (one, other) in enumerate(shared) if one != other), None)
-        return _Row(
-            replace(text, start=given),
-            answer=text.start,
-            repeats=repeats(edit, row),
-            parting=None if parting is None else (text.start + parting, contrast[parting]),
-        )
+        given, text = self._read(edit, row.prompt, row.target)
+        parting = None
+        if row.contrast is not None:
+            _, other = self._read(edit, row.prompt, row.contrast)
+            # Counted from the end of the edit: the prompt may be cut at its start.
+            pairs = zip(text.ids[given:], other.ids[given:], strict=False)
+            place = next((at for at, (one, two) in enumerate(pairs, given) if one != two), None)
+            parting = None if place is None else (place, other.ids[place])
+        return _Row(replace(text, start=given), text.start, repeats(edit, row), parting)
+
+    def _read(self, edit: TrainingEdit, prompt: str, said: str) -> tuple[int, Continuation]:
+        """Return how many tokens the edit has, and all of the text with where its answer starts."""
+        told, joint = EditText.of(edit.edit), self.reading.joint
+        most = self.small.context_length
+        return answer_after(self.small.texts, told, joint, prompt, said, most=most)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuner.editing.likelihood import Continuation
 from tuner.editing.task import Example
+from tuner.editing.tokens import TextReader
 from tuner.errors import ConfigError
 
 
@@ -32,7 +33,7 @@ class EditText(BaseModel):
 
 
 def continuation_after(
-    tokenizer: PreTrainedTokenizerBase,
+    texts: TextReader,
     edit: EditText,
     joint: str,
     prompt: str,
@@ -40,7 +41,7 @@ def continuation_after(
     *,
     most: int,
 ) -> Continuation:
-    """Return an edit, `joint`, a prompt and what follows it, as `most` tokens at most.
+    """Return an edit, `joint`, a prompt and the tokens that follow it, as `most` at most.
 
     Where they are more, the prompt loses its beginning.
 
@@ -50,16 +51,37 @@ def continuation_after(
     Raises:
         ConfigError: edit and continuation alone are more.
     """
-    lead = tokenizer.encode(edit.text, add_special_tokens=True)
-    asked = tokenizer.encode(f"{joint}{prompt}", add_special_tokens=False)
-    room = most - len(lead) - len(continuation)
+    lead, asked = texts.read([(edit.text, f"{joint}{prompt}")])[0].parts
+    return _within(most, edit, lead, asked, continuation)
+
+
+def answer_after(
+    texts: TextReader, edit: EditText, joint: str, prompt: str, answer: str, *, most: int
+) -> tuple[int, Continuation]:
+    """Return the same of an answer as text, with the number of the edit's own tokens.
+
+    Raises:
+        ConfigError: edit and answer alone are more.
+    """
+    lead, asked, said = texts.read([(edit.text, f"{joint}{prompt}", answer)])[0].parts
+    return len(lead), _within(most, edit, lead, asked, said)
+
+
+def _within(
+    most: int,
+    edit: EditText,
+    lead: Sequence[int],
+    asked: Sequence[int],
+    said: Sequence[int],
+) -> Continuation:
+    room = most - len(lead) - len(said)
     if room < 1:
         raise ConfigError(
-            f"An edit of {len(lead)} tokens and an answer of {len(continuation)} leave no room for "
+            f"An edit of {len(lead)} tokens and an answer of {len(said)} leave no room for "
             f"a prompt in a context of {most}: {edit.prompt[:60]!r}…"
         )
     ids = (*lead, *asked[-room:])
-    return Continuation(ids=(*(int(token) for token in ids), *continuation), start=len(ids))
+    return Continuation(ids=(*ids, *said), start=len(ids))
 
 
 def text_of_prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

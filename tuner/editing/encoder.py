@@ -22,6 +22,7 @@ from tuner.editing.model import (
     fingerprint_of,
     locate,
 )
+from tuner.editing.tokens import special_tokens_around
 from tuner.errors import ConfigError, EditError
 
 
@@ -60,10 +61,8 @@ class Encoder:
     @cached_property
     def marks(self) -> tuple[list[int], list[int]]:
         """The tokens that its tokenizer puts before a text, and those after it."""
-        added = [int(token) for token in self.tokenizer.encode("", add_special_tokens=True)]
-        first = (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id)
-        before = [token for token in added[:1] if token in first]
-        return before, added[len(before) :]
+        before, behind = special_tokens_around(self.tokenizer)
+        return list(before), list(behind)
 
     @cached_property
     def separator(self) -> list[int]:

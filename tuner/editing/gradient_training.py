@@ -16,7 +16,7 @@ from tuner.cache import Cache, Key
 from tuner.editing.amortised_training import trained_once
 from tuner.editing.corpus import Corpus
 from tuner.editing.gradient_network import GradientNetwork, Shape
-from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
+from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
 from tuner.editing.spreading import Factors
@@ -130,11 +130,9 @@ class _Encoded:
 
     @classmethod
     def of(cls, model: LanguageModel, edit: TrainingEdit) -> "_Encoded":
-        return cls(
-            encode_example(model, edit.edit),
-            tuple(encode_example(model, row) for row in edit.in_scope),
-            tuple(encode_example(model, row) for row in edit.out_of_scope),
-        )
+        rows = encode_examples(model, (*edit.inside, *edit.out_of_scope))
+        first_outside = len(edit.inside)
+        return cls(rows[0], tuple(rows[1:first_outside]), tuple(rows[first_outside:]))
 
 
 class _Training:
@@ -298,7 +296,7 @@ def _key(model: LanguageModel, training: Split, general: Corpus, settings: Gradi
         **asdict(settings),
         "device": model.device_name,
         "attention": str(model.network.config._attn_implementation),
-        "version": 1,  # of the network and its training
+        "version": 2,  # of the network and its training
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

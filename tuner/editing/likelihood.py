@@ -32,21 +32,36 @@ class Continuation:
 
 
 def encode_continuation(model: LanguageModel, prompt: str, target: str) -> Continuation:
-    """Return prompt and target, tokenised apart and joined, as the published study does.
+    """Return prompt and target as tokens of one text, as `encode_continuations`.
 
     Raises:
         TaskError: the target has no token, or both together exceed the model's context.
     """
-    prompt_ids = model.encode_prompt(prompt)
-    target_ids = model.encode(target)
-    if not target_ids:
-        raise TaskError(f"The target {target!r} has no token.")
-    if len(prompt_ids) + len(target_ids) > model.context_length:
-        raise TaskError(
-            f"A prompt and target of {len(prompt_ids) + len(target_ids)} tokens exceed the "
-            f"model's context of {model.context_length}: {prompt[:60]!r}…"
-        )
-    return Continuation(ids=(*prompt_ids, *target_ids), start=len(prompt_ids))
+    return encode_continuations(model, [(prompt, target)])[0]
+
+
+def encode_continuations(
+    model: LanguageModel, texts: Sequence[tuple[str, ...]]
+) -> list[Continuation]:
+    """Return each prompt and what follows it, in one piece or several, as tokens of one text.
+
+    A target's tokens are those that it has behind its prompt; see `tokens` for the rule. The
+    published studies encode both apart, which byte-level tokenizers hardly tell from this.
+
+    Raises:
+        TaskError: a target has no token, or a text exceeds the model's context.
+    """
+    found = []
+    for (prompt, *targets), read in zip(texts, model.read(texts), strict=True):
+        if read.ends[0] == read.ends[1]:
+            raise TaskError(f"The target {targets[0]!r} has no token.")
+        if len(read.ids) > model.context_length:
+            raise TaskError(
+                f"A prompt and target of {len(read.ids)} tokens exceed the model's context of "
+                f"{model.context_length}: {prompt[:60]!r}…"
+            )
+        found.append(Continuation(ids=read.ids, start=read.ends[0]))
+    return found
 
 
 def continuation_losses(
@@ -170,12 +185,25 @@ def encode_example(model: LanguageModel, example: Example) -> EncodedExample:
     Raises:
         TaskError: a target has no token, or the example exceeds the model's context.
     """
-    return EncodedExample(
-        target=encode_continuation(model, example.prompt, example.target),
-        contrast=None
-        if example.contrast is None
-        else encode_continuation(model, example.prompt, example.contrast),
+    return encode_examples(model, [example])[0]
+
+
+def encode_examples(model: LanguageModel, examples: Sequence[Example]) -> list[EncodedExample]:
+    """Return examples as tokens.
+
+    Raises:
+        TaskError: a target has no token, or an example exceeds the model's context.
+    """
+    targets = encode_continuations(model, [(row.prompt, row.target) for row in examples])
+    contrasts = iter(
+        encode_continuations(
+            model, [(row.prompt, row.contrast) for row in examples if row.contrast is not None]
+        )
     )
+    return [
+        EncodedExample(target, None if row.contrast is None else next(contrasts))
+        for row, target in zip(examples, targets, strict=True)
+    ]
 
 
 def training_losses(

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from tuner.backpack import (
 )
 from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import AdditiveDelta, Delta
+from tuner.editing.tokens import Pieces, TextReader, without_batching
 from tuner.errors import ConfigError, EditError, unknown_name
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -98,18 +99,48 @@ class LanguageModel:
         """The most tokens that the model reads at once."""
         return context_length_of(self.network)
 
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """Return the token ids of `text`; special tokens such as a BOS only on request."""
-        ids = self.tokenizer.encode(text, add_special_tokens=special_tokens)
-        return [int(token) for token in ids]
+    @cached_property
+    def texts(self) -> TextReader:
+        """What encodes text for it.
+
+        Raises:
+            ConfigError: the tokenizer cannot tell which characters its tokens stand for.
+        """
+        return TextReader(self.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text of its own, without special ones."""
+        return self.texts.encode([text])[0]
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return a prompt's tokens, with the special tokens that the family puts first.
+        """Return a prompt's tokens as a user gives it: behind the special tokens of the family."""
+        return self.encode_prompts([prompt])[0]
 
-        An empty prompt becomes the end-of-text token, since a model must read something before it
-        can say something.
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each prompt, as `encode_prompt`, in one call for all."""
+        return [list(found.ids) for found in self.read([(prompt,) for prompt in prompts])]
+
+    def read(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
+        """Return the tokens of texts in pieces, as `TextReader.read`, in one call for all.
+
+        Where the first piece has no token, the end-of-text token stands for it, since a model must
+        read something before it can say something.
         """
-        return self.encode(prompt, special_tokens=True) or [self.end_id]
+        return [
+            found if found.ends[0] else found.behind(self.end_id)
+            for found in self.texts.read(texts)
+        ]
+
+    def decode_after(self, prompt: Sequence[int], said: Sequence[int]) -> str:
+        """Return what follows a prompt as text, with the blank that it may begin with.
+
+        Some tokenizers leave out the first blank of all that they decode.
+        """
+        before = str(self.tokenizer.decode(list(prompt), skip_special_tokens=True))
+        whole = str(self.tokenizer.decode([*prompt, *said], skip_special_tokens=True))
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return str(self.tokenizer.decode(list(said), skip_special_tokens=True))
 
     @contextmanager
     def edited(self, delta: Delta) -> Iterator[None]:
@@ -171,7 +202,7 @@ class LanguageModel:
                 "for fewer new tokens."
             )
         said = self.continue_greedily(ids, torch.ones_like(ids), max_new_tokens)
-        return str(self.tokenizer.decode(said[0], skip_special_tokens=True))
+        return self.decode_after(ids[0].tolist(), said[0].tolist())
 
     @torch.no_grad()
     def continue_greedily(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
@@ -246,7 +277,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of what a tokenizer does to text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = sorted(tokenizer.get_vocab().items())
-    content = repr(vocabulary) if backend is None else backend.to_str()
+    content = repr(vocabulary) if backend is None else without_batching(backend).to_str()
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -315,6 +346,7 @@ def load_model(
             f"The weights of {id!r} are not whole: {sorted(found['missing_keys'])[0]!r} is missing "
             f"({len(found['missing_keys'])} in all). Give the whole checkpoint."
         )
+    TextReader(tokenizer)  # refuses what cannot be read, before anything is asked of the model
     resolved = getattr(config, "_commit_hash", None)
     return LanguageModel(network.to(place), tokenizer, id=id, revision=revision or resolved)
 

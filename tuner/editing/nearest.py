@@ -29,13 +29,16 @@ def nearest_texts(
 
     Nearness is that of `nearest_terms` over the model's own tokens.
     """
-    # Most tokenizers tell a text's first word from the same word behind a space.
-    found = nearest_terms(
-        (model.encode(f" {text.strip()}") for text in texts),
-        [model.encode(f" {text.strip()}") for text in pool],
-        count,
-    )
+    found = nearest_terms(_words(model, texts), _words(model, pool), count)
     return [[near.place for near in nearest] for nearest in found]
+
+
+def _words(model: LanguageModel, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the tokens that each text has within another.
+
+    Most tokenizers tell a text's first word from the same word behind a blank.
+    """
+    return [found.parts[1] for found in model.read([(".", f" {text.strip()}") for text in texts])]
 
 
 def nearest_terms(

@@ -51,7 +51,7 @@ def sample_prefixes(
             f"{len(starts)} starts, {new_tokens=} and {top_k=}."
         )
     key: Key = {
-        "version": 1,  # of the sampling itself
+        "version": 2,  # of the sampling itself
         "model": model.fingerprint,
         "device": model.device_name,
         "attention": str(model.network.config._attn_implementation),
@@ -75,7 +75,7 @@ def _sample(
     model: LanguageModel, starts: Sequence[str], counts: Sequence[int], top_k: int, seed: int
 ) -> tuple[str, ...]:
     longest = max(counts, default=0)
-    prompts = [model.encode_prompt(start) for start in starts]
+    prompts = model.encode_prompts(starts)
     if max(map(len, prompts), default=0) + longest > model.context_length:
         raise ConfigError(
             f"A prefix of {longest} new tokens exceeds the model's context of "
@@ -86,13 +86,14 @@ def _sample(
         (len(starts), longest), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
     written = [""] * len(starts)
+    begun = model.texts.encode(starts)
     for rows in _of_equal_length(prompts):
         ids = torch.tensor([prompts[row] for row in rows], device=model.device)
         new = _continue(model, ids, chances[rows], top_k).tolist()
         for row, tokens in zip(rows, new, strict=True):
             # Start and continuation are decoded together: alone, a first token may lose its space.
             text = model.tokenizer.decode(
-                [*model.encode(starts[row]), *tokens[: counts[row]]], skip_special_tokens=True
+                [*begun[row], *tokens[: counts[row]]], skip_special_tokens=True
             )
             written[row] = str(text).strip()
     return tuple(written)

@@ -16,7 +16,7 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.likelihood import (
     Continuation,
     EncodedExample,
-    encode_example,
+    encode_examples,
     token_losses,
 )
 from tuner.editing.model import LanguageModel
@@ -57,8 +57,7 @@ def select_senses(
     stub; here the size of ∂ℓ/∂ε_{x,ℓ} is taken, with ε a factor of 1 on each sense.
     """
     chosen: set[tuple[int, int]] = set()
-    for row in examples.rows:
-        example = encode_example(model, row)
+    for example in encode_examples(model, examples.rows):
         if selection is Selection.ATTENTION:
             tokens, score = _attention_of(network, example, examples.loss)
         else:

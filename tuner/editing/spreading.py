@@ -18,10 +18,10 @@ from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel
 from tuner.editing.prefixes import sample_prefixes
 from tuner.editing.second_moment import SecondMoment, second_moments
-from tuner.editing.subject import locate_subject
+from tuner.editing.subject import LocatedPrompt, locate_subject
 from tuner.editing.target_editor import TargetEditor
 from tuner.editing.target_vectors import target_vectors
-from tuner.editing.task import ExampleSet
+from tuner.editing.task import Example, ExampleSet
 from tuner.errors import EditError
 
 _STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -137,6 +137,12 @@ def _contexts(model: LanguageModel, count: int, seed: int, cache: Cache | None) 
     )
 
 
+def _located(model: LanguageModel, row: Example, prefix: str = "") -> LocatedPrompt:
+    """Return a prompt as it is read before its target."""
+    found = locate_subject(model, row.prompt, row.subject, prefix=prefix, target=row.target)
+    return found.prompt
+
+
 def _keys(
     network: PreTrainedModel,
     module: nn.Module,
@@ -145,15 +151,11 @@ def _keys(
     contexts: Sequence[str],
 ) -> Float[Tensor, "d_in facts"]:
     """Return each fact's key: half of it from the bare prompt, half from all contexts together."""
-    bare = [locate_subject(model, row.prompt, row.subject) for row in examples.rows]
+    bare = [_located(model, row) for row in examples.rows]
     key, _ = subject_activations(network, module, bare, model.end_id)
     if not contexts:
         return key.T
-    inside = [
-        locate_subject(model, row.prompt, row.subject, prefix=prefix)
-        for row in examples.rows
-        for prefix in contexts
-    ]
+    inside = [_located(model, row, prefix) for row in examples.rows for prefix in contexts]
     within, _ = subject_activations(network, module, inside, model.end_id)
     mean = within.reshape(len(bare), len(contexts), -1).mean(dim=1)
     return ((key + mean) / 2).T
@@ -178,7 +180,7 @@ def _outputs(
     network: PreTrainedModel, model: LanguageModel, examples: ExampleSet, layer: int
 ) -> Float[Tensor, "facts width"]:
     module = network.get_submodule(model.architecture.layer_module(layer))
-    bare = [locate_subject(model, row.prompt, row.subject) for row in examples.rows]
+    bare = [_located(model, row) for row in examples.rows]
     _, output = subject_activations(network, module, bare, model.end_id)
     return output
 

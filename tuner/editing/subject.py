@@ -17,60 +17,49 @@ from tuner.errors import EditError
 @final
 @dataclass(frozen=True)
 class LocatedPrompt:
-    """A prompt's tokens and the index of the last token of its subject."""
+    """A prompt's tokens, those of what follows it, and the last one of the prompt's subject."""
 
     ids: tuple[int, ...]
     position: int
+    """Where the subject's last token stands."""
+    start: int
+    """Where what follows the prompt starts."""
 
-    def followed_by(self, ids: Sequence[int]) -> "LocatedPrompt":
-        """Return the prompt with further tokens behind it."""
-        return LocatedPrompt((*self.ids, *ids), self.position)
+    @property
+    def prompt(self) -> "LocatedPrompt":
+        """The prompt alone, in the tokens that it has before what follows."""
+        return LocatedPrompt(self.ids[: self.start], self.position, self.start)
 
 
 def locate_subject(
-    model: LanguageModel, prompt: str, subject: str | None, *, prefix: str = ""
+    model: LanguageModel, prompt: str, subject: str | None, *, prefix: str = "", target: str = ""
 ) -> LocatedPrompt:
-    """Return the tokens of `prefix` and `prompt` with the place of the subject's last token.
+    """Return `prefix`, `prompt` and `target` as tokens, with the subject's last token.
 
     The place is found by character offsets, so it does not depend on how a tokenizer splits the
     words around the subject. Without a subject the whole prompt is the subject, the "standard"
     mode of Hewitt et al. 2024. A subject that stands in the prompt more than once is taken where
-    it stands last, where the model has read the most.
+    it stands last, where the model has read the most. Where its last token belongs to the target,
+    the one before stands for it: what is written there must come before the target is said.
 
     Raises:
         EditError: the subject does not stand in the prompt.
     """
-    start = _last_place(prompt, subject) if subject else 0
-    if start < 0:
+    place = _last_place(prompt, subject) if subject else 0
+    if place < 0:
         raise EditError(f"The subject {subject!r} does not stand in the prompt {prompt!r}.")
-    end = start + len(subject) if subject else len(prompt)
     text = prepend(prefix, prompt)
-    ids = tuple(model.encode_prompt(text))
-    return LocatedPrompt(ids, _token_before(model, text, len(text) - len(prompt) + end, ids))
+    end = len(text) - len(prompt) + (place + len(subject) if subject else len(prompt))
+    read = model.read([(text, target)])[0]
+    start = read.ends[0]
+    last = read.holder_of(end - 1) if end else start - 1
+    return LocatedPrompt(read.ids, min(last, start - 1), start)
 
 
 def _last_place(prompt: str, subject: str) -> int:
     """Return where the subject stands last, as words of its own if it does so anywhere."""
     words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
     return words[-1].start() if words else prompt.rfind(subject)
-
-
-def _token_before(model: LanguageModel, text: str, end: int, ids: tuple[int, ...]) -> int:
-    """Return the index of the token that holds the last character before `end`."""
-    if not text:
-        return len(ids) - 1
-    if model.tokenizer.is_fast:
-        encoded = model.tokenizer(text, return_offsets_mapping=True)
-        # Special tokens span no character; a character of several tokens belongs to the last.
-        spans = enumerate(encoded["offset_mapping"])
-        return max(index for index, (first, last) in spans if first < end and last > first)
-    # A tokenizer without offsets: the shortest beginning that spells everything before `end`.
-    wanted = len(text[:end].rstrip())
-    for index in range(len(ids)):
-        spelt = str(model.tokenizer.decode(list(ids[: index + 1]), skip_special_tokens=True))
-        if len(spelt) >= wanted:
-            return index
-    return len(ids) - 1
 
 
 def right_padded(

@@ -47,10 +47,11 @@ class TargetSettings:
 @final
 @dataclass(frozen=True)
 class _Rows:
-    """Prompts of several facts as one batch, each with the fact that it belongs to."""
+    """Prompts of several facts, and what follows them, as one batch."""
 
     prompts: tuple[LocatedPrompt, ...]
     facts: tuple[int, ...]
+    """The fact that each belongs to."""
 
 
 def target_vectors(
@@ -113,7 +114,9 @@ class _Search:
         self.subjects = _Rows(
             tuple(_about_subject(model, row) for row in rows), tuple(range(len(rows)))
         )
-        clean = [locate_subject(model, row.prompt, row.subject) for row in rows]
+        clean = [
+            locate_subject(model, row.prompt, row.subject, target=row.target).prompt for row in rows
+        ]
         self.start = self._activations(clean)
         with torch.no_grad():
             self.base_subjects = self._next_tokens(None)
@@ -147,24 +150,20 @@ class _Search:
                 delta[~active] = before[~active]
         return (self.start + delta.detach()).double()
 
-    def _with(self, rows: Sequence[Example], continuations: Sequence[str]) -> "_Continued":
-        prompts: list[LocatedPrompt] = []
-        starts: list[int] = []
-        facts: list[int] = []
-        for fact, (row, text) in enumerate(zip(rows, continuations, strict=True)):
-            ids = self.model.encode(text)
-            for prefix in ("", *self.settings.prefixes):
-                prompt = locate_subject(self.model, row.prompt, row.subject, prefix=prefix)
-                prompts.append(prompt.followed_by(ids))
-                starts.append(len(prompt.ids))
-                facts.append(fact)
-        return _Continued(_Rows(tuple(prompts), tuple(facts)), tuple(starts))
+    def _with(self, rows: Sequence[Example], continuations: Sequence[str]) -> _Rows:
+        prompts = tuple(
+            locate_subject(self.model, row.prompt, row.subject, prefix=prefix, target=text)
+            for row, text in zip(rows, continuations, strict=True)
+            for prefix in ("", *self.settings.prefixes)
+        )
+        contexts = len(self.settings.prefixes) + 1
+        return _Rows(prompts, tuple(number // contexts for number in range(len(prompts))))
 
     def _totals(self, delta: Tensor, norms: Tensor) -> Float[Tensor, " facts"]:
         target = self._losses(delta, self.targets)
         contrast = None if self.contrasts is None else self._losses(delta, self.contrasts)
         per_row = combine_losses(self.loss, target, contrast)
-        facts = torch.tensor(self.targets.rows.facts, device=per_row.device)
+        facts = torch.tensor(self.targets.facts, device=per_row.device)
         total = torch.zeros(self.count, device=per_row.device, dtype=per_row.dtype)
         total = total.index_add(0, facts, per_row) / (len(self.settings.prefixes) + 1)
         if self.settings.kl_weight:
@@ -179,14 +178,12 @@ class _Search:
             total = total + self.settings.weight_decay * size / norms[:, 0].square()
         return total
 
-    def _losses(self, delta: Tensor, continued: "_Continued") -> Float[Tensor, " rows"]:
+    def _losses(self, delta: Tensor, continued: _Rows) -> Float[Tensor, " rows"]:
         """Return each row's mean loss per token of its continuation."""
-        ids, logits = self._forward(delta, continued.rows)
+        ids, logits = self._forward(delta, continued)
         judged = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, start) in enumerate(
-            zip(continued.rows.prompts, continued.starts, strict=True)
-        ):
-            judged[row, start : len(prompt.ids)] = True
+        for row, prompt in enumerate(continued.prompts):
+            judged[row, prompt.start : len(prompt.ids)] = True
         losses = token_losses(logits[:, :-1], ids[:, 1:])
         kept = judged[:, 1:]
         return torch.where(kept, losses, 0.0).sum(dim=1) / kept.sum(dim=1)
@@ -222,13 +219,6 @@ class _Search:
         return found.output[torch.arange(len(ids), device=ids.device), positions].float()
 
 
-@final
-@dataclass(frozen=True)
-class _Continued:
-    rows: _Rows
-    starts: tuple[int, ...]
-
-
 def _about_subject(model: LanguageModel, row: Example) -> LocatedPrompt:
     subject = row.subject or row.prompt
     return locate_subject(model, f"{subject} is a", subject or None)
@@ -249,7 +239,7 @@ def _key(model: LanguageModel, examples: ExampleSet, settings: TargetSettings) -
         "weight_decay": settings.weight_decay,
         "device": model.device_name,
         "attention": str(model.network.config._attn_implementation),
-        "version": 1,  # of the search itself
+        "version": 2,  # of the search itself
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tuner.cache import Cache
 from tuner.editing.editor import Auxiliary, Editor
-from tuner.editing.likelihood import Continuation, EncodedExample, encode_example
+from tuner.editing.likelihood import Continuation, EncodedExample, encode_examples
 from tuner.editing.model import LanguageModel
 from tuner.editing.nearest import nearest_texts
 from tuner.editing.prefixes import prepend, sample_prefixes
@@ -27,18 +27,32 @@ class TrainingRow:
     encoded: EncodedExample
     loss: LossKind
 
-    def followed_by(self, ids: Sequence[int], model: LanguageModel) -> "TrainingRow":
-        """Return the row with `ids` learnt behind its target, and behind its contrast.
+    def followed_by(self, text: str, model: LanguageModel) -> "TrainingRow":
+        """Return the row with a text learnt behind its target.
 
         Raises:
             EditError: the row would exceed the model's context.
         """
-        target, contrast = self.encoded.target, self.encoded.contrast
-        longer = EncodedExample(
-            target=_followed(target, ids, model),
-            contrast=None if contrast is None else _followed(contrast, ids, model),
-        )
-        return replace(self, encoded=longer)
+        pieces = (self.example.prompt, self.example.target, text)
+        (ids,) = (found.ids for found in model.read([pieces]))
+        return self._longer(ids, model)
+
+    def ended(self, model: LanguageModel) -> "TrainingRow":
+        """Return the row with the end of the text learnt behind its target.
+
+        Raises:
+            EditError: the row would exceed the model's context.
+        """
+        return self._longer((*self.encoded.target.ids, model.end_id), model)
+
+    def _longer(self, ids: tuple[int, ...], model: LanguageModel) -> "TrainingRow":
+        if len(ids) > model.context_length:
+            raise EditError(
+                f"With what is learnt behind its target, a row of {len(ids)} tokens exceeds "
+                f"the model's context of {model.context_length}."
+            )
+        target = Continuation(ids, start=self.encoded.target.start)
+        return replace(self, encoded=replace(self.encoded, target=target))
 
     def from_the_start(self) -> "TrainingRow":
         """Return the row with its prompt learnt too; only a first token has no predecessor."""
@@ -48,16 +62,6 @@ class TrainingRow:
             contrast=None if contrast is None else replace(contrast, start=1),
         )
         return replace(self, encoded=whole)
-
-
-def _followed(row: Continuation, ids: Sequence[int], model: LanguageModel) -> Continuation:
-    longer = Continuation(ids=(*row.ids, *ids), start=row.start)
-    if len(longer.ids) > model.context_length:
-        raise EditError(
-            f"With what is learnt behind its target, a row of {len(longer.ids)} tokens exceeds "
-            f"the model's context of {model.context_length}."
-        )
-    return longer
 
 
 class RowsEditor(Editor):
@@ -142,7 +146,7 @@ class RowsEditor(Editor):
         while True:
             drawn = torch.randint(len(facts), (len(edits),), generator=random).tolist()
             followed = [
-                row.followed_by(model.encode(sentence_after(row.example, facts[place])), model)
+                row.followed_by(sentence_after(row.example, facts[place]), model)
                 for row, place in zip(edits, drawn, strict=True)
             ]
             yield [self._ended(row, model) for row in (*followed, *kept)]
@@ -171,12 +175,13 @@ class RowsEditor(Editor):
     def _rows_of(
         self, model: LanguageModel, loss: LossKind, examples: Sequence[Example]
     ) -> list[TrainingRow]:
-        rows = [TrainingRow(one, encode_example(model, one), loss) for one in examples]
+        encoded = encode_examples(model, examples)
+        rows = [TrainingRow(*row, loss) for row in zip(examples, encoded, strict=True)]
         return [row.from_the_start() for row in rows] if self.whole_text else rows
 
     def _ended(self, row: TrainingRow, model: LanguageModel) -> TrainingRow:
         if self.end_of_text and row.loss is LossKind.LIKELIHOOD:
-            return row.followed_by([model.end_id], model)
+            return row.ended(model)
         return row
 
 

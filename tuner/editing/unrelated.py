@@ -36,11 +36,8 @@ def unrelated_prompts(
     near = [] if aux.facts is None else [row.prompt for row in aux.facts.rows]
     if aux.training is not None:
         near += [row.prompt for row in aux.training.hard_negatives.rows]
-    known = [
-        ids
-        for ids in (model.encode_prompt(prompt) for prompt in near if prompt not in edited)
-        if len(ids) <= model.context_length
-    ]
+    others = [prompt for prompt in near if prompt not in edited]
+    known = [ids for ids in model.encode_prompts(others) if len(ids) <= model.context_length]
     pools = [
         pool for pool in (general_prompts(aux.general, len(aux.general.blocks)), known) if pool
     ]

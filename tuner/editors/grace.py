@@ -16,7 +16,7 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.distances import distances_between
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.inner_gradient import inner_gradient
-from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
+from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
 from tuner.editing.task import ExampleSet, LossKind
@@ -84,7 +84,7 @@ class Grace(Editor):
         """
         layer = round(self.depth * (model.layer_count - 1))
         path = model.architecture.mlp_modules(layer)[-1 if self.linear == "out" else 0]
-        rows = [encode_example(model, row) for row in examples.rows]
+        rows = encode_examples(model, examples.rows)
         prompts = [row.target.ids[: row.target.start] for row in rows]
         queries, said = _at_prompts(model, path, prompts)
         book = Codebook(self.radius * _usual_distance(model, path, aux.general), self.expansion)

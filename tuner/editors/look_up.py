@@ -6,7 +6,7 @@ from typing import final
 from pydantic import Field
 
 from tuner.editing.editor import Auxiliary, Editor, Step
-from tuner.editing.likelihood import encode_continuation
+from tuner.editing.likelihood import encode_continuations
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
 from tuner.editing.task import ExampleSet, LossKind
@@ -40,7 +40,7 @@ class LookUp(Editor):
             raise EditError(
                 f"A look-up cache says targets; the loss {examples.loss} asks for more."
             )
-        rows = [encode_continuation(model, row.prompt, row.target) for row in examples.rows]
+        rows = encode_continuations(model, [(row.prompt, row.target) for row in examples.rows])
         prompts = Prompts.of([row.ids[: row.start] for row in rows], model.device)
         yield Step(
             LookUpDelta(

@@ -13,7 +13,7 @@ from tuner.editing.gradient_training import (
     edited_maps,
     gradient_network,
 )
-from tuner.editing.likelihood import encode_example
+from tuner.editing.likelihood import encode_examples
 from tuner.editing.model import LanguageModel
 from tuner.editing.spreading import factored
 from tuner.editing.task import ExampleSet, Task
@@ -106,7 +106,7 @@ class Mend(Editor):
         origin = aux.origin or model
         settings = self._settings(examples)
         network = gradient_network(origin, training, aux.general, settings, aux.cache)
-        rows = [encode_example(model, row) for row in examples.rows]
+        rows = encode_examples(model, examples.rows)
         maps = tuple(edited_maps(model, self.layers))
         precise = trainable_twin(model, ())
         found = token_gradients(precise, maps, examples.loss, rows, model.end_id)

@@ -100,7 +100,7 @@ class Rome(TargetEditor):
         moment: SecondMoment | None,
     ) -> Factors:
         prompts = [
-            locate_subject(model, row.prompt, row.subject, prefix=prefix)
+            locate_subject(model, row.prompt, row.subject, prefix=prefix, target=row.target).prompt
             for prefix in ("", *contexts)
         ]
         module = model.network.get_submodule(name)

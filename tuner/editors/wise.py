@@ -13,7 +13,7 @@ from torch import Tensor
 from tuner.editing.activations import prompt_activations
 from tuner.editing.editor import Auxiliary, Editor, Step
 from tuner.editing.inner_gradient import inner_gradient
-from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
+from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.prefixes import prepend, sample_prefixes
 from tuner.editing.prompts import Prompts
@@ -283,10 +283,10 @@ def _with_prefixes(
     prefixes = sample_prefixes(
         model, starts, new_tokens=lengths, top_k=_TOP_K, seed=seed, cache=aux.cache
     )
-    plain = [encode_example(model, row) for row in rows]
+    plain = encode_examples(model, rows)
     try:
         return [
-            [first, *(encode_example(model, _behind(prefix, row)) for prefix in prefixes)]
+            [first, *encode_examples(model, [_behind(prefix, row) for prefix in prefixes])]
             for first, row in zip(plain, rows, strict=True)
         ]
     except TaskError as error:

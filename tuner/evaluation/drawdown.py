@@ -11,7 +11,7 @@ from torch import Tensor
 from tuner.editing.likelihood import (
     Continuation,
     continuation_losses,
-    encode_continuation,
+    encode_continuations,
     in_length_order,
     predicted_log_probs,
     predicted_tokens,
@@ -74,12 +74,15 @@ class DrawdownMeter:
         refuse_edited(model)
         self._model = model
         self._rule = rule
-        self._targets = [encode_continuation(model, row.prompt, row.target) for row in rows]
-        self._contrasts = [
-            encode_continuation(model, row.prompt, row.contrast)
-            for row in rows
-            if rule is SuccessRule.LIKELIER and row.contrast is not None
-        ]
+        self._targets = encode_continuations(model, [(row.prompt, row.target) for row in rows])
+        self._contrasts = encode_continuations(
+            model,
+            [
+                (row.prompt, row.contrast)
+                for row in rows
+                if rule is SuccessRule.LIKELIER and row.contrast is not None
+            ],
+        )
         # KL needs whole distributions; the others need only what they come to.
         self._base_log_probs = self._log_probs() if rule is SuccessRule.SENTIMENT else []
         self._base_said = [] if rule is SuccessRule.SENTIMENT else self._said()

@@ -95,7 +95,7 @@ class FreeTextMeter:
         self._model = model
         self._seed = seed
         self._length = length or min(PUBLISHED_LENGTH, model.context_length // 8)
-        self._prompts = [model.encode_prompt(row.prompt) for row in prompts]
+        self._prompts = model.encode_prompts([row.prompt for row in prompts])
         longest = max(range(len(prompts)), key=lambda row: len(self._prompts[row]))
         if len(self._prompts[longest]) >= self._length:
             raise TaskError(

@@ -73,7 +73,7 @@ def judge_routes(
 @torch.no_grad()
 def route_prompts(model: LanguageModel, delta: MemoryDelta, prompts: Sequence[str]) -> Routes:
     """Return the route of each prompt, in their order, also where the memory is applied."""
-    rows = [model.encode_prompt(prompt) for prompt in prompts]
+    rows = model.encode_prompts(prompts)
     entries = torch.zeros(len(rows), dtype=torch.long)
     needed = torch.full((len(rows),), torch.inf)
     for batch in in_length_order([len(row) for row in rows], _BATCH):

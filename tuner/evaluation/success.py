@@ -16,8 +16,8 @@ from tuner.editing.likelihood import (
     Continuation,
     EncodedExample,
     continuation_losses,
-    encode_continuation,
-    encode_example,
+    encode_continuations,
+    encode_examples,
     in_length_order,
     predicted_tokens,
     success_losses,
@@ -44,14 +44,24 @@ class _Rows:
     """A row set as tokens, with the groups that it is averaged over."""
 
     encoded: tuple[EncodedExample, ...]
+    prompts: tuple[list[int], ...]
+    """As a user gives them, who does not know what is to follow."""
+    rooms: tuple[int, ...]
+    """How many tokens a model may take to say each target."""
     groups: Grouping
     sentiment: SentimentMeter | None
 
     @classmethod
     def of(cls, model: LanguageModel, rows: Sequence[Example], rule: SuccessRule) -> Self:
-        encoded, groups = tuple(encode_example(model, row) for row in rows), Grouping.of(rows)
+        encoded, groups = tuple(encode_examples(model, rows)), Grouping.of(rows)
+        prompts = tuple(model.encode_prompts([row.prompt for row in rows]))
+        alone = model.texts.encode([row.target for row in rows])
+        rooms = tuple(
+            _room(model, *row)
+            for row in zip(prompts, [row.target for row in encoded], map(len, alone), strict=True)
+        )
         meter = SentimentMeter(model, encoded, groups) if rule is SuccessRule.SENTIMENT else None
-        return cls(encoded, groups, meter)
+        return cls(encoded, prompts, rooms, groups, meter)
 
     @property
     def targets(self) -> list[Continuation]:
@@ -85,14 +95,11 @@ class SuccessMeter:
         self._threshold = math.nan if threshold is None else threshold
         self._loss = split.ood.loss
         self._ood = _Rows.of(model, split.ood.rows, rule)
-        self._hard = [
-            encode_continuation(model, row.prompt, row.target) for row in split.hard_negatives.rows
-        ]
-        self._related = [
-            part
-            for passage in split.related
-            for part in _parts(encode_continuation(model, "", passage.text))
-        ]
+        self._hard = encode_continuations(
+            model, [(row.prompt, row.target) for row in split.hard_negatives.rows]
+        )
+        passages = encode_continuations(model, [("", passage.text) for passage in split.related])
+        self._related = [part for passage in passages for part in _parts(passage)]
         facts = rule is not SuccessRule.THRESHOLD
         self._canonical = _Rows.of(model, split.canonical.rows, rule) if facts else None
         near = split.neighbours if facts else ()
@@ -238,31 +245,56 @@ class SuccessMeter:
         return total / (sum(row.target_length for row in rows) if per_token else len(rows))
 
     def _exact(self, judged: _Rows) -> float:
-        """Return the share of rows whose target the model says by itself."""
-        rows = judged.targets
+        """Return the share of rows whose target the model says by itself.
+
+        It is given the prompt as a user gives it, and what it says is compared as text: a token
+        that prompt and target share when they are read together is not known to it, and the same
+        words may have other tokens.
+        """
+        rows, rooms = judged.targets, judged.rooms
         hits = [0.0] * len(rows)
-        for batch in self._generated_together(rows):
+        for batch in self._generated_together(judged.prompts, rooms):
             said = generate_greedily(
                 self._model,
-                [rows[row].ids[: rows[row].start] for row in batch],
-                max(rows[row].target_length for row in batch),
+                [judged.prompts[row] for row in batch],
+                max(rooms[row] for row in batch),
             )
             for row, words in zip(batch, said, strict=True):
-                wanted = self._model.tokenizer.decode(list(rows[row].ids[rows[row].start :]))
-                told = self._model.tokenizer.decode(words[: rows[row].target_length])
-                hits[row] = float(told == wanted)
+                prompt, room = judged.prompts[row], rooms[row]
+                hits[row] = float(self._says(prompt, words[:room], rows[row]))
         return judged.groups.mean(hits)
 
-    def _generated_together(self, rows: Sequence[Continuation]) -> Iterator[list[int]]:
-        """Yield batches of row numbers; those of a batch are all given its longest target's room.
+    def _says(self, prompt: Sequence[int], said: Sequence[int], row: Continuation) -> bool:
+        """Return whether prompt and some of what was said after it spell a row's text."""
+        decode = self._model.tokenizer.decode
+        wanted = decode(list(row.ids))
+        return decode([*prompt, *said]).startswith(wanted) and any(
+            decode([*prompt, *said[:count]]) == wanted for count in range(1, len(said) + 1)
+        )
+
+    def _generated_together(
+        self, prompts: Sequence[Sequence[int]], rooms: Sequence[int]
+    ) -> Iterator[list[int]]:
+        """Yield batches of row numbers; those of a batch are all given its largest room.
 
         Where that would exceed the context, each row stays alone: by itself it fits.
         """
-        for batch in in_length_order([row.start for row in rows], 2 * _BATCH):
-            prompt = max(rows[row].start for row in batch)
-            target = max(rows[row].target_length for row in batch)
-            fits = prompt + target <= self._model.context_length
+        for batch in in_length_order([len(prompt) for prompt in prompts], 2 * _BATCH):
+            longest = max(len(prompts[row]) for row in batch)
+            room = max(rooms[row] for row in batch)
+            fits = longest + room <= self._model.context_length
             yield from [batch] if fits else [[row] for row in batch]
+
+
+def _room(model: LanguageModel, prompt: Sequence[int], row: Continuation, alone: int) -> int:
+    """Return how many tokens a model may take to say a target after a prompt.
+
+    They are as many as the target has there. Where it shares a token with the prompt, the model has
+    to say it otherwise; then they are as many as it has alone, if those are more.
+    """
+    if tuple(prompt) == row.ids[: row.start]:
+        return row.target_length
+    return max(1, min(max(row.target_length, alone), model.context_length - len(prompt)))
 
 
 def _parts(text: Continuation) -> list[Continuation]:

@@ -37,7 +37,7 @@ class RetrievalDelta(ScopedMemory):
 
     def reader(self, network: PreTrainedModel) -> Reader:
         """Return the base model."""
-        return Reader(network, self.tokenizer)
+        return Reader(network, self.tokenizer, self.texts)
 
     @property
     def record(self) -> RetrievalRecord:

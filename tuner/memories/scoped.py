@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self, final
 
 import torch
@@ -18,6 +19,7 @@ from tuner.editing.model import context_length_of
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.scope_network import ScopeClassifier, ScopeForm
 from tuner.editing.task import Example
+from tuner.editing.tokens import TextReader
 from tuner.errors import ConfigError
 from tuner.memories.answering import AnsweringMemory, Asked
 from tuner.memories.memory import MemoryRecord, Surroundings
@@ -41,6 +43,7 @@ class Reader:
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    texts: TextReader
 
     @property
     def token_count(self) -> int:
@@ -92,6 +95,11 @@ class ScopedMemory(AnsweringMemory):
         """Return who answers in the place of `network`."""
         ...
 
+    @cached_property
+    def texts(self) -> TextReader:
+        """What encodes text for the base model."""
+        return TextReader(self.tokenizer)
+
     @property
     def edits(self) -> tuple[EditText, ...]:
         """The stored edits, in their order."""
@@ -136,7 +144,7 @@ class ScopedMemory(AnsweringMemory):
         most = context_length_of(reader.network)
         rows = [
             continuation_after(
-                reader.tokenizer,
+                reader.texts,
                 self.edits[row.entry],
                 self.joint,
                 text_of_prompt(self.tokenizer, row.prompt),

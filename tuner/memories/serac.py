@@ -45,7 +45,8 @@ class SeracDelta(ScopedMemory):
 
     def reader(self, network: PreTrainedModel) -> Reader:
         """Return the counterfactual model."""
-        return Reader(self.counterfactual.network, self.counterfactual.small.tokenizer)
+        small = self.counterfactual.small
+        return Reader(self.counterfactual.network, small.tokenizer, small.texts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights that were trained."""

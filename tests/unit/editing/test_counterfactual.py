@@ -55,7 +55,7 @@ def _losses(found: Counterfactual, pairs: list[tuple[TrainingEdit, str, str]]) -
     small = found.small
     rows = [
         continuation_after(
-            small.tokenizer,
+            small.texts,
             EditText.of(edit.edit),
             " ",
             prompt,
@@ -171,14 +171,14 @@ def test_a_long_prompt_loses_its_beginning_and_an_edit_nothing(neox: LanguageMod
     lead = neox.encode(edit.text)
     said = neox.encode(" big")
     prompt = "a big town of Chile is " * 30
-    row = continuation_after(neox.tokenizer, edit, " ", prompt, said, most=40)
+    row = continuation_after(neox.texts, edit, " ", prompt, said, most=40)
     assert len(row.ids) == 40
     assert list(row.ids[: len(lead)]) == lead
     assert list(row.ids[row.start :]) == said
     asked = neox.encode(f" {prompt}")
     assert list(row.ids[len(lead) : row.start]) == asked[-(row.start - len(lead)) :]
     with pytest.raises(ConfigError, match="leave no room for a prompt in a context of"):
-        continuation_after(neox.tokenizer, edit, " ", prompt, said, most=len(lead) + len(said))
+        continuation_after(neox.texts, edit, " ", prompt, said, most=len(lead) + len(said))
 
 
 def test_an_edit_that_exceeds_the_context_is_refused(

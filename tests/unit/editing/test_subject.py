@@ -51,7 +51,8 @@ def test_a_special_token_in_front_does_not_shift_the_place(
         single=f"{end[0]} $A", special_tokens=[end]
     )
     try:
-        found = locate_subject(neox, "The capital of Togo is", "Togo")
+        framed = LanguageModel(neox.network, neox.tokenizer, id="framed")
+        found = locate_subject(framed, "The capital of Togo is", "Togo")
     finally:
         neox.tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     assert found.ids == (neox.end_id, *plain.ids)
