@@ -4,12 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from conftest import make_tiny_model, save_model
+from tokenizers_of_each_kind import make_tokenizer
 
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
-from tuner.editing.model import LanguageModel
+from tuner.editing.likelihood import encode_examples, training_losses
+from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import ExampleSet, Split
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
@@ -75,14 +78,20 @@ WITHOUT_CHANCE = {
 # What these store is read by the base model itself, and the tiny ones have never learnt to read.
 READ_BY_THE_BASE = {"retrieve_and_prompt"}
 
+# Only a Backpack has what these change.
+NEEDS_SENSES = {"ensemble", "senses"}
 
-@pytest.fixture(params=editor_names())
-def editor(request: pytest.FixtureRequest, small: str, tiny: str) -> Editor:
-    name = str(request.param)
+
+def _make(name: str, small: str, tiny: str) -> Editor:
     kind = find_editor(name)
     known = {"small": small, "classifier": tiny, "counterfactual": tiny}
     beside = {field: folder for field, folder in known.items() if field in kind.model_fields}
     return kind.model_validate({**SETTINGS[name], **beside})
+
+
+@pytest.fixture(params=editor_names())
+def editor(request: pytest.FixtureRequest, small: str, tiny: str) -> Editor:
+    return _make(str(request.param), small, tiny)
 
 
 @pytest.fixture
@@ -136,9 +145,7 @@ def test_the_model_is_bit_identical_after_and_between_epochs(
 def test_the_edit_lowers_the_loss_of_its_examples(
     editor: Editor, base: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
-    from tuner.editing.likelihood import encode_example, training_losses
-
-    rows = [encode_example(base, row) for row in examples.rows]
+    rows = encode_examples(base, examples.rows)
     with torch.no_grad():
         before = training_losses(base.network, examples.loss, rows, base.end_id).mean()
         *_, last = _edit(editor, base, examples, aux)
@@ -148,6 +155,37 @@ def test_the_edit_lowers_the_loss_of_its_examples(
         assert after != before
     else:
         assert after < before
+
+
+@pytest.fixture(scope="module")
+def like_mistral(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny Mistral whose tokenizer puts a mark and a blank before each text."""
+    folder = tmp_path_factory.mktemp("mistral")
+    return save_model(make_tiny_model("mistral", make_tokenizer("prepend")), folder)
+
+
+@pytest.mark.parametrize("name", [name for name in editor_names() if name not in NEEDS_SENSES])
+def test_blanks_and_marks_before_a_text_are_none_before_a_target(
+    name: str, like_mistral: str, examples: ExampleSet, aux: Auxiliary, device: str
+) -> None:
+    base = load_model(like_mistral, device=device)
+    editor = _make(name, like_mistral, like_mistral)
+    editor.check_model(base, Companions(device))
+    rows = encode_examples(base, examples.rows)
+    told = [base.tokenizer.decode(row.target.ids[row.target.start :]) for row in rows]
+    assert told == ["Port Louis", "Lome", "Santiago"]  # decoded, the first blank is left out
+    with torch.no_grad():
+        before = training_losses(base.network, examples.loss, rows, base.end_id)
+        *_, last = _edit(editor, base, examples, aux)
+        with base.edited(last):
+            after = training_losses(base.network, examples.loss, rows, base.end_id)
+    base.check_unchanged()
+    if name in READ_BY_THE_BASE:
+        assert after.mean() != before.mean()
+    else:
+        assert after.mean() < before.mean()
+    *_, again = _edit(editor, base, examples, aux)
+    assert _same(last, again)
 
 
 def test_same_seed_same_bits_whatever_ran_before(
