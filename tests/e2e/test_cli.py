@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,13 +247,40 @@ def test_check_finds_all_mistakes_at_once(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("check", str(study), str(space), "--json")
     assert code == 2
     found = json.loads(out)
-    about_study = "\n".join(found[str(study)])
+    about_study = "\n".join(found[str(study)]["problems"])
     assert f"{study}:3: trials" in about_study
     assert "country_capital" in about_study
-    about_space = "\n".join(found[str(space)])
+    about_space = "\n".join(found[str(space)]["problems"])
     assert f"{space}:2" in about_space
     assert f"{space}:4" in about_space
     assert run("check", "search_spaces/lora.yaml", "datasets/temporal", "demo.yaml")[0] == 0
+
+
+def test_check_gives_hints_apart_from_problems(run: Run, tmp_path: Path) -> None:
+    task = tmp_path / "facts"
+    shutil.copytree("datasets/temporal", task)
+    path = task / "val" / "ood.jsonl"
+    lines = path.read_text().splitlines()
+    row = {**json.loads(lines[2]), "prompt": "In which year? In "}
+    row.pop("subject", None)
+    path.write_text("".join(f"{line}\n" for line in [*lines[:2], json.dumps(row), *lines[3:]]))
+    study = tmp_path / "study.yaml"
+    study.write_text(f"task: {task}\nspace: lora\n")
+    for given in (task, study):
+        code, out, _ = run("check", str(given), "--json")
+        assert code == 0
+        (found,) = json.loads(out).values()
+        assert found["problems"] == []
+        (hint,) = found["hints"]
+        assert hint.startswith(f"{path}:3: the prompt ends in a blank")
+        code, out, _ = run("check", str(given))
+        assert code == 0
+        assert f"Hint: {hint}" in out
+        assert f"{given}: fine" in out
+    asked = ["edit", "--task", str(task), "--editor", "memit", "--out", str(tmp_path / "made")]
+    code, _, err = run(*asked, "--device", "cuda:99")
+    assert code == 2
+    assert err.count("Hint: ") == 1
 
 
 def test_check_knows_what_a_task_cannot_measure(run: Run, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def edit(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from tuner.bundle import make_bundle
+    from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
@@ -118,6 +119,7 @@ def edit(
         read_member(Rule, rule, "rule"),
     )
     examples = load_task(task, edits)
+    tell_hints(task, examples.loss)
     method.check_task(examples)
     base = read_model(model, dtype, device)
     companions = Companions(device=str(base.device))

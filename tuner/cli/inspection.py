@@ -35,14 +35,20 @@ def check(
     paths: Annotated[list[Path], typer.Argument(help="Study files, space files, or task folders.")],
     json_: JsonFlag = False,
 ) -> None:
-    """Validate studies, spaces and tasks without running them; all errors at once."""
+    """Validate studies, spaces and tasks without running them; all errors at once.
+
+    Hints tell of rows that may be meant so, and more often are not; with hints a file is valid.
+    """
     problems = {str(path): _problems(path) for path in paths}
+    hints = {str(path): [] if problems[str(path)] else _hints(path) for path in paths}
     if json_:
-        print_json(problems)
+        print_json({path: {"problems": problems[path], "hints": hints[path]} for path in problems})
     else:
         for path, found in problems.items():
             for problem in found:
                 console().print(problem, style="red", soft_wrap=True)
+            for hint in hints[path]:
+                console().print(f"Hint: {hint}", style="yellow", soft_wrap=True)
             if not found:
                 console().print(f"{path}: fine", soft_wrap=True)
     if any(problems.values()):
@@ -69,6 +75,24 @@ def _problems(path: Path) -> list[str]:
         return check_study(path)
     except TunerError as error:
         return str(error).splitlines()
+
+
+def _hints(path: Path) -> list[str]:
+    """Return the hints about the task of a valid file."""
+    from tuner.editing.task import load_task
+    from tuner.editing.task_hints import task_hints
+    from tuner.yaml_file import read_yaml
+
+    task: str | Path = path.parent if path.name == "task.yaml" else path
+    if not (path.is_dir() or path.name == "task.yaml"):
+        _, content = read_yaml(path)
+        if not isinstance(content, dict) or "task" not in content:
+            return []  # a space
+
+        from tuner.search import load_study
+
+        task = load_study(path).task
+    return task_hints(task, load_task(task).loss)
 
 
 def list_(

@@ -71,6 +71,7 @@ def stream(
         raise ConfigError(f"{out} exists and holds no stream; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
@@ -81,6 +82,7 @@ def stream(
 
     chosen = read_member(SplitName, split, "split")
     examples = load_task(task, edits)
+    tell_hints(task, examples.loss)
     method.check_task(examples)
     base = read_model(model, dtype, device)
     companions = Companions(device=str(base.device))

@@ -154,6 +154,7 @@ def search(
     """
     # Said before the heavy libraries load, so that a person sees that something happens.
     messages().print(f"tuner: preparing the study in {folder} …", soft_wrap=True)
+    from tuner.cli.hints import tell_hints
     from tuner.cli.progress import StudyDisplay
     from tuner.search import Study
 
@@ -189,8 +190,10 @@ def search(
         check_tracking(tracking_uri, folder)
     watcher = _Watcher(folder, tracking_uri if track else None, track)
     try:
+        asked = Study.of(config, folder=folder, observe=watcher)
+        tell_hints(config.task, asked.task.loss)
         with StudyDisplay(messages()) as display:
-            result = Study.of(config, folder=folder, observe=watcher).run(display)
+            result = asked.run(display)
     except KeyboardInterrupt as stopped:
         messages().print(str(stopped) or "Stopped.", soft_wrap=True)
         raise typer.Exit(130) from None

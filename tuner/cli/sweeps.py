@@ -83,6 +83,7 @@ def sweep(
         raise ConfigError(f"{out} is a file; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
@@ -95,6 +96,7 @@ def sweep(
         read_member(Rule, rule, "rule"),
     )
     examples = load_task(task)
+    tell_hints(task, examples.loss)
     base = read_model(model, dtype, device)
     planned = Sweep(
         base,
