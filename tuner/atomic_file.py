@@ -154,6 +154,21 @@ def is_untouched(path: Path) -> bool:
         return False
 
 
+@contextmanager
+def disk_trouble_in_words() -> Iterator[None]:
+    """Let a full, broken or forbidden disk be a `DiskError`, wherever in the block it is met.
+
+    Raises:
+        DiskError: a file cannot be written or read for such a reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_FORBIDDEN, errno.EIO):
+            raise
+        raise cannot_write(Path(str(error.filename or "A file")), error) from error
+
+
 def cannot_write(path: Path, error: OSError) -> DiskError:
     """Return in words why something cannot be written, and what to do about it."""
     if error.errno in _FULL:

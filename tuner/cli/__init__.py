@@ -15,6 +15,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
+from tuner.atomic_file import disk_trouble_in_words
 from tuner.cli import data, edits, inspection, launch, launched, memory, streams, studies, sweeps
 from tuner.cli.output import complain
 from tuner.errors import TunerError
@@ -47,7 +48,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="tuner")
+        with disk_trouble_in_words():
+            app(prog_name="tuner")
     except TunerError as error:
         complain(str(error))
         sys.exit(error.exit_code)

@@ -1,6 +1,5 @@
 """Verbs about studies: search, status, compare, best, stop."""
 
-import json
 import os
 import signal
 import socket
@@ -42,7 +41,7 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.cli.places import a_place
-from tuner.errors import ConfigError, MissingExtra, StudyFailed, unknown_name
+from tuner.errors import ConfigError, MissingExtra, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.budget import epsilon_name
 from tuner.records import (
     StudyResultRecord,
@@ -56,6 +55,7 @@ from tuner.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from tuner.search import StudyConfig, StudyResult
+    from tuner.search.folder import Holder
     from tuner.tracking import SyncReport
 
 _EXPERIMENT = "tuner"
@@ -467,7 +467,7 @@ def status(
         )
         return
     out = console()
-    running = f"running (process {driver['pid']} on {driver['host']})" if driver else "not running"
+    running = f"running ({driver})" if driver else "not running"
     out.print(f"{name}: {running}, {record.summary.trials} trials asked for", style="bold")
     out.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     if record.winners:
@@ -478,22 +478,39 @@ def status(
 
 
 def _list_studies(folder: Path, json_: bool) -> None:
-    results = [_open(folder, name) for name in _study_names(folder)]
+    results: dict[str, StudyResult | TunerError] = {}
+    for name in _study_names(folder):
+        try:
+            results[name] = _open(folder, name)
+        except TunerError as error:
+            results[name] = error  # one that is damaged does not hide the others
     if json_:
-        print_json([{"name": r.record.summary.name, "counts": _counts(r.record)} for r in results])
+        print_json([_listed(name, result) for name, result in results.items()])
         return
     table = make_table(f"Studies in {folder}", ("study", "task", "model", "trials", "state"))
-    for result in results:
+    for name, result in results.items():
+        if isinstance(result, TunerError):
+            table.add_row(name, "", "", "", "unreadable")
+            continue
         record = result.record
-        driver = _driver(folder / record.summary.name)
+        driver = _driver(folder / name)
         table.add_row(
-            record.summary.name,
+            name,
             record.summary.task,
             record.summary.model,
             f"{_counts(record).get('completed', 0)}/{record.summary.trials}",
             "running" if driver else "finished" if result.finished else "stopped",
         )
     console().print(table)
+    for name, result in results.items():
+        if isinstance(result, TunerError):
+            messages().print(f"{name}: {result}", soft_wrap=True)
+
+
+def _listed(name: str, result: "StudyResult | TunerError") -> dict[str, Any]:
+    if isinstance(result, TunerError):
+        return {"name": name, "problem": str(result)}
+    return {"name": result.record.summary.name, "counts": _counts(result.record)}
 
 
 def compare(
@@ -684,9 +701,9 @@ def stop(
     if driver is None:
         stopped, words = True, f"{name} is not running."
     else:
-        if driver["host"] != socket.gethostname():
-            raise ConfigError(f"{name} runs on {driver['host']}; stop it there.")
-        os.kill(int(driver["pid"]), signal.SIGINT)
+        if driver.host != socket.gethostname():
+            raise ConfigError(f"{name} runs on {driver.host}; stop it there.")
+        os.kill(driver.pid, signal.SIGINT)
         stopped = _until(lambda: _driver(folder / name) is None, wait)
         words = f"{name} has stopped." if stopped else f"{name} is still stopping after {wait:g} s."
     if json_:
@@ -730,7 +747,7 @@ def _study_names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/trials"))
 
 
-def _driver(folder: Path) -> dict[str, Any] | None:
+def _driver(folder: Path) -> "Holder | None":
     """Return the process that runs a study now, if one does."""
     from tuner.search.database import Database
     from tuner.search.folder import StudyFolder
@@ -738,12 +755,8 @@ def _driver(folder: Path) -> dict[str, Any] | None:
 
     place, storage = StudyFolder(folder), _storage_of(folder)
     database = Database.at(storage, patience_s=0.0) if storage is not None else None
-    if not is_driven(place, folder.name, database):
-        return None
-    try:
-        return dict[str, Any](json.loads(place.holder.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError):
-        return None  # it begins or ends just now
+    # It is not known while it begins or ends.
+    return place.read_holder() if is_driven(place, folder.name, database) else None
 
 
 def _counts(record: StudyResultRecord) -> dict[str, int]:

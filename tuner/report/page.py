@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tuner.atomic_file import write_text
 from tuner.errors import MissingExtra
 from tuner.records import StudyResultRecord, TrialEntry, TrialState, Winner
 from tuner.report import words
@@ -105,10 +106,7 @@ def _require_packages() -> None:
 
 
 def _write(path: Path, page: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -6,9 +6,6 @@ folder and is adopted, what it had not is run again under the same number. Every
 repeated: whether an earlier attempt was kept is read first.
 """
 
-import json
-import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -75,12 +72,9 @@ class Ledger:
 
         Raises:
             ConfigError: another process drives this study, or the storage is not to be had.
+            DiskError: the study's folder cannot be written.
             ClusterError: the ledger cannot be opened.
         """
-        try:
-            folder.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"The study cannot be kept in {folder.root}: {error}.") from None
         database = Database.at(storage, patience_s) if storage is not None else None
         with ExitStack() as exits:
             if database is None:
@@ -90,10 +84,9 @@ class Ledger:
                 # The lease decides. Where the folder's disk lends locks, who looks there sees us.
                 with suppress(ConfigError, DiskError):
                     exits.enter_context(_locked(folder))
-            exits.callback(lambda: folder.holder.unlink(missing_ok=True))
-            folder.holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            folder.trials.mkdir(exist_ok=True)
-            folder.clear_staging()
+            exits.callback(folder.let_go)
+            folder.hold()
+            folder.clear_drafts()
             if storage is None:
                 _mend(folder.journal)
             reach = database or AtOnce()
@@ -223,8 +216,8 @@ class Ledger:
         return self._reach.read(lambda: list(self._study.get_trials(deepcopy=False)))
 
     def running(self) -> list[int]:
-        """Return the numbers that have no result yet."""
-        return [one.number for one in self.history() if not one.state.is_finished()]
+        """Return the numbers that have no result yet, or whose record is no longer whole."""
+        return [one.number for one in self.history() if self._is_to_run(one)]
 
     def parameters(self, number: int) -> dict[str, Any]:
         """Return the hyperparameters of a trial, named as in its space."""
@@ -246,6 +239,11 @@ class Ledger:
                 return None
             self._files[number] = found
         return self._files[number]
+
+    def _is_to_run(self, trial: FrozenTrial) -> bool:
+        if trial.state is OptunaState.COMPLETE:
+            return self.left_behind(trial.number) is None
+        return not trial.state.is_finished()
 
     def _marked(self, mark: str) -> int | None:
         trials = self._study.get_trials(deepcopy=False)
@@ -328,8 +326,9 @@ def _locked(folder: StudyFolder) -> Iterator[None]:
             # A reader that looks whether anybody drives holds the lock for a moment.
             held.enter_context(file_lock(folder.lock, timeout_s=1))
         except LockHeld:
+            holder = folder.read_holder() or "another process"
             raise ConfigError(
-                f"The study in {folder.root} is being run by {_describe(folder.holder)}. "
+                f"The study in {folder.root} is being run by {holder}. "
                 "Wait until it ends, or stop it first."
             ) from None
         yield
@@ -358,14 +357,6 @@ def _explained(url: SecretStr | None) -> Iterator[None]:
             f"The ledger's {what} cannot be opened ({type(error).__name__})."
             + ("" if url is not None else f" {error}")
         ) from None
-
-
-def _describe(holder: Path) -> str:
-    try:
-        found = json.loads(holder.read_text())
-        return f"process {found['pid']} on {found['host']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
 
 
 def _aware(moment: datetime | None) -> datetime | None:

@@ -13,7 +13,7 @@ from tuner.errors import ConfigError, StudyFailed
 from tuner.evaluation.budget import epsilon_name
 from tuner.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
 from tuner.search.config import SamplerName, StudyConfig
-from tuner.search.folder import StudyFolder, read_json
+from tuner.search.folder import StudyFolder, read_whole
 from tuner.search.ledger import Ledger
 
 TASK_CONSTRAINTS = "task constraints"
@@ -90,7 +90,7 @@ def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
     ledger = Ledger.read(place, folder.name, storage)
     if not ledger.asked:
         raise ConfigError(f"The study in {folder} has not begun.")
-    done = read_json(place.result, StudyResultRecord) if place.result.exists() else None
+    done = read_whole(place.result, StudyResultRecord)
     record = StudyResultRecord(
         summary=summary_of(ledger, place),
         winners=done.winners if done else (),
@@ -102,7 +102,21 @@ def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
 
 
 def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
-    """Return what a study was asked to do, as its ledger has it."""
+    """Return what a study was asked to do, as its ledger has it.
+
+    Raises:
+        ConfigError: the ledger does not say it in a way that this version understands.
+    """
+    try:
+        return _summary(ledger, folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"The ledger of {folder.root} does not say what the study was asked to do: it is "
+            f"damaged, or was written by another version of tuner ({type(error).__name__})."
+        ) from None
+
+
+def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
     asked = ledger.asked
     known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
     config = StudyConfig.model_validate(known)

@@ -51,7 +51,7 @@ class Proposer:
         editor: str | None = None
         if self._per_editor:
             editor = self._space.branches[number % len(self._space.branches)].name
-            history = [_without_editor(one) for one in history if one.params[EDITOR] == editor]
+            history = [_without_editor(one) for one in history if one.params.get(EDITOR) == editor]
         taken = {_key(trial.params) for trial in history}
         proposal: dict[str, Any] = {}
         with quiet_optuna():

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final
 from uuid import uuid4
+
+from pydantic import BaseModel
 
 from tuner.atomic_file import write_text
 from tuner.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.task import Task, load_task
-from tuner.errors import StudyFailed
+from tuner.errors import DiskError, StudyFailed, TunerError
 from tuner.evaluation.budget import Budget, Certificate, epsilon_name
 from tuner.evaluation.constraints import check_measured
 from tuner.evaluation.scores import Scores
@@ -31,7 +33,7 @@ from tuner.records import (
 )
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
 from tuner.search.executor import Executor, deaths_on, executor
-from tuner.search.folder import StudyFolder, read_json
+from tuner.search.folder import StudyFolder, read_whole
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
 from tuner.search.result import TASK_CONSTRAINTS, StudyResult, summary_of
@@ -65,6 +67,8 @@ _TICK_S = 0.5
 _KEEP_S = 10.0
 """How often it is made sure that nobody else drives the study, while nothing is written."""
 _logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=BaseModel)
 
 ProgressListener = Callable[[Progress], None]
 
@@ -300,9 +304,7 @@ class _Run:
             on_change=self._changed,
         )
         self._prune()
-        history = self._ledger.history()
-        unfinished = [one for one in history if not one.state.is_finished()]
-        if len(history) < self._config.trials or unfinished:
+        if len(self._ledger.history()) < self._config.trials or self._ledger.running():
             ray = self._executor()
             self._enter(StudyPhase.SEARCH)
             ray.search(searcher, self._setup, self._tick)
@@ -355,7 +357,7 @@ class _Run:
             self._perform(StudyPhase.CONFIRM, [job for job in jobs if not self._is_done(job)])
             for job in jobs:
                 path = self._folder.confirmation(job.epsilon, job.number)
-                certificates[job.epsilon][job.number] = read_json(path, Certificate)
+                certificates[job.epsilon][job.number] = _made(path, Certificate)
         chosen = {}
         for epsilon, found in candidates.items():
             entry = select(found, certificates[epsilon])
@@ -366,8 +368,7 @@ class _Run:
     def _confidence(self, epsilon: float, candidates: Sequence[TrialEntry]) -> float:
         """Return how sure each certificate for a budget must be."""
         # Candidates of an earlier run of this study were looks at the same text.
-        earlier = self._folder.confirmation(epsilon, 0).parent.glob("*.json")
-        tried = {int(path.stem) for path in earlier} | {entry.number for entry in candidates}
+        tried = self._folder.confirmed(epsilon) | {entry.number for entry in candidates}
         return corrected_confidence(self._config.budget.confidence, len(tried))
 
     def _retest(self, chosen: dict[float, tuple[TrialEntry, Certificate]]) -> tuple[Winner, ...]:
@@ -397,10 +398,9 @@ class _Run:
         bundle = StoredBundle.load(self._folder.bundle(entry.number, epsilon))
         manifest = bundle.manifest.model_copy(update={"certificate": certificate})
         folder = self._folder.winner(epsilon)
-        folder.parent.mkdir(exist_ok=True)
         dataclasses.replace(bundle, manifest=manifest).save(folder)
         tested = tuple(
-            read_json(self._folder.retest(epsilon, entry.number, seed), SeedResult)
+            _made(self._folder.retest(epsilon, entry.number, seed), SeedResult)
             for seed in retest_seeds(self._config)
         )
         base = self._test_base()
@@ -431,8 +431,7 @@ class _Run:
         )
 
     def _test_base(self) -> Scores | None:
-        path = self._folder.test_base
-        return read_json(path, Scores) if path.exists() else None
+        return read_whole(self._folder.test_base, Scores)
 
     def _answer(self, entry: TrialEntry, epsilon: float) -> Answer:
         answer = answer_of(entry, self._config.rule, epsilon)
@@ -444,12 +443,11 @@ class _Run:
         match job:
             case Confirm():
                 path = self._folder.confirmation(job.epsilon, job.number)
-                return (
-                    path.exists()
-                    and read_json(path, Certificate).deviation.confidence >= job.confidence
-                )
+                known = read_whole(path, Certificate)
+                return known is not None and known.deviation.confidence >= job.confidence
             case Retest():
-                return self._folder.retest(job.epsilon, job.number, job.seed).exists()
+                path = self._folder.retest(job.epsilon, job.number, job.seed)
+                return self._test_base() is not None and read_whole(path, SeedResult) is not None
 
     def _perform(self, phase: StudyPhase, jobs: Sequence[Job]) -> None:
         if not jobs:
@@ -527,10 +525,20 @@ class _Run:
     def _unhurt(self) -> Iterator[None]:
         try:
             yield
-        except Exception:
+        except Exception as error:
             if not self._observer_hurt:
-                _logger.warning("An observer of the study failed.", exc_info=True)
+                # A flaw of an observer is shown with its place; a full disk, say, in words.
+                told = isinstance(error, TunerError | OSError)
+                _logger.warning("An observer of the study failed: %s", error, exc_info=not told)
             self._observer_hurt = True
+
+
+def _made(path: Path, into: type[R]) -> R:
+    """Return what a worker has just written."""
+    found = read_whole(path, into)
+    if found is None:
+        raise DiskError(f"{path} is not whole. Run the same command again: it is made anew.")
+    return found
 
 
 def _ignore(progress: Progress) -> None:

@@ -3,7 +3,6 @@
 Nothing here knows of Ray or Optuna; the executor puts it into actors.
 """
 
-import shutil
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,18 +11,19 @@ from typing import Any, TypeAlias, final
 
 import torch
 
-from tuner.atomic_file import write_text
+from tuner.atomic_file import disk_trouble_in_words, write_text
 from tuner.bundle import Bundle, make_bundle
 from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
 from tuner.editing.task import load_task
-from tuner.errors import ConfigError, EditError, TaskError
+from tuner.errors import ConfigError, DiskError, EditError, TaskError
 from tuner.evaluation.budget import Certificate, Deviation, Verdict, epsilon_name
 from tuner.evaluation.constraints import WORST
+from tuner.evaluation.scores import Scores
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
 from tuner.search.config import StudyConfig
-from tuner.search.folder import RECORD, StudyFolder, TrialFile, read_json
+from tuner.search.folder import RECORD, StudyFolder, TrialFile, read_whole
 from tuner.search.space import Space
 from tuner.trial import Bench
 
@@ -115,34 +115,41 @@ class Worker:
         Raises:
             TunerError: the bench cannot be made, or the study's model, task and space do not fit
                 together, so that the study must be described anew.
+            DiskError: a disk is full, or may not be written to; the trial is still to be run.
         """
-        arguments = dict(parameters)
-        if self._folder.read_trial(self._setup.uid, number, arguments) is not None:
+        with disk_trouble_in_words():
+            self._run(number, dict(parameters))
+
+    def _run(self, number: int, parameters: dict[str, Any]) -> None:
+        if self._folder.read_trial(self._setup.uid, number, parameters) is not None:
             return  # an earlier worker finished it and died before it could say so
         bench = self._bench
-        staging = self._folder.staging(number)
         record: TrialRecord | None = None
+        bundles: dict[float, Bundle] = {}
         crash: str | None = None
+        told: str | None = None
         try:
-            record = self._try(bench, number, arguments, staging)
-            bench.check_unchanged()
-            # Those too that only this trial asked for.
-            self._folder.claim_companions(bench.companions.fingerprints)
-        except (ConfigError, TaskError):
-            shutil.rmtree(staging, ignore_errors=True)
+            with disk_trouble_in_words():
+                record, bundles = self._try(bench, number, parameters)
+                bench.check_unchanged()
+                # Those too that only this trial asked for.
+                self._folder.claim_companions(bench.companions.fingerprints)
+        except (ConfigError, TaskError, DiskError):
             raise
         except Exception as error:
             # A bug in an editor, or a base model that an editor has changed. Neither the result
             # nor the bench can be trusted, and the next trial loads its own.
-            record, crash = None, _describe(error)
+            record, bundles, crash = None, {}, _describe(error)
             self._loaded = None
-            for bundle in filter(Path.is_dir, list(staging.iterdir())):
-                shutil.rmtree(bundle)
-            write_text(staging / "traceback.txt", traceback.format_exc())
+            told = traceback.format_exc()
         file = TrialFile(
-            uid=self._setup.uid, number=number, parameters=arguments, record=record, crash=crash
+            uid=self._setup.uid, number=number, parameters=parameters, record=record, crash=crash
         )
-        self._folder.publish(staging, file)
+        with self._folder.publishing(file) as place:
+            for epsilon, bundle in bundles.items():
+                bundle.save(place / epsilon_name(epsilon))
+            if told is not None:
+                write_text(place / "traceback.txt", told)
 
     def perform(self, job: Job) -> None:
         """Do a job of the phases after the search and leave its file; done jobs are not repeated.
@@ -150,44 +157,46 @@ class Worker:
         Raises:
             TunerError: the bench cannot be made.
         """
-        match job:
-            case Confirm():
-                self._confirm(job)
-            case Retest():
-                self._retest(job)
+        with disk_trouble_in_words():
+            match job:
+                case Confirm():
+                    self._confirm(job)
+                case Retest():
+                    self._retest(job)
 
     def _try(
-        self, bench: Bench, number: int, parameters: dict[str, Any], staging: Path
-    ) -> TrialRecord:
+        self, bench: Bench, number: int, parameters: dict[str, Any]
+    ) -> tuple[TrialRecord, dict[float, Bundle]]:
         seed = trial_seed(self._config, number)
         try:
             editor = self._setup.space.build(parameters)
         except ConfigError as error:
             # Two values that exclude each other: this trial's misfortune, not the study's.
             name = self._setup.space.branch(parameters).editor.name()
-            return TrialRecord.failed(
+            failed = TrialRecord.failed(
                 editor=name,
                 hyperparameters=parameters,
                 split=SplitName.VAL,
                 seed=seed,
                 why=str(error),
             )
+            return failed, {}
         result = bench.run(editor, seed=seed)
+        bundles: dict[float, Bundle] = {}
         if result.record.outcome is Outcome.COMPLETED:
             for epsilon in self._config.budget.epsilons:
                 bundle = make_bundle(
                     bench.model, bench.task, result, epsilon, rule=self._config.rule
                 )
                 if bundle is not None:
-                    bundle.save(staging / epsilon_name(epsilon))
-        return result.record
+                    bundles[epsilon] = bundle
+        return result.record, bundles
 
     def _confirm(self, job: Confirm) -> None:
         path = self._folder.confirmation(job.epsilon, job.number)
-        if path.exists():
-            known = read_json(path, Certificate)
-            if known.deviation.confidence >= job.confidence:
-                return
+        known = read_whole(path, Certificate)
+        if known is not None and known.deviation.confidence >= job.confidence:
+            return
         folder = self._folder.bundle(job.number, job.epsilon)
         bundle = Bundle.load(folder, self._bench.companions)
         found = self._certify(bundle.delta, job.epsilon, job.confidence)
@@ -202,13 +211,18 @@ class Worker:
 
     def _retest(self, job: Retest) -> None:
         path = self._folder.retest(job.epsilon, job.number, job.seed)
-        if path.exists():
-            return
-        if not self._folder.test_base.exists():
+        if read_whole(self._folder.test_base, Scores) is None:
             base = self._bench.base_scores(SplitName.TEST)
             write_text(self._folder.test_base, base.model_dump_json())
+        if read_whole(path, SeedResult) is not None:
+            return
         rule = self._config.rule
-        trial = read_json(self._folder.trial(job.number) / RECORD, TrialFile)
+        trial = read_whole(self._folder.trial(job.number) / RECORD, TrialFile)
+        if trial is None:
+            raise DiskError(
+                f"The record of trial {job.number} is not whole in {self._folder.root}. "
+                "Run the same command again: it makes the trial anew."
+            )
         result = self._bench.run(
             self._setup.space.build(trial.parameters),
             seed=job.seed,

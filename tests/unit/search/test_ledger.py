@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from damaged import DAMAGES
 from made_up import answer, failed, record
 
 from tuner.errors import ClusterError, ConfigError
@@ -61,7 +62,8 @@ def work(ledger: Ledger, job: object, found: TrialRecord | None, crash: str | No
         record=found,
         crash=crash,
     )
-    folder.publish(folder.staging(file.number), file)
+    with folder.publishing(file):
+        pass
     return file.number
 
 
@@ -120,6 +122,32 @@ def test_a_bundle_belongs_to_the_budget_itself_not_to_six_digits_of_it(ledger: L
     found = dict(ledger.trial(number).bundles)
     assert set(found) == set(budgets)
     assert found[1 / 150] == ledger.folder.bundle(number, 1 / 150)
+
+
+@pytest.mark.parametrize("content", DAMAGES)
+def test_a_trial_whose_record_is_torn_is_run_again_under_its_number(
+    folder: StudyFolder, content: bytes
+) -> None:
+    with Ledger.drive(folder, "study") as ledger:
+        ledger.ask_for(ASKED)
+        bridge = searcher(ledger)
+        jobs = [bridge.suggest(str(index)) for index in range(2)]
+        for index, job in enumerate(jobs):
+            work(ledger, job, GOOD)
+            bridge.on_trial_complete(str(index), {"done": True})
+        told = ledger.history()
+    (folder.trial(0) / "record.json").write_bytes(content)
+    with Ledger.drive(folder, "study") as ledger:
+        assert ledger.running() == [0]
+        assert ledger.trial(0).record is None
+        bridge = searcher(ledger)
+        assert bridge.suggest("again") == jobs[0]
+        work(ledger, jobs[0], GOOD)
+        bridge.on_trial_complete("again", {"done": True})
+        assert ledger.running() == []
+        assert ledger.trial(0).record == GOOD
+        assert [one.number for one in ledger.history()] == [one.number for one in told] == [0, 1]
+        assert ledger.history()[0].datetime_complete == told[0].datetime_complete
 
 
 def test_bugs_fail_without_teaching_the_sampler(ledger: Ledger) -> None:
@@ -242,7 +270,8 @@ def test_only_the_very_trial_is_adopted(ledger: Ledger, uid: str) -> None:
     assert isinstance(job, dict)
     parameters = json.loads(job[JOB])["parameters"]
     file = TrialFile(uid=uid, number=0, parameters=parameters, record=GOOD)
-    ledger.folder.publish(ledger.folder.staging(0), file)
+    with ledger.folder.publishing(file):
+        pass
     assert (ledger.left_behind(0) is not None) == (uid == "u")
 
 
