@@ -1,5 +1,6 @@
 """A stream: edits one after another, and what is left of the earlier ones after each."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from tuner.atomic_file import write_text
 from tuner.editing.corpus import Part
 from tuner.editing.delta import AdditiveDelta, Delta
 from tuner.editing.editor import Auxiliary, Editor, Step
@@ -20,10 +22,15 @@ from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.budget import Deviation
 from tuner.evaluation.success import SuccessMeter
+from tuner.json_lines import append_line, cut_half_line, read_line, whole_lines
 from tuner.records import SplitName
+from tuner.text_file import read_bytes
 from tuner.trial import Bench, library_versions
 
 _BATCH = 32
+
+_NO_STREAM = "It is not a file of a stream; choose another place."
+_CUT = "Delete this line and all after it to go on from there, or choose another place."
 
 EntryListener = Callable[["StreamEntry"], None]
 
@@ -90,16 +97,22 @@ class StreamRecord:
         """Return what was written to `path`; a last line that was cut short is left out.
 
         Raises:
-            ConfigError: it is no file of a stream.
+            ConfigError: it is not a file of a stream.
         """
-        lines = path.read_text(encoding="utf-8").split("\n")
-        try:
-            header = StreamHeader.model_validate_json(lines[0])
-            # What stands behind the last line break was cut short.
-            entries = tuple(StreamEntry.model_validate_json(line) for line in lines[1:-1])
-        except ValidationError:
-            raise ConfigError(f"{path} is no file of a stream; choose another place.") from None
-        return cls(header, entries)
+        lines = whole_lines(path)
+        if not lines:
+            raise ConfigError(f"{path} holds no stream; choose another place.")
+        header = read_line(path, 1, lines[0], StreamHeader, _NO_STREAM)
+        entries = []
+        for place, line in enumerate(lines[1:], start=1):
+            entry = read_line(path, place + 1, line, StreamEntry, _CUT)
+            if entry.number != place or place > header.edits:
+                raise ConfigError(
+                    f"{path}:{place + 1}: edit {place} of {header.edits} must stand here, but it "
+                    f"is edit {entry.number}. {_CUT}"
+                )
+            entries.append(entry)
+        return cls(header, tuple(entries))
 
     @property
     def measured(self) -> tuple[StreamEntry, ...]:
@@ -178,7 +191,7 @@ def run_stream(
             entry = entry.model_copy(update=stream.measure(number))
         entries.append(entry)
         if path is not None:
-            _append(path, entry)
+            append_line(path, entry)
         if on_entry is not None:
             on_entry(entry)
     return StreamRecord(header, tuple(entries))
@@ -298,9 +311,10 @@ def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]
     """Return the entries that are there already; a new file gets its header."""
     if path is None:
         return ()
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{header.model_dump_json()}\n", encoding="utf-8")
+    line = f"{header.model_dump_json()}\n"
+    if not os.path.lexists(path) or line.encode().startswith(read_bytes(path)):
+        # There is none, or one whose very first line was cut short.
+        write_text(path, line)
         return ()
     found = StreamRecord.load(path)
     if found.header != header:
@@ -310,12 +324,5 @@ def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]
             f"{path} holds a stream that differs in {other}. Choose another place, or repeat the "
             "settings with which it was begun."
         )
-    # A line that was cut short would spoil the next one.
-    lines = [found.header.model_dump_json(), *(one.model_dump_json() for one in found.entries)]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    cut_half_line(path)
     return found.entries
-
-
-def _append(path: Path, entry: StreamEntry) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{entry.model_dump_json()}\n")

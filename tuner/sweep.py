@@ -3,12 +3,13 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import GeneralText, Part
@@ -19,11 +20,16 @@ from tuner.errors import ConfigError
 from tuner.evaluation.budget import Budget, Verdict
 from tuner.evaluation.confidence import mean_interval
 from tuner.evaluation.scores import Interval
+from tuner.json_lines import append_line, cut_half_line, read_line, whole_lines
 from tuner.records import Rule, SplitName, TrialRecord
 from tuner.trial import Bench
 
 # Source: Mitchell et al. 2022 (arXiv:2206.06520), the numbers of their scaling study.
 DEFAULT_COUNTS = (1, 5, 25, 75)
+_NO_POINT = (
+    "It is not a point of a sweep: give another --out folder, or take the line away to run its "
+    "point again."
+)
 
 
 class _Record(BaseModel):
@@ -272,34 +278,22 @@ class _Log:
         """Return the points of earlier runs; a line that a stopped run left half is taken away.
 
         Raises:
-            ConfigError: the file cannot be read, or another line is no point.
+            ConfigError: the file cannot be read, or another line is not a point.
+            DiskError: it cannot be written.
         """
-        if not self.path.exists():
-            return {}
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.path}: cannot be read: {error}") from None
-        whole, _, half = text.rpartition("\n")
-        if half:
-            self.path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+        lines = whole_lines(self.path)
         found = {}
-        for number, line in enumerate(whole.split("\n") if whole else [], start=1):
-            try:
-                point = SweepPoint.model_validate_json(line)
-            except ValidationError:
-                raise ConfigError(
-                    f"{self.path}:{number}: is no point of a sweep. Give another --out folder, or "
-                    "take the line away to run its point again."
-                ) from None
+        for number, line in enumerate(lines, start=1):
+            point = read_line(self.path, number, line, SweepPoint, _NO_POINT)
             found[point.key] = point
+        if os.path.lexists(self.path):
+            cut_half_line(self.path)
         return found
 
     def add(self, point: SweepPoint) -> None:
-        """Write a point, so that it outlives this run."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{point.model_dump_json()}\n")
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written: {error}") from None
+        """Write a point, so that it outlives this run.
+
+        Raises:
+            DiskError: the file cannot be written.
+        """
+        append_line(self.path, point)

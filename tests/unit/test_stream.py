@@ -111,6 +111,51 @@ def test_a_stream_that_was_broken_off_goes_on_as_if_it_had_not_been(
     assert StreamRecord.load(broken) == again
 
 
+DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "an entry is lost": lambda lines: [lines[0], lines[2]],
+    "an entry stands twice": lambda lines: [*lines[:2], lines[1]],
+    "there are more entries than edits": lambda lines: [*lines, lines[3].replace(b":3,", b":4,")],
+    "a number is not one": lambda lines: [lines[0], lines[1].replace(b":1,", b":null,")],
+    "an entry is something else": lambda lines: [lines[0], b"[]"],
+    "an entry is not UTF-8": lambda lines: [lines[0], b"\xff"],
+    "an entry holds half of a pair": lambda lines: [
+        lines[0],
+        lines[1].replace(b'"prompt":"', b'"prompt":"\\ud800'),
+    ],
+    "an entry is nested": lambda lines: [lines[0], b"[" * 5000],
+    "the header is empty": lambda lines: [b"", *lines[1:]],
+    "the header is another's": lambda lines: [lines[1]],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_stream_is_told_with_its_line_and_kept(
+    bench: Bench, tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    editor = find_editor("look_up").model_validate(SETTINGS["look_up"])
+    path = tmp_path / "stream.jsonl"
+    run_stream(bench, editor, seed=0, every=3, path=path)
+    content = b"".join(line + b"\n" for line in damage(path.read_bytes().splitlines()))
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"stream\.jsonl:\d+"):
+        run_stream(bench, editor, seed=0, every=3, path=path)
+    assert path.read_bytes() == content
+
+
+def test_only_a_header_that_was_cut_short_is_written_over(bench: Bench, tmp_path: Path) -> None:
+    editor = find_editor("look_up").model_validate(SETTINGS["look_up"])
+    path = tmp_path / "stream.jsonl"
+    whole = run_stream(bench, editor, seed=0, every=3, path=path)
+    for size in (0, 1, 40):
+        path.write_bytes(path.read_bytes()[:size])
+        again = run_stream(bench, editor, seed=0, every=3, path=path)
+        assert _without_times(again) == _without_times(whole)
+    path.write_text("notes of mine")
+    with pytest.raises(ConfigError, match="holds no stream"):
+        run_stream(bench, editor, seed=0, path=path)
+    assert path.read_text() == "notes of mine"
+
+
 def test_only_what_is_wrong_is_edited_where_asked(task: Task, bench_of: MakeBench) -> None:
     rows = task.val.canonical.rows
     bench = bench_of((*rows, rows[0]))
@@ -144,7 +189,7 @@ def test_what_cannot_be_is_refused(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="differs in seed, every"):
         run_stream(bench, editor, seed=1, every=3, path=path)
     path.write_text("something else\n")
-    with pytest.raises(ConfigError, match="no file of a stream"):
+    with pytest.raises(ConfigError, match="not a file of a stream"):
         run_stream(bench, editor, seed=0, path=path)
 
 

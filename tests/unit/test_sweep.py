@@ -137,7 +137,7 @@ def test_a_line_that_is_no_point_is_named(
     neox: LanguageModel, task: Task, editors: list[Editor], general: GeneralText, tmp_path: Path
 ) -> None:
     (tmp_path / "points.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"points\.jsonl:1: is no point"):
+    with pytest.raises(ConfigError, match=r"points\.jsonl:1: .*is not a point"):
         list(Sweep(neox, task, editors, general, tmp_path, counts=(1,)).run())
 
 

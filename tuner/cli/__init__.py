@@ -66,6 +66,10 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("TUNER_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            # A path that no file can have, such as one below a file or of an overlong name.
+            complain(f"{show_path(str(error.filename))}: {error.strerror}.")
+            sys.exit(2)
         complain(_unforeseen(error))
         sys.exit(1)
 

@@ -67,6 +67,8 @@ def stream(
     Writes stream.jsonl, a line per edit, and retention.html, a plot.
     """
     method = read_editor(editor, read_settings(settings or []))
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose another folder.")
     if out.exists() and any(out.iterdir()) and not (out / "stream.jsonl").is_file():
         raise ConfigError(f"{out} exists and holds no stream; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

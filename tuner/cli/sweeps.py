@@ -1,12 +1,14 @@
 """The verb about many edits at once: sweep."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.atomic_file import write_text
 from tuner.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -162,18 +164,19 @@ def _editors(names: Sequence[str], values: Mapping[str, Any]) -> list["Editor"]:
 
 
 def _write_table(rows: Sequence["SweepRow"], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = ("success", "drawdown", "difference")
-        bounds = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
-        writer.writerow(["editor", "edits", "draws", "failed", *bounds])
-        for row in rows:
-            cells: list[float | str] = []
-            for one in (row.success, row.drawdown, row.difference):
-                interval = one.interval if one else None
-                cells.append(one.mean if one else "")
-                cells += [interval.low, interval.high] if interval else ["", ""]
-            writer.writerow([row.editor, row.edits, row.draws, row.failed, *cells])
+    table = io.StringIO()
+    writer = csv.writer(table)
+    names = ("success", "drawdown", "difference")
+    bounds = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    writer.writerow(["editor", "edits", "draws", "failed", *bounds])
+    for row in rows:
+        cells: list[float | str] = []
+        for one in (row.success, row.drawdown, row.difference):
+            interval = one.interval if one else None
+            cells.append(one.mean if one else "")
+            cells += [interval.low, interval.high] if interval else ["", ""]
+        writer.writerow([row.editor, row.edits, row.draws, row.failed, *cells])
+    write_text(path, table.getvalue())
 
 
 def _show(estimate: "Estimate | None") -> str:

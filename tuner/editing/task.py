@@ -10,6 +10,7 @@ from typing import Self, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tuner.atomic_file import whole_folder, write_text
 from tuner.editing.constraint import Constraints
 from tuner.errors import ConfigError, TaskError, unknown_name
 from tuner.json_file import JsonError, parse_json
@@ -445,16 +446,26 @@ _NEEDED = ("canonical", "ood")
 
 
 def save_task(task: Task, folder: Path) -> None:
-    """Write a task as a folder that `load_task` reads.
+    """Write a task as a folder that `load_task` reads; a new one is whole or not there at all.
 
     Raises:
         TaskError: the folder exists and holds something else.
+        DiskError: it cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "task.yaml").is_file():
-        raise TaskError(f"{folder} exists and is no task; choose another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise TaskError(f"{folder} is a file; choose another folder.")
+    if not folder.exists() or not any(folder.iterdir()):
+        with whole_folder(folder) as draft:
+            _write_task(task, draft)
+    elif (folder / "task.yaml").is_file():
+        _write_task(task, folder)
+    else:
+        raise TaskError(f"{folder} exists and is not a task; choose another folder.")
+
+
+def _write_task(task: Task, folder: Path) -> None:
     splits = {"val": task.val, "test": task.test} | ({"train": task.train} if task.train else {})
     for name, split in splits.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
         parts = {
             "canonical": split.canonical.rows,
             "ood": split.ood.rows,
@@ -470,6 +481,6 @@ def save_task(task: Task, folder: Path) -> None:
                 path.unlink(missing_ok=True)
                 continue
             lines = (row.model_dump_json(exclude_defaults=True) for row in rows)
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            write_text(path, "".join(f"{line}\n" for line in lines))
     card = task.model_dump(mode="json", exclude={"val", "test", "train"})
-    (folder / "task.yaml").write_text(dump_yaml(card), encoding="utf-8")
+    write_text(folder / "task.yaml", dump_yaml(card))

@@ -12,6 +12,7 @@ from typing import final
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tuner.atomic_file import cannot_write, write_text
 from tuner.errors import ConfigError, FetchError
 from tuner.file_lock import file_lock_if_any
 from tuner.published.catalogue import PublishedFile
@@ -89,7 +90,7 @@ def fetch(
     cut is taken up again where it ended, if the server can tell that nothing has changed.
 
     Raises:
-        FetchError: the file cannot be had, or is not the one that the checksum is of.
+        FetchError: the file cannot be had or written, or is not the one that the checksum is of.
         ConfigError: the checksum or the mirror's address is none.
     """
     if sha256 is not None and not _CHECKSUM.fullmatch(sha256.lower()):
@@ -107,12 +108,12 @@ def fetch(
             found = _checksum(path if was_there else partial)
             if wanted is not None and found != wanted:
                 _refuse_checksum(path, found, wanted, was_there)
-            record.write_text(f"{found}  {path.name}\n")
+            write_text(record, f"{found}  {path.name}\n")
             if not was_there:
                 partial.replace(path)
             return Fetched(path, path.stat().st_size, found, was_there, wanted is not None)
     except OSError as error:
-        raise FetchError(f"{path}: cannot be written or read: {error}") from None
+        raise FetchError(str(cannot_write(path, error))) from None
 
 
 def _download(url: str, partial: Path, note: Note, pause_s: float) -> None:
@@ -174,7 +175,7 @@ def _remember(origin: Path, url: str, answer: httpx2.Response) -> None:
     tag = answer.headers.get("ETag", "")
     validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
     if validator and answer.headers.get("Accept-Ranges") != "none":
-        origin.write_text(_Partial(url=url, validator=validator).model_dump_json())
+        write_text(origin, _Partial(url=url, validator=validator).model_dump_json())
     else:
         origin.unlink(missing_ok=True)
 

@@ -1,10 +1,10 @@
 """The best edit of a study, brought from MLflow to this machine: it may have run anywhere."""
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.atomic_file import whole_folder
 from tuner.errors import ConfigError, unknown_name
 from tuner.evaluation.budget import epsilon_label, epsilon_name, epsilon_of_label
 from tuner.tracking.content import STUDY_TAG
@@ -31,6 +31,7 @@ def fetch_bundle(
         ConfigError: there is no such study or winner, it is not clear which, `out` exists, or
             MLflow refuses.
         ClusterError: MLflow cannot be reached.
+        DiskError: `out` cannot be written.
     """
     require_mlflow()
     if out.exists():
@@ -44,11 +45,12 @@ def fetch_bundle(
         parent = _study(client, found.experiment_id, study, uri)
         winners = _winners(client, found.experiment_id, parent.data.tags[STUDY_TAG])
         chosen = _chosen(winners, study, epsilon)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch-") as part:
+        with whole_folder(out) as draft:
             run = winners[chosen].info.run_id
-            shutil.move(client.download_artifacts(run, f"bundles/{chosen}", part), out)
+            place = f"bundles/{chosen}"
+            for path in Path(client.download_artifacts(run, place, str(draft))).iterdir():
+                path.rename(draft / path.name)
+            shutil.rmtree(draft / "bundles")
     return epsilon_of_label(chosen)
 
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from small_disk import python_on_small_disk
 
 from tuner.editing.task import (
     Example,
@@ -293,3 +296,48 @@ def test_a_name_that_looks_like_a_number_survives_saving(tmp_path: Path) -> None
     task = task.model_copy(update={"name": "1e5", "licence": "2023-01-01"})
     save_task(task, tmp_path / "copy")
     assert load_task(tmp_path / "copy") == task
+
+
+def test_a_kill_while_a_task_is_written_leaves_none_of_it(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from tuner.editing.task import load_task, save_task
+
+left, flush = int(sys.argv[2]), os.fsync
+
+def killed(descriptor):
+    global left
+    left -= 1
+    if left == 0:
+        os._exit(9)
+    flush(descriptor)
+
+os.fsync = killed
+save_task(load_task("country_capital"), Path(sys.argv[1]))
+"""
+    out = tmp_path / "task"
+    for writes in (1, 9, 24):
+        ended = subprocess.run([sys.executable, "-c", script, str(out), str(writes)], check=False)
+        assert ended.returncode == 9
+        assert not out.exists()
+    save_task(load_task("country_capital"), out)
+    assert os.listdir(tmp_path) == ["task"]
+    assert load_task(str(out)).hash == load_task("country_capital").hash
+
+
+def test_a_task_does_not_fit_on_a_full_disk_in_words(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from tuner.editing.task import load_task, save_task
+from tuner.errors import DiskError
+place = Path(sys.argv[1])
+(place / "filler").write_bytes(bytes(40_000))
+try:
+    save_task(load_task("country_capital"), place / "task")
+except DiskError as error:
+    print("full" in str(error), os.listdir(place))
+"""
+    found = python_on_small_disk(tmp_path / "disk", "64k", ["-c", script, str(tmp_path / "disk")])
+    assert found.stdout == "True ['filler']\n", found.stderr
