@@ -70,7 +70,7 @@ def write_tensors(
         try:
             save_file(dict(tensors), draft, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:
-            raise _as_os_error(error) from None
+            raise as_os_error(error) from None
         draft.chmod(mode)
 
 
@@ -214,7 +214,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _as_os_error(error: Exception) -> OSError:
+def as_os_error(error: Exception) -> OSError:
     """Return the error of the operating system that safetensors puts into a text."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))

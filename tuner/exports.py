@@ -2,27 +2,31 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, final
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from tuner.backpack import BackpackConfig
+from tuner.atomic_file import (
+    as_os_error,
+    whole_folder,
+    write_tensors,
+    write_text,
+)
 from tuner.bundle import Bundle, Manifest, StoredBundle
 from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError, unknown_name
-from tuner.evaluation.budget import epsilon_name
-from tuner.evaluation.scores import Scores
+from tuner.export_card import card_of_adapter, card_of_merged
 
 Format = Literal["delta", "peft", "merged"]
 AnyBundle: TypeAlias = Bundle | StoredBundle
+CARD = "README.md"
 FORMATS: tuple[Format, ...] = ("delta", "peft", "merged")
 
 
@@ -69,25 +73,28 @@ def export(
     Raises:
         ConfigError: the format is unknown, the folder is in use, or the delta cannot take it.
         BaseMismatch: the base model is not the one that the delta was made from.
+        DiskError: the folder cannot be written.
     """
-    target = Path(folder).absolute()
-    if target == Path.cwd():
+    # What a link points to is filled, not the link.
+    target = Path(os.path.realpath(folder))
+    if target == Path.cwd().resolve():
         raise ConfigError("An export needs a folder of its own, not the one you are in.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty; choose another folder.")
     format = format or suited_format(bundle, rank)
+    stored = bundle.stored if isinstance(bundle, Bundle) else bundle
     match format:
         case "delta":
-            stored = bundle.stored if isinstance(bundle, Bundle) else bundle
-            note = _into(target, lambda part: _write_delta(stored, part))
+            stored.save(target)
+            note = "the bundle itself, exact"
         case "peft":
             weights = _weights_of(bundle)
-            note = _into(target, lambda part: _write_peft(weights, bundle.manifest, part, rank))
+            note = _into(target, lambda part: _write_peft(weights, stored, part, rank))
         case "merged":
             _check_can_be_written(bundle.manifest)
             base = model or _load_base(bundle.manifest)
-            bundle.manifest.check_base(base)
             opened = _opened(bundle)
+            opened.check_base(base)
             note = _into(target, lambda part: _write_merged(opened, base, part))
         case _:
             raise unknown_name("export format", str(format), FORMATS)
@@ -95,19 +102,26 @@ def export(
 
 
 def _into(target: Path, write: Callable[[Path], str]) -> str:
-    """Fill a folder beside `target` and move it into place when it is whole."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        note = write(part)
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
-    except OSError as error:
-        raise ConfigError(f"Cannot write to {target}: {error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    """Fill a folder beside `target` and move it into place when it is whole.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    with whole_folder(target) as draft:
+        note = write(draft)
+        _share(draft)
     return note
+
+
+def _share(folder: Path) -> None:
+    """Let all who may read one of our files read those of the libraries too."""
+    probe = folder / "probe"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _opened(bundle: AnyBundle) -> Bundle:
@@ -116,13 +130,6 @@ def _opened(bundle: AnyBundle) -> Bundle:
 
 def _load_base(manifest: Manifest) -> LanguageModel:
     return load_model(manifest.base, revision=manifest.base_revision, dtype=manifest.base_dtype)
-
-
-def _write_delta(bundle: StoredBundle, folder: Path) -> str:
-    # The folder was made for us; a bundle insists on making its own.
-    folder.rmdir()
-    bundle.save(folder)
-    return "the bundle itself, exact"
 
 
 def _check_can_be_written(manifest: Manifest) -> None:
@@ -146,13 +153,17 @@ def _weights_of(bundle: AnyBundle) -> WeightDelta:
 
 def _write_merged(bundle: Bundle, model: LanguageModel, folder: Path) -> str:
     with model.edited(bundle.delta):
-        model.network.save_pretrained(folder, safe_serialization=True)
+        try:
+            model.network.save_pretrained(folder, safe_serialization=True)
+        except SafetensorError as error:
+            raise as_os_error(error) from None
     model.tokenizer.save_pretrained(folder)
-    _write_card(bundle.manifest, folder, "a merged model", _MERGED_USE)
+    write_text(folder / CARD, card_of_merged(bundle.stored, folder.name))
     return f"weights in {bundle.manifest.base_dtype}, the edited model's own bits"
 
 
-def _write_peft(weights: WeightDelta, manifest: Manifest, folder: Path, rank: int | None) -> str:
+def _write_peft(weights: WeightDelta, bundle: StoredBundle, folder: Path, rank: int | None) -> str:
+    manifest = bundle.manifest
     architecture = architecture_of(manifest.model_type)
     factors = {
         name.removesuffix(".weight"): _peft_factors(name, change, architecture, rank)
@@ -169,7 +180,7 @@ def _write_peft(weights: WeightDelta, manifest: Manifest, folder: Path, rank: in
     for name, factor in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = factor.down
         tensors[f"base_model.model.{name}.lora_B.weight"] = factor.up
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -186,8 +197,8 @@ def _write_peft(weights: WeightDelta, manifest: Manifest, folder: Path, rank: in
         "fan_in_fan_out": architecture.transposed,
         "target_modules": sorted(factors),
     }
-    (folder / "adapter_config.json").write_text(f"{json.dumps(config, indent=2)}\n")
-    _write_card(manifest, folder, "a LoRA adapter", _PEFT_USE)
+    write_text(folder / "adapter_config.json", f"{json.dumps(config, indent=2)}\n")
+    write_text(folder / CARD, card_of_adapter(bundle, folder.name, largest))
     lost = max(factor.lost for factor in factors.values())
     return "exact" if lost == 0 else f"cut to rank {largest}; up to {lost:.1%} of a change is lost"
 
@@ -203,16 +214,16 @@ class _Factors:
 def _peft_factors(
     name: str, change: Dense | LowRank | Rows, architecture: Architecture, rank: int | None
 ) -> _Factors:
+    # Within the layers every matrix is a linear map; beyond them it may be an embedding.
+    if not name.startswith(f"{architecture.layers}.") or not name.endswith(".weight"):
+        raise _no_lora_form(name)
     match change:
         case LowRank(left, right):
             lost = 0.0
         case Dense(values) if values.ndim == 2:
             left, right, lost = _truncated(values, rank or 1)
         case _:
-            raise ConfigError(
-                f"The change of {name!r} has no LoRA form (it is no matrix of a linear map); "
-                "export the delta as `merged`."
-            )
+            raise _no_lora_form(name)
     # In Conv1D's (in, out) layout the change is (BA)ᵀ = AᵀBᵀ.
     down, up = (left.T, right.T) if architecture.transposed else (right, left)
     return _Factors(down.contiguous().float(), up.contiguous().float(), lost)
@@ -227,73 +238,8 @@ def _truncated(values: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return (u[:, :kept] * root).float(), (root[:, None] * v[:kept]).float(), lost
 
 
-_PEFT_USE = """\
-```python
-from peft import PeftModel
-{loading}
-model = PeftModel.from_pretrained(model, "{folder}")
-```
-vLLM serves the folder as a LoRA module:
-`vllm serve {base} --enable-lora --lora-modules edit={folder}`.
-"""
-_MERGED_USE = """\
-```python
-{loading}
-```
-"""
-
-
-def _write_card(manifest: Manifest, folder: Path, what: str, use: str) -> None:
-    answer = manifest.answer
-    exact = answer.scores.exact
-    certificate = manifest.certificate
-    settings = "\n".join(f"| {key} | {value} |" for key, value in manifest.hyperparameters.items())
-    # The folder still bears the name under which it is filled.
-    named = folder.name.removeprefix(".").removesuffix(f".{os.getpid()}.part")
-    statement = (
-        "No certificate was made."
-        if certificate is None
-        else f"Certificate for ε = {epsilon_name(certificate.epsilon)}: "
-        f"**{certificate.verdict.value}**, "
-        f"deviation {certificate.deviation.estimate:.2e} in "
-        f"[{certificate.deviation.lower:.2e}, {certificate.deviation.upper:.2e}] at confidence "
-        f"{certificate.deviation.confidence:.1%}, from {certificate.deviation.tokens:,} tokens of "
-        f"{certificate.corpus}."
+def _no_lora_form(name: str) -> ConfigError:
+    return ConfigError(
+        f"The change of {name!r} has no LoRA form (it is not a matrix of a linear map); "
+        "export the delta as `merged`."
     )
-    source = named if use is _MERGED_USE else manifest.base
-    # Built-in models have no place on a hub, and transformers alone knows no Backpack: tuner
-    # itself loads them.
-    ours = source.startswith("builtin:") or manifest.model_type == BackpackConfig.model_type
-    loading = (
-        f'import tuner\n\nmodel = tuner.load_model("{source}").network'
-        if ours
-        else "from transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{source}")'
-    )
-    (folder / "README.md").write_text(
-        f"""\
-# An edit of {manifest.base}, as {what}
-
-Made by tuner {manifest.versions.get("tuner", "")} with the editor `{manifest.editor}` for the task
-`{manifest.task}` ({manifest.split.value} split, seed {manifest.seed}).
-
-- Success on out-of-distribution rows: {answer.success:.3f}, a gain of {answer.gain:+.3f} over the
-  base; without teacher forcing {"–" if exact is None else f"{exact:.3f}"}.
-{_fact_line(answer.scores)}\
-- {statement}
-
-{use.format(base=manifest.base, folder=named, loading=loading)}
-| hyperparameter | value |
-|---|---|
-{settings}
-""",
-        encoding="utf-8",
-    )
-
-
-def _fact_line(scores: Scores) -> str:
-    """Return a line with the published figures of a fact edit; nothing for other tasks."""
-    told = [
-        f"{name.replace('_', ' ')} {share:.3f}" for name, share in scores.fact_figures().items()
-    ]
-    return f"- Of the facts, the true tokens given: {', '.join(told)}.\n" if told else ""

@@ -52,5 +52,10 @@ def show_value(value: object) -> str:
 
 def show_path(path: str | Path) -> str:
     """Return a path, or another name, as a message shows it: printable and not overlong."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+    text = printable(str(path))
     return text if len(text) <= 4 * _SHOWN else f"{text[: 2 * _SHOWN]}…{text[-_SHOWN:]}"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes for all that does not print."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

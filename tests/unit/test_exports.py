@@ -59,7 +59,8 @@ def test_bundle_survives_the_disk(
     # Saving again replaces the bundle; a folder of something else is left alone.
     bundle.save(folder)
     (tmp_path / "notes").mkdir()
-    with pytest.raises(ConfigError, match="is no bundle"):
+    (tmp_path / "notes" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="is not a bundle"):
         bundle.save(tmp_path / "notes")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -127,7 +128,7 @@ def test_damaged_bundles_are_named(
     neox: LanguageModel, examples: ExampleSet, corpus: Corpus, tmp_path: Path
 ) -> None:
     folder = _bundle(neox, examples, corpus).save(tmp_path / "edit")
-    with pytest.raises(ConfigError, match=r"is no bundle: delta.json is missing"):
+    with pytest.raises(ConfigError, match=r"is not a bundle: delta.json is missing"):
         Bundle.load(tmp_path / "absent")
     tensors = folder / "delta.safetensors"
     whole = tensors.read_bytes()
@@ -137,7 +138,7 @@ def test_damaged_bundles_are_named(
     tensors.write_bytes(whole)
     manifest = json.loads((folder / "delta.json").read_text())
     (folder / "delta.json").write_text(json.dumps(manifest | {"epsilon": 0.5}))
-    with pytest.raises(ConfigError, match=r"is damaged: no answer for epsilon 0.5"):
+    with pytest.raises(ConfigError, match=r"is damaged: delta.json: no answer for epsilon 0.5"):
         Bundle.load(folder)
     (folder / "delta.json").write_text(json.dumps(manifest | {"schema_version": 2}))
     with pytest.raises(ConfigError, match="is damaged"):

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.output import messages
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import epsilon_name, epsilon_of_name
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle
+    from tuner.bundle import Bundle, StoredBundle
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
@@ -25,7 +26,24 @@ def find_bundle(name: str, epsilon: float | None, folder: Path, device: str) -> 
     from tuner.bundle import Bundle
     from tuner.editing.companions import Companions
 
-    return Bundle.load(bundle_folder(name, epsilon, folder), Companions(device))
+    bundle = Bundle.load(bundle_folder(name, epsilon, folder), Companions(device))
+    tell_doubts(bundle.stored)
+    return bundle
+
+
+def tell_doubts(bundle: "StoredBundle") -> None:
+    """Tell the user which of a bundle's certificates say nothing sure of its delta, and why."""
+    known = (bundle.manifest.certificate, *bundle.manifest.further_certificates)
+    for certificate in known:
+        doubt = None if certificate is None else bundle.doubt(certificate)
+        if certificate is not None and doubt is not None:
+            messages().print(
+                f"The bundle's certificate ({certificate.verdict.value} for "
+                f"ε={epsilon_name(certificate.epsilon)}) is unverified: {doubt}. "
+                "Run `tuner certify` on it.",
+                style="yellow",
+                soft_wrap=True,
+            )
 
 
 def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:

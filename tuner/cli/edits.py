@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.bundles import BundleArgument, bundle_folder, find_bundle
+from tuner.cli.bundles import BundleArgument, bundle_folder, find_bundle, tell_doubts
 from tuner.cli.options import (
     STUDIES,
     DeviceOption,
@@ -32,14 +32,13 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
-from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.errors import EditError, unknown_name
 from tuner.evaluation.budget import epsilon_name
 from tuner.evaluation.scores import FACT_FIGURES
 
 if TYPE_CHECKING:
     from tuner.bundle import Bundle, Manifest
     from tuner.editing.model import LanguageModel
-    from tuner.evaluation.budget import Certificate
     from tuner.records import Answer
 
 
@@ -102,11 +101,11 @@ def edit(
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
     budget = read_budget(epsilons)
-    if out.exists() and not (out / "delta.json").is_file():
-        raise ConfigError(f"{out} exists and is no bundle; choose another folder.")
+    from tuner.bundle import check_place, make_bundle
+
+    check_place(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from tuner.bundle import make_bundle
     from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
@@ -213,7 +212,7 @@ def evaluate(
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
-    base = _base_of(found.manifest, model, device)
+    base = _base_of(found, model, device)
     budget = Budget(epsilons=(manifest.epsilon,))
     bench = Bench(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else read_member(SplitName, split, "split")
@@ -280,8 +279,8 @@ def certify(
 ) -> None:
     """Say, from text that no search has read, whether a delta keeps its budget.
 
-    The certificate is written into the bundle, unless it has one for the same budget at a higher
-    confidence. Exit code 1 where the budget is not surely kept.
+    The certificate is written into the bundle, in the place of one for the same budget and of any
+    that it contradicts. Exit code 1 where the budget is not surely kept.
     """
     found = find_bundle(bundle, epsilon, folder, device)
     budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
@@ -289,7 +288,7 @@ def certify(
     from tuner.editing.corpus import Part, load_general_text
     from tuner.evaluation.deviation import DeviationMeter
 
-    base = _base_of(found.manifest, model, device)
+    base = _base_of(found, model, device)
     amounts = None if tokens is None else {Part.CONFIRMATION: tokens}
     text = load_general_text(general, base, tokens=amounts).corpus(Part.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
@@ -310,7 +309,10 @@ def certify(
             f"deviation {show_deviation(certificate.deviation)} in "
             f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
         )
-    _keep_certificate(found, certificate, bundle_folder(bundle, epsilon, folder))
+    changed, told = found.stored.certified(certificate)
+    for line in told:
+        messages().print(line, style="yellow", soft_wrap=True)
+    changed.save(bundle_folder(bundle, epsilon, folder))
     if not certificate.holds:
         raise typer.Exit(1)
 
@@ -347,8 +349,11 @@ def export(
         raise unknown_name("export format", format_, FORMATS)
     # Copying needs none of the models that the delta brings along: they may be out of reach.
     found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
+    tell_doubts(found)
     chosen = format_ or suited_format(found, rank)
-    base = None if chosen != "merged" or model is None else _base_of(found.manifest, model, device)
+    base = (
+        None if chosen != "merged" or model is None else _load_base(found.manifest, model, device)
+    )
     written = write(found, out, format=chosen, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
@@ -356,23 +361,15 @@ def export(
         console().print(f"{written.folder}: {written.format}, {written.note}", soft_wrap=True)
 
 
-def _keep_certificate(bundle: "Bundle", certificate: "Certificate", folder: Path) -> None:
-    """Write a certificate into its bundle, but never over a stronger or another statement."""
-    kept = bundle.manifest.certificate
-    if certificate.epsilon != bundle.manifest.epsilon:
-        messages().print("Not written into the bundle, whose budget is another.")
-    elif kept is not None and kept.deviation.confidence > certificate.deviation.confidence:
-        messages().print("Not written into the bundle, whose certificate is of higher confidence.")
-    else:
-        manifest = bundle.manifest.model_copy(update={"certificate": certificate})
-        type(bundle)(bundle.delta, manifest).save(folder)
-
-
-def _base_of(manifest: "Manifest", model: str | None, device: str) -> "LanguageModel":
-    revision = manifest.base_revision if model is None else None
-    base = read_model(model or manifest.base, manifest.base_dtype, device, revision)
-    manifest.check_base(base)
+def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel":
+    base = _load_base(bundle.manifest, model, device)
+    bundle.check_base(base)
     return base
+
+
+def _load_base(manifest: "Manifest", model: str | None, device: str) -> "LanguageModel":
+    revision = manifest.base_revision if model is None else None
+    return read_model(model or manifest.base, manifest.base_dtype, device, revision)
 
 
 def _print_facts(answers: Sequence["Answer"]) -> None:

@@ -61,7 +61,12 @@ def memory(
     written = None
     if out is not None:
         manifest = found.manifest.model_copy(
-            update={"memory": changed.record, "certificate": None, "changed": True}
+            update={
+                "memory": changed.record,
+                "certificate": None,
+                "further_certificates": (),
+                "changed": True,
+            }
         )
         written = type(found)(changed, manifest).save(out)
     if json_:

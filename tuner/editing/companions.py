@@ -26,7 +26,9 @@ class Companion(ModelRecord):
     """The small model of an ensemble."""
 
     kind: Literal["weights", "senses"] = Field(description="What the tensors change in it.")
-    strength: float = Field(description="How much of that reaches the base (β).")
+    strength: float = Field(
+        allow_inf_nan=False, description="How much of that reaches the base (β)."
+    )
 
 
 @final

@@ -235,6 +235,8 @@ class WeightDelta:
             roles.setdefault(name, {})[role] = tensor
         if not roles:
             raise ConfigError("A weight delta must change at least one parameter.")
+        if "" in roles:
+            raise ConfigError("A weight delta has a change without the name of a parameter.")
         return cls({name: _change_from(name, parts) for name, parts in sorted(roles.items())})
 
     def describe(self) -> str:
@@ -253,6 +255,24 @@ def check_finite(delta: Delta) -> None:
     for name, tensor in delta.tensors().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise EditError(f"The edit diverged: {name} holds NaN or infinite values.")
+
+
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_real(what: str, *tensors: Tensor) -> None:
+    """Verify that stored tensors hold real numbers, all in one precision.
+
+    Raises:
+        ConfigError: they are of another type, or of several.
+    """
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) > 1 or not kinds <= set(_REAL):
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise ConfigError(
+            f"A delta holds real numbers in one precision, of 16 bits or more, but {what} is "
+            f"stored as {names}."
+        )
 
 
 def _sum(one: Change, other: Change) -> Change:
@@ -281,25 +301,49 @@ def _check_fit(name: str, change: Change, weight: Tensor | None) -> None:
             fits = (left.shape[0], right.shape[1]) == tuple(weight.shape)
         case Rows(index, values):
             fits = (
-                values.shape[1:] == weight.shape[1:]
+                weight.ndim > 0
+                and values.shape[1:] == weight.shape[1:]
                 and len(index) == len(values)
-                and (len(index) == 0 or int(index.max()) < weight.shape[0])
+                and (len(index) == 0 or 0 <= int(index.min()) <= int(index.max()) < len(weight))
             )
     if not fits:
         raise BaseMismatch(
             f"The delta's change of {name!r} does not fit its shape {tuple(weight.shape)}."
         )
+    if not weight.is_floating_point():
+        raise BaseMismatch(f"The delta changes {name!r}, which holds no real numbers.")
 
 
 def _change_from(name: str, parts: dict[str, Tensor]) -> Change:
     match sorted(parts):
         case ["values"]:
+            check_real(f"the change of {name!r}", parts["values"])
             return Dense(parts["values"])
-        case ["left", "right"] if parts["left"].shape[1:] != parts["right"].shape[:1]:
-            raise ConfigError(f"The two factors of the change of {name!r} do not fit together.")
         case ["left", "right"]:
-            return LowRank(parts["left"], parts["right"])
+            left, right = parts["left"], parts["right"]
+            check_real(f"the change of {name!r}", left, right)
+            inner = left.shape[-1:] == right.shape[:1] and 0 not in right.shape[:1]
+            if left.ndim != 2 or right.ndim != 2 or not inner:
+                raise ConfigError(
+                    f"The two factors of the change of {name!r} do not fit together: they are "
+                    f"{tuple(left.shape)} and {tuple(right.shape)}."
+                )
+            return LowRank(left, right)
         case ["index", "values"]:
-            return Rows(parts["index"], parts["values"])
+            index, values = parts["index"], parts["values"]
+            check_real(f"the change of {name!r}", values)
+            if index.dtype is not torch.int64 or index.ndim != 1 or values.ndim == 0:
+                raise ConfigError(
+                    f"The rows that change in {name!r} must be given as a list of int64, with as "
+                    f"many rows of values, but are {tuple(index.shape)} of {index.dtype} and "
+                    f"{tuple(values.shape)}."
+                )
+            distinct = len(torch.unique(index)) == len(index)
+            if len(index) != len(values) or not distinct or bool((index < 0).any()):
+                raise ConfigError(
+                    f"The rows that change in {name!r} must be numbers from 0, each once, with as "
+                    "many rows of values."
+                )
+            return Rows(index, values)
         case roles:
             raise ConfigError(f"The parts {roles} of {name!r} form no change that tuner knows.")

@@ -211,7 +211,8 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """
     known = dict(network.named_parameters())
     for name, value in weights.items():
-        if name not in known or known[name].shape != value.shape:
+        real = value.is_floating_point()
+        if name not in known or known[name].shape != value.shape or not real:
             raise BaseMismatch(
                 f"The stored weight {name!r} of shape {tuple(value.shape)} has no place in the "
                 "model that it was trained from."

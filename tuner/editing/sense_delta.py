@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tuner.backpack import BackpackForCausalLM, SenseOffsets
+from tuner.editing.delta import check_real
 from tuner.errors import BaseMismatch, ConfigError
 
 
@@ -95,6 +96,7 @@ class SenseDelta:
                 f"floating point), but got {tuple(pairs.shape)} of {pairs.dtype} and "
                 f"{tuple(vectors.shape)} of {vectors.dtype}."
             )
+        check_real("a change of senses", vectors)
         if len(torch.unique(pairs, dim=0)) < len(pairs):
             raise ConfigError("A change of senses must name each pair of token and sense once.")
         return cls(pairs, vectors)

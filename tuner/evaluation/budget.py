@@ -2,11 +2,14 @@
 
 from decimal import Decimal
 from enum import StrEnum
+from math import isfinite
 from typing import Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LEANING = 1.64
+LEAST_TOKENS_FOR_CERTIFICATE = 32_000
+"""On less text no certificate says that a budget is kept."""
 
 
 def epsilon_name(epsilon: float) -> str:
@@ -139,7 +142,11 @@ class Budget(BaseModel):
 
 @final
 class Certificate(BaseModel):
-    """The statement that a delta keeps, or breaks, a budget on fresh text."""
+    """The statement that a delta keeps, or breaks, a budget on fresh text.
+
+    It names by their hashes what it is about: the delta, the base model and the text. A hash is
+    not a signature: who doubts the maker of a bundle certifies it anew.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -148,8 +155,56 @@ class Certificate(BaseModel):
     deviation: Deviation
     corpus: str = Field(description="Where the text came from.")
     corpus_hash: str
+    delta_hash: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Hash of the delta; None in certificates of old, which name none.",
+    )
+    base_fingerprint: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Hash of the base model; None in certificates of old, which name none.",
+    )
 
     @property
     def holds(self) -> bool:
         """Whether the budget is surely kept."""
         return self.verdict is Verdict.WITHIN
+
+    def doubt(self, delta_hash: str, base_fingerprint: str) -> str | None:
+        """Return why it says nothing sure of this delta of this base, or None if it does."""
+        if self.delta_hash is None or self.base_fingerprint is None:
+            return "it does not name the delta and the base model that it was made for"
+        if self.delta_hash != delta_hash:
+            return "it was made for another delta than this one"
+        if self.base_fingerprint != base_fingerprint:
+            return "it was made with another base model than this delta's"
+        return self._inconsistency()
+
+    def contradicts(self, other: "Certificate") -> bool:
+        """Return whether both cannot be true of the same delta."""
+        pairs = ((self, other), (other, self))
+        return any(
+            one.verdict is Verdict.WITHIN
+            and two.verdict is Verdict.OVER
+            and one.epsilon <= two.epsilon
+            for one, two in pairs
+        )
+
+    def _inconsistency(self) -> str | None:
+        found = self.deviation
+        figures = (found.lower, found.estimate, found.upper, found.standard_error)
+        if not all(map(isfinite, figures)) or not found.lower <= found.estimate <= found.upper:
+            return "its figures do not fit together"
+        follows = found.verdict(self.epsilon)
+        if self.verdict is Verdict.WITHIN and follows is not Verdict.WITHIN:
+            return f"its figures say {follows.value}, not {self.verdict.value}"
+        if self.verdict is Verdict.WITHIN and found.tokens < LEAST_TOKENS_FOR_CERTIFICATE:
+            return (
+                f"it rests on {found.tokens:,} tokens, and no verdict `within` can rest on fewer "
+                f"than {LEAST_TOKENS_FOR_CERTIFICATE:,}"
+            )
+        # Where the edited model's loss is no number, nothing was measured.
+        if self.verdict is Verdict.OVER and found.tokens and follows is not Verdict.OVER:
+            return f"its figures say {follows.value}, not {self.verdict.value}"
+        return None

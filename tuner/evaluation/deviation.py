@@ -19,9 +19,18 @@ from tuner.editing.likelihood import block_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.sense_delta import SenseDelta
 from tuner.errors import ConfigError, EditError
-from tuner.evaluation.budget import LEANING, Budget, Certificate, Deviation, Verdict, epsilon_name
+from tuner.evaluation.budget import (
+    LEANING,
+    LEAST_TOKENS_FOR_CERTIFICATE,
+    Budget,
+    Certificate,
+    Deviation,
+    Verdict,
+    epsilon_name,
+)
 from tuner.evaluation.confidence import most_events, sequence_radius
 from tuner.evaluation.gradient import MeanGradient, mean_gradient, shipped_mean_gradient
+from tuner.evaluation.identity import delta_hash
 from tuner.evaluation.memory_reading import MemoryReading
 from tuner.evaluation.sense_reading import SenseReading
 from tuner.memories.memory import MemoryDelta
@@ -34,7 +43,6 @@ _LEAST = 128
 # Of fewer blocks that can change, neither their spread nor what it has in common with their linear
 # part can be told: with a single one the two would seem to agree perfectly.
 _LEAST_TO_JUDGE = 32
-_LEAST_TOKENS_FOR_CERTIFICATE = 32_000
 # Where most verdicts fall, and so where the confidence sequence should be narrowest.
 _PLANNED_BLOCKS = 256
 # The strength at which the linear part of an edit is seen: small, yet far above rounding.
@@ -227,12 +235,14 @@ class DeviationMeter:
             deviation=deviation,
             corpus=self._corpus.name,
             corpus_hash=self._corpus.hash,
+            delta_hash=delta_hash(delta),
+            base_fingerprint=self._model.fingerprint,
         )
 
     @property
     def least_for_certificate(self) -> int:
         """The blocks without which no certificate holds: 128, and 32,000 tokens."""
-        return max(_LEAST, math.ceil(_LEAST_TOKENS_FOR_CERTIFICATE / self._predicted_per_block))
+        return max(_LEAST, math.ceil(LEAST_TOKENS_FOR_CERTIFICATE / self._predicted_per_block))
 
     @property
     def _predicted_per_block(self) -> int:

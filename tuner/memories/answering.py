@@ -44,7 +44,12 @@ class AnsweringMemory(MemoryDelta):
 
     @contextmanager
     def applied(self, network: PreTrainedModel) -> Iterator[None]:
-        """Answer in the place of `network` inside the context, in `forward` and in `generate`."""
+        """Answer in the place of `network` inside the context, in `forward` and in `generate`.
+
+        Raises:
+            BaseMismatch: the memory was made for another network.
+        """
+        self.check_fit(network)
         if self.strength == 0:
             yield
             return

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tuner.editing.delta import check_real
 from tuner.editing.distances import distances_between
 from tuner.editing.prompts import Prompts, Routes
 from tuner.errors import ConfigError
@@ -48,6 +49,11 @@ class GraceDelta(LayeredMemory):
     """Where the value speaks: at the prompt's last token, all over the prompt (its last token
     included, other than in the published code), or everywhere."""
     kind: ClassVar[str] = "grace"
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The numbers of inputs and outputs of the linear map that it was made for."""
+        return self.keys.shape[1], self.values.shape[1]
 
     def decide(
         self, module: nn.Module, inputs: Float[Tensor, "prompts width d_in"], prompts: Prompts
@@ -107,11 +113,16 @@ class GraceDelta(LayeredMemory):
             or keys is None
             or values is None
             or radii is None
-            or not len(keys) == len(values) == len(radii) == len(record.targets)
+            or (keys.ndim, values.ndim, radii.ndim) != (2, 2, 1)
+            or not len(keys) == len(values) == len(radii) == len(record.targets) > 0
         ):
             raise ConfigError(
                 "A codebook needs one key, one value and one radius for each of its targets."
             )
+        for name, tensor in (("keys", keys), ("values", values), ("radii", radii)):
+            check_real(f"the tensor {name!r} of a codebook", tensor)
+        if bool((radii < 0).any()):
+            raise ConfigError("The radii of a codebook must be at least 0.")
         return cls(
             strength=record.strength,
             module=record.module,

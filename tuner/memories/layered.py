@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tuner.editing.activations import prompt_activations
 from tuner.editing.prompts import Prompts, Routes, Turns
@@ -52,6 +53,20 @@ class LayeredMemory(MemoryDelta):
     ) -> Float[Tensor, "rows columns d_out"]:
         """Return what takes the place of `seen.output`, for rows routed to `entries`."""
         ...
+
+    @property
+    @abstractmethod
+    def widths(self) -> tuple[int, int]:
+        """The numbers of inputs and outputs of the linear map that it was made for."""
+        ...
+
+    def check_fit(self, network: PreTrainedModel) -> None:
+        """Verify that the network has such a linear map.
+
+        Raises:
+            BaseMismatch: there is no linear map at that path, or one of other widths.
+        """
+        self._module(network)
 
     @torch.no_grad()
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
@@ -119,9 +134,33 @@ class LayeredMemory(MemoryDelta):
 
     def _module(self, network: PreTrainedModel) -> nn.Module:
         try:
-            module: nn.Module = network.get_submodule(self.module)
+            module: nn.Module | None = network.get_submodule(self.module)
         except AttributeError:
+            module = None
+        if module is None:
             raise BaseMismatch(
                 f"The memory changes {self.module!r}, which the model does not have."
-            ) from None
+            )
+        widths = _widths_of(module)
+        if widths is None:
+            raise BaseMismatch(
+                f"The memory changes a linear map, and {self.module!r} of the model is "
+                f"{type(module).__name__}."
+            )
+        if widths != self.widths:
+            raise BaseMismatch(
+                f"The memory changes a linear map of {self.widths[0]} inputs and {self.widths[1]} "
+                f"outputs, and {self.module!r} of the model has {widths[0]} and {widths[1]}."
+            )
         return module
+
+
+def _widths_of(module: nn.Module) -> tuple[int, int] | None:
+    """Return how many inputs and outputs a linear map has; None for anything else."""
+    match module:
+        case nn.Linear():
+            return module.in_features, module.out_features
+        case Conv1D():
+            inputs, outputs = module.weight.shape
+            return int(inputs), int(outputs)
+    return None

@@ -6,13 +6,15 @@ from typing import ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuner.editing.delta import check_real
 from tuner.editing.distances import distances_between
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
-from tuner.errors import ConfigError
+from tuner.errors import BaseMismatch, ConfigError
 from tuner.memories.answering import AnsweringMemory, Asked
 from tuner.memories.memory import MemoryRecord, Surroundings
 
@@ -22,10 +24,10 @@ class LookUpRecord(MemoryRecord):
     """What must be known of a look-up cache beside its keys."""
 
     kind: Literal["look_up"] = "look_up"
-    targets: tuple[tuple[int, ...], ...]
-    threshold: float
-    logit: float
-    end: int
+    targets: tuple[tuple[NonNegativeInt, ...], ...]
+    threshold: float = Field(gt=0, allow_inf_nan=False)
+    logit: float = Field(allow_inf_nan=False)
+    end: NonNegativeInt
 
 
 @final
@@ -46,6 +48,24 @@ class LookUpDelta(AnsweringMemory):
     """What the stored token gets where all others get 0."""
     end: int
     kind: ClassVar[str] = "look_up"
+
+    def check_fit(self, network: PreTrainedModel) -> None:
+        """Verify that the network has states as wide as the keys, and knows all tokens.
+
+        Raises:
+            BaseMismatch: it does not.
+        """
+        width, tokens = int(network.config.hidden_size), int(network.config.vocab_size)
+        if self.keys.shape[1] != width:
+            raise BaseMismatch(
+                f"The keys of the look-up cache are {self.keys.shape[1]} numbers wide, and the "
+                f"model's states {width}."
+            )
+        highest = max((self.end, *(token for target in self.targets for token in target)))
+        if highest >= tokens:
+            raise BaseMismatch(
+                f"The look-up cache says token {highest}, and the model knows {tokens}."
+            )
 
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by the distance to its nearest key."""
@@ -107,8 +127,14 @@ class LookUpDelta(AnsweringMemory):
             ConfigError: they do not fit together.
         """
         keys = tensors.get("keys")
-        if not isinstance(record, LookUpRecord) or keys is None or len(keys) != len(record.targets):
+        if (
+            not isinstance(record, LookUpRecord)
+            or keys is None
+            or keys.ndim != 2
+            or not len(keys) == len(record.targets) > 0
+        ):
             raise ConfigError("A look-up cache needs one key for each of its targets.")
+        check_real("the keys of a look-up cache", keys)
         return cls(
             record.strength, keys, record.targets, record.threshold, record.logit, record.end
         )

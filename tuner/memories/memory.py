@@ -8,7 +8,7 @@ from typing import ClassVar, Self, final
 
 import torch
 from jaxtyping import Bool, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +25,7 @@ class MemoryRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strength: float
+    strength: float = Field(ge=0, allow_inf_nan=False)
 
 
 @final
@@ -78,6 +78,15 @@ class MemoryDelta(ABC):
 
         Raises:
             BaseMismatch: the memory does not fit the network.
+        """
+        ...
+
+    @abstractmethod
+    def check_fit(self, network: PreTrainedModel) -> None:
+        """Verify that the memory was made for a network like this one.
+
+        Raises:
+            BaseMismatch: a module, a width or a token that it speaks of is not there.
         """
         ...
 

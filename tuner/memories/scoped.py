@@ -125,6 +125,9 @@ class ScopedMemory(AnsweringMemory):
         known = {edit: entry for entry, edit in enumerate(self.edits)}
         return [known.get(EditText.of(edit), -1) for edit in edits]
 
+    def check_fit(self, network: PreTrainedModel) -> None:
+        """Take any network: the memory reads and writes text."""
+
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by its text."""
         texts = [text_of_prompt(self.tokenizer, ids) for ids in prompts.tokens()]
@@ -184,10 +187,12 @@ def restore_scope(
 
     Raises:
         ConfigError: the classifier's encoder cannot be loaded.
-        BaseMismatch: it is another one now.
+        BaseMismatch: it is another one now, or the stored weights do not fit it.
     """
     encoder = surroundings.companions.recall_encoder(record.classifier)
     classifier = ScopeClassifier(encoder, record.form, unnamed("classifier", tensors))
+    # Made here and not at the first prompt: what does not fit fails before anything is run.
+    _ = classifier.network
     return Scope(record.edits, classifier, record.threshold)
 
 

@@ -84,10 +84,12 @@ class SeracDelta(ScopedMemory):
         if not isinstance(record, SeracRecord):
             raise ConfigError("A SERAC memory needs a record of its own kind.")
         small = surroundings.companions.recall(record.counterfactual)
+        counterfactual = Counterfactual(small, unnamed("counterfactual", tensors))
+        _ = counterfactual.network  # what does not fit fails before anything is run
         return cls(
             record.strength,
             restore_scope(record, tensors, surroundings),
             record.joint,
             surroundings.tokenizer(),
-            Counterfactual(small, unnamed("counterfactual", tensors)),
+            counterfactual,
         )

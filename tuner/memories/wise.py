@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.errors import ConfigError
 from tuner.memories.layered import LayeredMemory, LayerPass
@@ -42,6 +43,11 @@ class WiseDelta(LayeredMemory):
     changes: Float[Tensor, "sides d_in d_out"]
     thresholds: Float[Tensor, " sides"]
     kind: ClassVar[str] = "wise"
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The numbers of inputs and outputs of the linear map that it was made for."""
+        return self.changes.shape[1], self.changes.shape[2]
 
     def decide(
         self, module: nn.Module, inputs: Float[Tensor, "prompts width d_in"], prompts: Prompts
@@ -93,9 +99,12 @@ class WiseDelta(LayeredMemory):
             not isinstance(record, WiseRecord)
             or changes is None
             or thresholds is None
-            or len(changes) != len(thresholds)
+            or (changes.ndim, thresholds.ndim) != (3, 1)
+            or not len(changes) == len(thresholds) > 0
         ):
             raise ConfigError("Side memories need one matrix and one threshold each.")
+        check_real("the change of a side memory", changes)
+        check_real("the threshold of a side memory", thresholds)
         return cls(record.strength, record.module, changes, thresholds)
 
     def describe(self) -> str:

@@ -20,6 +20,7 @@ from tuner.editing.task import load_task
 from tuner.errors import ConfigError, DiskError, EditError, TaskError
 from tuner.evaluation.budget import Certificate, Deviation, Verdict, epsilon_name
 from tuner.evaluation.constraints import WORST
+from tuner.evaluation.identity import delta_hash
 from tuner.evaluation.scores import Scores
 from tuner.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
 from tuner.search.config import StudyConfig
@@ -207,7 +208,12 @@ class Worker:
             return self._bench.certify(delta, epsilon, confidence=confidence)
         except EditError:
             # The edited model's loss on fresh text is no number: worse than any deviation.
-            return _certificate(epsilon, Verdict.OVER, confidence)
+            return _certificate(epsilon, Verdict.OVER, confidence).model_copy(
+                update={
+                    "delta_hash": delta_hash(delta),
+                    "base_fingerprint": self._bench.model.fingerprint,
+                }
+            )
 
     def _retest(self, job: Retest) -> None:
         path = self._folder.retest(job.epsilon, job.number, job.seed)
