@@ -21,14 +21,25 @@ from torch import Tensor
 from tuner.atomic_file import write_tensors
 from tuner.errors import DiskError
 from tuner.file_lock import file_lock_if_any
+from tuner.home import temporary_home
+from tuner.paths import absolute
 
 Key = Mapping[str, str | int | float | bool | None]
 
 
 def cache_folder() -> Path:
-    """Return the folder that `TUNER_CACHE` names, else the user's cache folder."""
+    """Return the folder that `TUNER_CACHE` names, else the user's cache folder.
+
+    A user without a home has a temporary one.
+    """
     chosen = os.environ.get("TUNER_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tuner"))
+    if chosen:
+        return absolute(chosen)
+    try:
+        folder = Path(platformdirs.user_cache_dir("tuner"))
+    except RuntimeError:
+        return temporary_home() / ".cache" / "tuner"
+    return folder if folder.is_absolute() else temporary_home() / ".cache" / "tuner"
 
 
 @final

@@ -33,11 +33,11 @@ def describe_problem(problem: Any) -> str:
     """Return one of pydantic's error records in words: the field, the rule and the value."""
     field = ".".join(show_path(str(part)) for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
-    message = _WORDS.get(problem["type"], message)
+    message = _WORDS.get(problem["type"], message).removesuffix(".")
     silent = problem["type"] in _WITHOUT_VALUE or isinstance(problem["input"], dict)
     secret = not _MAY_BE_SECRET.isdisjoint(problem["loc"])
     given = "" if silent or secret else f" Got {show_value(problem['input'])}."
-    return f"{field}: {message}.{given}".replace("..", ".") if field else f"{message}{given}"
+    return f"{field}: {message}.{given}" if field else f"{message}.{given}"
 
 
 def show_value(value: object) -> str:

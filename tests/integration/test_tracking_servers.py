@@ -13,7 +13,7 @@ from mlflow_server import MlflowServer
 
 from tuner.errors import ClusterError, ConfigError
 from tuner.records import StudyResultRecord, TrialState
-from tuner.tracking import SyncReport, Tracker, default_uri, sync
+from tuner.tracking import SyncReport, Tracker, default_uri, fetch_bundle, located_uri, sync
 from tuner.tracking.projection import Projection
 
 mlflow = pytest.importorskip("mlflow")
@@ -317,3 +317,19 @@ def test_a_password_reaches_no_message(tmp_path):
     report = tracker.close(3)
     assert not report.complete
     assert "s3cret" not in report.model_dump_json() + report.message
+
+
+def test_runs_and_artifacts_land_in_a_folder_of_any_name_and_are_read_again(tmp_path, monkeypatch):
+    studies = tmp_path / "q?mark 50%25" / "a#b ü"
+    studies.mkdir(parents=True)
+    result = made_up_study(studies, trials=3)
+    report = sync(None, EXPERIMENT, result, studies)
+    assert_shown_exactly(default_uri(studies), result, report)
+    assert (studies / "mlflow.db").is_file()
+    assert list((studies / "mlartifacts").rglob("delta.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["q?mark 50%25"]
+    monkeypatch.chdir(studies)
+    assert located_uri("sqlite:///mlflow.db", tmp_path) == default_uri(studies)
+    name, epsilon = result.summary.name, result.winners[0].epsilon
+    fetch_bundle("sqlite:///mlflow.db", EXPERIMENT, name, epsilon, Path("mit Leerzeichen"))
+    assert (studies / "mit Leerzeichen" / "delta.json").is_file()

@@ -17,8 +17,9 @@ import typer
 
 from tuner.atomic_file import disk_trouble_in_words
 from tuner.cli import data, edits, inspection, launch, launched, memory, streams, studies, sweeps
-from tuner.cli.output import complain
+from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
+from tuner.home import ensure_home
 from tuner.validation import show_path
 
 app = typer.Typer(
@@ -47,6 +48,13 @@ def main() -> None:
         # A terminal that lacks a letter, such as ε, shows its code; that is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    home = ensure_home()
+    if home is not None:
+        messages().print(
+            f"tuner: there is no home folder, so caches lie in {home}; set HOME to have them "
+            "elsewhere.",
+            soft_wrap=True,
+        )
     try:
         with disk_trouble_in_words():
             app(prog_name="tuner")

@@ -1,5 +1,6 @@
 """Where the verbs find a bundle: in a folder, or as a study's winner."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,25 +11,52 @@ from tuner.errors import ConfigError
 from tuner.evaluation.budget import epsilon_name, epsilon_of_name
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle, StoredBundle
+    from tuner.bundle import Bundle, Manifest, StoredBundle
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
 ]
 
 
-def find_bundle(name: str, epsilon: float | None, folder: Path, device: str) -> "Bundle":
-    """Return the bundle in a folder, or that of a study's winner.
+def find_bundle(
+    name: str, epsilon: float | None, folder: Path, device: str, model: str | None = None
+) -> "Bundle":
+    """Return the bundle in a folder, or that of a study's winner; `model` is its base elsewhere.
 
     Raises:
         ConfigError: there is none, or it is not clear which.
     """
-    from tuner.bundle import Bundle
+    from tuner.bundle import Bundle, StoredBundle
     from tuner.editing.companions import Companions
 
-    bundle = Bundle.load(bundle_folder(name, epsilon, folder), Companions(device))
+    stored = StoredBundle.load(bundle_folder(name, epsilon, folder))
+    manifest = stored.manifest
+    # Memories read the tokenizer of their base.
+    base, revision = base_of(manifest, model)
+    located = manifest.model_copy(update={"base": base, "base_revision": revision})
+    opened = StoredBundle(stored.tensors, located).open(Companions(device))
+    bundle = Bundle(opened.delta, manifest)
     tell_doubts(bundle.stored)
     return bundle
+
+
+def base_of(manifest: "Manifest", model: str | None) -> tuple[str, str | None]:
+    """Return the name and the revision of a bundle's base, or `model` where that is given.
+
+    Raises:
+        ConfigError: it was a folder, and there is none any more.
+    """
+    if model is not None:
+        return model, None
+    from tuner.editing.model import resolved_model
+
+    folder = resolved_model(manifest.base)
+    if os.path.isabs(folder) and not os.path.isdir(folder):
+        raise ConfigError(
+            f"The base model of this bundle was the folder {folder}, which is not there. Say "
+            "where it is now by --model FOLDER."
+        )
+    return manifest.base, manifest.base_revision
 
 
 def tell_doubts(bundle: "StoredBundle") -> None:

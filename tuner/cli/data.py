@@ -1,5 +1,6 @@
 """Verbs about data: list what there is, fetch published files, import them as tasks."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,7 @@ import typer
 
 from tuner.cli.options import SeedOption
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, TunerError
 
 if TYPE_CHECKING:
     from tuner.editing.task import Task
@@ -121,7 +122,12 @@ def list_(json_: JsonFlag = False) -> None:
     from tuner.published.by_hand import published_by_hand
     from tuner.published.catalogue import published_files
 
-    tasks = {name: load_task(name) for name in task_names()}
+    tasks: dict[str, Task] = {}
+    for name in task_names():
+        try:
+            tasks[name] = load_task(name)
+        except TunerError as error:
+            messages().print(f"The task {name} cannot be used: {error}", soft_wrap=True)
     folder = _data_folder(None)
     if json_:
         print_json(
@@ -404,4 +410,5 @@ def _save(task: "Task", out: Path, json_: bool) -> None:
         )
         return
     console().print(f"{out}: {task.description}", soft_wrap=True)
-    messages().print(f"Use it: tuner search --task {out} --space lora", soft_wrap=True)
+    spelled = shlex.quote(str(out) if out.is_absolute() else f"./{out}")
+    messages().print(f"Use it: tuner search --task {spelled} --space lora", soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.bundles import BundleArgument, bundle_folder, find_bundle, tell_doubts
+from tuner.cli.bundles import BundleArgument, base_of, bundle_folder, find_bundle, tell_doubts
 from tuner.cli.options import (
     STUDIES,
     DeviceOption,
@@ -197,7 +197,7 @@ def evaluate(
     json_: JsonFlag = False,
 ) -> None:
     """Judge a delta: success, generation, hard negatives, related text and deviation."""
-    found = find_bundle(bundle, epsilon, folder, device)
+    found = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.evaluation.budget import Budget
@@ -205,7 +205,7 @@ def evaluate(
     from tuner.trial import Bench
 
     manifest = found.manifest
-    judged = load_task(task or manifest.task)
+    judged = load_task(task or _task_of(manifest))
     as_made = manifest.edits if judged.name == manifest.task else None
     judged = judged.with_edits(edits or as_made)
     if task is None and edits is None and judged.hash != manifest.task_hash:
@@ -282,7 +282,7 @@ def certify(
     The certificate is written into the bundle, in the place of one for the same budget and of any
     that it contradicts. Exit code 1 where the budget is not surely kept.
     """
-    found = find_bundle(bundle, epsilon, folder, device)
+    found = find_bundle(bundle, epsilon, folder, device, model)
     budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
     from tuner.cache import Cache, cache_folder
     from tuner.editing.corpus import Part, load_general_text
@@ -351,14 +351,24 @@ def export(
     found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
     tell_doubts(found)
     chosen = format_ or suited_format(found, rank)
-    base = (
-        None if chosen != "merged" or model is None else _load_base(found.manifest, model, device)
-    )
+    base = _load_base(found.manifest, model, device) if chosen == "merged" else None
     written = write(found, out, format=chosen, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
     else:
         console().print(f"{written.folder}: {written.format}, {written.note}", soft_wrap=True)
+
+
+def _task_of(manifest: "Manifest") -> str:
+    """Return the name of the task that a bundle was made for, if it is found by its name."""
+    from tuner.editing.task import task_names
+
+    if manifest.task not in task_names():
+        raise ConfigError(
+            f"The task {manifest.task!r}, for which this bundle was made, does not travel with "
+            "tuner. Say where it is by --task FOLDER."
+        )
+    return manifest.task
 
 
 def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel":
@@ -368,8 +378,8 @@ def _base_of(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel
 
 
 def _load_base(manifest: "Manifest", model: str | None, device: str) -> "LanguageModel":
-    revision = manifest.base_revision if model is None else None
-    return read_model(model or manifest.base, manifest.base_dtype, device, revision)
+    name, revision = base_of(manifest, model)
+    return read_model(name, manifest.base_dtype, device, revision)
 
 
 def _print_facts(answers: Sequence["Answer"]) -> None:

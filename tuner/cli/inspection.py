@@ -1,17 +1,23 @@
 """Verbs that look and run nothing: check, list, doctor."""
 
+import ast
 import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import tuner
 from tuner.cli.options import STUDIES, FolderOption
 from tuner.cli.output import JsonFlag, console, make_table, print_json
 from tuner.errors import TunerError, unknown_name
+from tuner.shipped import shipped_folder
+from tuner.text_file import read_text
+from tuner.yaml_file import read_yaml
 
 _PACKAGES = {
     "core": ("torch", "transformers", "peft", "safetensors", "pydantic"),
@@ -32,15 +38,20 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    paths: Annotated[list[Path], typer.Argument(help="Study files, space files, or task folders.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Study files, space files, task folders, or names of tasks and spaces."
+        ),
+    ],
     json_: JsonFlag = False,
 ) -> None:
     """Validate studies, spaces and tasks without running them; all errors at once.
 
     Hints tell of rows that may be meant so, and more often are not; with hints a file is valid.
     """
-    problems = {str(path): _problems(path) for path in paths}
-    hints = {str(path): [] if problems[str(path)] else _hints(path) for path in paths}
+    problems = {path: _problems(path) for path in paths}
+    hints = {path: [] if problems[path] else _hints(_located(path)) for path in paths}
     if json_:
         print_json({path: {"problems": problems[path], "hints": hints[path]} for path in problems})
     else:
@@ -55,11 +66,11 @@ def check(
         raise typer.Exit(2)
 
 
-def _problems(path: Path) -> list[str]:
+def _problems(name: str) -> list[str]:
     from tuner.editing.task import load_task
-    from tuner.yaml_file import read_yaml
 
     try:
+        path = _located(name)
         if path.is_dir() or path.name == "task.yaml":
             load_task(path.parent if path.name == "task.yaml" else path)
             return []
@@ -77,11 +88,22 @@ def _problems(path: Path) -> list[str]:
         return str(error).splitlines()
 
 
+def _located(name: str) -> Path:
+    """Return the path of that name, or the task or the space that travels with tuner."""
+    path = Path(os.path.expanduser(name))
+    if os.path.lexists(path) or "/" in name:
+        return path
+    tasks = {card.parent.name: card.parent for card in _cards()}
+    known = {file.stem: file for file in _space_files()} | tasks
+    if name not in known and path.suffix not in (".yaml", ".yml"):
+        raise unknown_name("task or search space (nor a file or folder here)", name, known)
+    return known.get(name, path)
+
+
 def _hints(path: Path) -> list[str]:
     """Return the hints about the task of a valid file."""
     from tuner.editing.task import load_task
     from tuner.editing.task_hints import task_hints
-    from tuner.yaml_file import read_yaml
 
     task: str | Path = path.parent if path.name == "task.yaml" else path
     if not (path.is_dir() or path.name == "task.yaml"):
@@ -102,25 +124,15 @@ def list_(
     json_: JsonFlag = False,
 ) -> None:
     """List what travels with tuner: models, tasks, editors, search spaces."""
-    from tuner.editing.model import builtin_models
-    from tuner.editing.task import load_task, task_names
-    from tuner.editors import editor_names, find_editor
-    from tuner.shipped import shipped_folder
-
-    def summary(text: str | None) -> str:
-        return " ".join((text or "").strip().split("\n\n")[0].split())
-
-    known: dict[str, dict[str, str]] = {
-        "models": {f"builtin:{name}": str(path) for name, path in builtin_models().items()},
-        "tasks": {name: summary(load_task(name).description) for name in task_names()},
-        "editors": {name: summary(find_editor(name).__doc__) for name in editor_names()},
-        "spaces": {
-            path.stem: str(path) for path in sorted(shipped_folder("search_spaces").glob("*.yaml"))
-        },
+    readers: dict[str, Callable[[], dict[str, str]]] = {
+        "models": _models,
+        "tasks": _tasks,
+        "editors": _editors,
+        "spaces": _spaces,
     }
-    if what is not None and what not in known:
-        raise unknown_name("list", what, known)
-    chosen = known if what is None else {what: known[what]}
+    if what is not None and what not in readers:
+        raise unknown_name("list", what, readers)
+    chosen = {kind: read() for kind, read in readers.items() if what in (None, kind)}
     if json_:
         print_json(chosen)
         return
@@ -129,6 +141,60 @@ def list_(
         for name, description in entries.items():
             table.add_row(name, description)
         console().print(table)
+
+
+# A listing imports neither torch nor the editors: it should take no longer than `ls`.
+
+
+def _models() -> dict[str, str]:
+    folder = Path(tuner.__file__).parent / "builtin"
+    return {
+        f"builtin:{config.parent.name}": str(config.parent)
+        for config in sorted(folder.glob("*/config.json"))
+    }
+
+
+def _tasks() -> dict[str, str]:
+    return {card.parent.name: _described(card) for card in _cards()}
+
+
+def _cards() -> list[Path]:
+    return sorted(shipped_folder("datasets").glob("*/task.yaml"))
+
+
+def _described(card: Path) -> str:
+    """Return what a task's card says of it, or why it says nothing."""
+    try:
+        _, content = read_yaml(card)
+    except TunerError as error:
+        return f"cannot be used: {error}"
+    description = content.get("description") if isinstance(content, dict) else None
+    if not isinstance(description, str):
+        return f"cannot be used: {card} has no `description`; see `tuner check {card.parent.name}`."
+    return _summary(description)
+
+
+def _editors() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in sorted((Path(tuner.__file__).parent / "editors").glob("[!_]*.py")):
+        parts = ast.parse(read_text(file)).body
+        public = (
+            one for one in parts if isinstance(one, ast.ClassDef) and not one.name.startswith("_")
+        )
+        found[file.stem] = _summary(ast.get_docstring(next(public)) or "")
+    return found
+
+
+def _spaces() -> dict[str, str]:
+    return {file.stem: str(file) for file in _space_files()}
+
+
+def _space_files() -> list[Path]:
+    return sorted(shipped_folder("search_spaces").glob("*.yaml"))
+
+
+def _summary(text: str) -> str:
+    return " ".join(text.strip().split("\n\n")[0].split())
 
 
 def doctor(folder: FolderOption = STUDIES, json_: JsonFlag = False) -> None:

@@ -1,6 +1,7 @@
 """Verbs about studies: search, status, compare, best, stop."""
 
 import os
+import shlex
 import signal
 import socket
 import time
@@ -51,7 +52,6 @@ from tuner.records import (
     Winner,
 )
 from tuner.validation import describe_problem
-from tuner.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from tuner.search import StudyConfig, StudyResult
@@ -212,14 +212,8 @@ def _configure(study: Path | None, flags: dict[str, Any]) -> "StudyConfig":
 
     given = {key: value for key, value in flags.items() if value is not None}
     if study is not None:
-        loaded = load_study(study)
-        base = loaded.model_dump(exclude_unset=True)
-        if "name" not in read_yaml(study)[1]:
-            base.pop("name", None)  # it follows from the task and the space, which may change
-        if "budget" in base and "budget" in given:
-            given["budget"] = base["budget"] | given["budget"]
-        given = {**base, **given}
-    elif "task" not in given:
+        return load_study(study, given)
+    if "task" not in given:
         from tuner.editing.task import task_names
 
         raise ConfigError(
@@ -279,9 +273,9 @@ class _Watcher:
     @property
     def uri(self) -> str:
         """Where the runs are."""
-        from tuner.tracking import default_uri
+        from tuner.tracking import located_uri
 
-        return self._uri or default_uri(self._folder)
+        return located_uri(self._uri, self._folder)
 
 
 def _with_winners(result: StudyResultRecord) -> StudyResultRecord:
@@ -308,7 +302,7 @@ def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
     out = console()
     _print_winners(out, record)
     name = record.summary.name
-    place = "" if folder == STUDIES else f" --folder {folder}"
+    place = "" if folder == STUDIES else f" --folder {shlex.quote(str(folder))}"
     if watcher.report_path is not None:
         out.print(f"Report:  {watcher.report_path}", soft_wrap=True)
     if watcher.sync is not None:
@@ -659,7 +653,7 @@ def fetch(
         console().print(
             f"{out}: the best edit of {name} within {epsilon_name(found)}", soft_wrap=True
         )
-        console().print(f"Export: tuner export {out} my-edit", soft_wrap=True)
+        console().print(f"Export: tuner export {shlex.quote(str(out))} my-edit", soft_wrap=True)
 
 
 def stop(

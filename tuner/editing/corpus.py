@@ -16,6 +16,7 @@ from tuner.builtin.text import general_documents
 from tuner.editing.model import LanguageModel
 from tuner.errors import ConfigError, TaskError
 from tuner.json_file import JsonError, parse_json
+from tuner.paths import absolute
 from tuner.text_file import open_file, read_lines
 from tuner.validation import show_path, show_value
 
@@ -27,6 +28,8 @@ class Part(StrEnum):
     CONFIRMATION = "confirmation"  # certificates of the winners, never seen before
     AUXILIARY = "auxiliary"  # what editors may read, for instance for a KL term
 
+
+_BUILTIN_TEXT = "builtin:world"
 
 DEFAULT_TOKENS = {Part.SEARCH: 100_000, Part.CONFIRMATION: 600_000, Part.AUXILIARY: 50_000}
 
@@ -218,6 +221,14 @@ def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
+def resolved_text(name: str, start: Path | None = None) -> str:
+    """Return the absolute path of a file, from `start` or else the working directory.
+
+    The text of the built-in world is no file, and keeps its name.
+    """
+    return name if name == _BUILTIN_TEXT else str(absolute(name, start))
+
+
 def load_general_text(
     source: str | Path | None,
     model: LanguageModel,
@@ -236,9 +247,10 @@ def load_general_text(
             "with --general FILE (one document per line, or JSON lines with a `text`), or "
             "builtin:world to use the built-in world's text."
         )
-    if source is None or str(source) == "builtin:world":
+    if source is None or str(source) == _BUILTIN_TEXT:
         documents: DocumentSource = BuiltinDocuments()
     else:
-        with open_file(Path(source)):  # what is not a file that can be read is told now
-            documents = FileDocuments(Path(source))
+        file = absolute(source)
+        with open_file(file):  # what is not a file that can be read is told now
+            documents = FileDocuments(file)
     return GeneralText(documents, model, block_length=block_length, tokens=tokens)

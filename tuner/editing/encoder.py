@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from tuner.editing.model import (
     Device,
+    called,
     checksum_of,
     choose_device,
     context_length_of,
@@ -143,7 +144,9 @@ def load_encoder(id: str, *, revision: str | None = None, device: Device = "auto
             "all). Give the whole checkpoint."
         )
     resolved = getattr(config, "_commit_hash", None)
-    return Encoder(network.to(place), tokenizer, id=id, revision=revision or resolved)
+    return Encoder(
+        network.to(place), tokenizer, id=called(id, source), revision=revision or resolved
+    )
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, final
+from typing import Annotated, Literal, TypeAlias, final
 
 import torch
+from pydantic import AfterValidator
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -30,6 +33,7 @@ from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import AdditiveDelta, Delta
 from tuner.editing.tokens import Pieces, TextReader, without_batching
 from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.paths import absolute, is_spelled_as_path
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = str
@@ -335,8 +339,11 @@ def load_model(
     # transformers, the hub client and safetensors each raise their own kinds here.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        taken = (
+            "" if os.path.isabs(source) else f" {absolute(id)} does not exist, so it is a hub id."
+        )
         raise ConfigError(
-            f"The model {id!r} cannot be loaded: {reason} "
+            f"The model {id!r} cannot be loaded: {reason}{taken} "
             "It must be builtin:NAME, a folder with config.json, a tokenizer and safetensors "
             "weights, or a hub id that this machine can reach."
         ) from None
@@ -348,7 +355,9 @@ def load_model(
         )
     TextReader(tokenizer)  # refuses what cannot be read, before anything is asked of the model
     resolved = getattr(config, "_commit_hash", None)
-    return LanguageModel(network.to(place), tokenizer, id=id, revision=revision or resolved)
+    return LanguageModel(
+        network.to(place), tokenizer, id=called(id, source), revision=revision or resolved
+    )
 
 
 def load_tokenizer(id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -381,15 +390,60 @@ def locate(id: str, revision: str | None) -> tuple[str, str | None]:
     Raises:
         ConfigError: there is no such built-in model, or no such folder.
     """
+    resolved = resolved_model(id)
     scheme, mark, name = id.partition(":")
     if mark and scheme == "builtin":
         shipped = builtin_models()
         if name not in shipped:
             raise unknown_name("built-in model", name, shipped)
         return str(shipped[name]), None
-    if id.startswith((".", "/", "~")) and not Path(id).expanduser().is_dir():
-        raise ConfigError(f"The model folder {id!r} does not exist.")
-    return str(Path(id).expanduser()) if Path(id).expanduser().is_dir() else id, revision
+    if Path(resolved).is_absolute() and not os.path.isdir(resolved):
+        what = "is not a folder" if os.path.exists(resolved) else "does not exist"
+        there = "" if id == resolved else f" ({resolved})"
+        raise ConfigError(f"The model folder {id!r}{there} {what}.")
+    return resolved, revision
+
+
+def resolved_model(id: str, start: Path | None = None) -> str:
+    """Return the absolute path of a model's folder, from `start` or else the working directory.
+
+    A path begins with `.`, `~` or `/`, has more than one separator, or exists; nothing else is a
+    hub id. Names of built-in models and hub ids are returned as they are.
+
+    Raises:
+        ConfigError: what is a hub id from `start` would be read from the working directory.
+    """
+    if id.startswith("builtin:"):
+        return id
+    if is_spelled_as_path(id) or os.path.exists(absolute(id, start)):
+        return str(absolute(id, start))
+    if start is not None and os.path.exists(absolute(id)):
+        # transformers prefers a folder of the working directory to the hub.
+        raise ConfigError(
+            f"{id!r} is a hub id, since {absolute(id, start)} does not exist; but {absolute(id)} "
+            "does, and would be loaded in its place. Give that path if you mean it, or else start "
+            "from another folder."
+        )
+    return id
+
+
+def called(id: str, source: str) -> str:
+    """Return the name under which a model that was loaded from `source` is found from anywhere."""
+    return id if id.startswith("builtin:") else source
+
+
+def _located(id: str) -> str:
+    return resolved_model(id)
+
+
+_LOCATED = AfterValidator(_located)
+ModelName: TypeAlias = Annotated[str, _LOCATED]
+"""A model as an editor's hyperparameter; a folder's path is absolute there."""
+
+
+def is_model_name(field: FieldInfo) -> bool:
+    """Return whether a hyperparameter is a `ModelName`."""
+    return _LOCATED in field.metadata
 
 
 def choose_device(device: Device) -> torch.device:

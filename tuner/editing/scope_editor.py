@@ -8,7 +8,7 @@ from tuner.editing.amortised_training import Schedule
 from tuner.editing.companions import Companions
 from tuner.editing.edit_text import EditText
 from tuner.editing.editor import Auxiliary, Editor
-from tuner.editing.model import LanguageModel
+from tuner.editing.model import LanguageModel, ModelName
 from tuner.editing.scope_network import ScopeClassifier, ScopeForm
 from tuner.editing.scope_training import Negatives, train_scope_classifier
 from tuner.editing.task import ExampleSet, LossKind, Task
@@ -25,7 +25,7 @@ class ScopeEditor(Editor):
     trials that differ in the threshold alone share one training.
     """
 
-    classifier: str = Field(
+    classifier: ModelName = Field(
         default="builtin:neox",
         description="What the classifier starts from: an encoder such as DistilBERT, or a causal "
         "language model; builtin:NAME, a folder, or a hub id.",

@@ -14,6 +14,7 @@ from tuner.atomic_file import whole_folder, write_text
 from tuner.editing.constraint import Constraints
 from tuner.errors import ConfigError, TaskError, unknown_name
 from tuner.json_file import JsonError, parse_json
+from tuner.paths import absolute, is_spelled_as_path
 from tuner.shipped import shipped_folder
 from tuner.text_file import read_lines
 from tuner.validation import describe_problems, show_path, show_value
@@ -314,10 +315,25 @@ def find_task(name_or_path: str | Path) -> Path:
     Raises:
         ConfigError: there is no such task.
     """
-    for folder in (Path(name_or_path), shipped_folder("datasets") / str(name_or_path)):
-        if _is_there(folder / "task.yaml"):
-            return folder
-    raise unknown_name("task (nor a folder with a task.yaml)", str(name_or_path), task_names())
+    resolved = resolved_task(str(name_or_path))
+    shipped = not os.path.isabs(resolved)
+    folder = shipped_folder("datasets") / resolved if shipped else absolute(name_or_path)
+    if os.path.lexists(folder / "task.yaml"):
+        return folder
+    if shipped:
+        raise unknown_name("task (nor a folder with a task.yaml)", resolved, task_names())
+    state = "has no task.yaml" if os.path.exists(folder) else "does not exist"
+    raise ConfigError(f"There is no task in {folder}: the folder {state}.")
+
+
+def resolved_task(name: str, start: Path | None = None) -> str:
+    """Return the absolute path of a task's folder, from `start` or else the working directory.
+
+    Only a plain name, of which there is no such folder with a card, is that of a shipped task.
+    """
+    path = absolute(name, start)
+    is_path = "/" in name or is_spelled_as_path(name) or os.path.lexists(path / "task.yaml")
+    return str(path) if is_path else name
 
 
 def _load_split(folder: Path, card: _Card) -> Split:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tuner.editing.editor import Editor
 from tuner.errors import ConfigError, unknown_name
+from tuner.paths import absolute
 
 
 def editor_names() -> tuple[str, ...]:
@@ -15,14 +16,16 @@ def editor_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
-def find_editor(name: str) -> type[Editor]:
+def find_editor(name: str, beside: Path | None = None) -> type[Editor]:
     """Return the editor called `name`, or an outsider's by "package.module:Class".
+
+    An outsider's module is looked for in the working directory and in the folder `beside`, too.
 
     Raises:
         ConfigError: there is no such editor, or what was named is none.
     """
     if ":" in name:
-        return _find_outsider(name)
+        return _find_outsider(name, beside)
     if name not in editor_names():
         raise unknown_name("editor", name, editor_names())
     module = importlib.import_module(f"{__name__}.{name}")
@@ -34,11 +37,12 @@ def find_editor(name: str) -> type[Editor]:
     return found
 
 
-def _find_outsider(name: str) -> type[Editor]:
+def _find_outsider(name: str, beside: Path | None) -> type[Editor]:
     module_name, _, class_name = name.partition(":")
-    # A user's own module stands beside the study, where the command was started.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    # A user's own module stands beside the space, or where the command was started.
+    for folder in (Path.cwd(), absolute(beside or "")):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     # A stranger's module may raise anything.

@@ -9,7 +9,7 @@ from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.ensemble_delta import EnsembleDelta
 from tuner.editing.log_ratio import LogRatio
-from tuner.editing.model import LanguageModel, share_tokens
+from tuner.editing.model import LanguageModel, ModelName, share_tokens
 from tuner.editing.sense_training import SenseEditor, check_backpack
 from tuner.editing.task import ExampleSet
 from tuner.errors import ConfigError
@@ -26,7 +26,7 @@ class Ensemble(SenseEditor):
     Source: arXiv:2402.06155, §6, where β is the first of 1.0, 0.9, … within the budget.
     """
 
-    small: str = Field(
+    small: ModelName = Field(
         default="builtin:backpack",
         description="The Backpack: builtin:NAME, a folder, or a hub id. It must share the "
         "tokenizer of the model.",

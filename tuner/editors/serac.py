@@ -8,7 +8,7 @@ from pydantic import Field
 from tuner.editing.companions import Companions
 from tuner.editing.counterfactual import Reading, train_counterfactual
 from tuner.editing.editor import Auxiliary, Step
-from tuner.editing.model import LanguageModel, share_tokens
+from tuner.editing.model import LanguageModel, ModelName, share_tokens
 from tuner.editing.scope_editor import ScopeEditor
 from tuner.editing.task import ExampleSet
 from tuner.errors import ConfigError
@@ -27,7 +27,7 @@ class Serac(ScopeEditor):
     classifier sees the prompt alone, so that a target cannot leak into the route.
     """
 
-    counterfactual: str = Field(
+    counterfactual: ModelName = Field(
         default="builtin:neox",
         description="What the counterfactual model starts from: builtin:NAME, a folder, or a hub "
         "id. It must share the tokenizer of the model.",

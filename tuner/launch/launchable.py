@@ -1,11 +1,13 @@
 """What must hold of a study wherever it is launched, as far as this machine can know."""
 
+import os
 from pathlib import Path
 
 from tuner.editing.task import load_task, task_names
 from tuner.errors import ConfigError
 from tuner.evaluation.constraints import check_measured
 from tuner.search import StudyConfig, load_space
+from tuner.search.space import resolved_space
 from tuner.yaml_file import read_yaml
 
 
@@ -41,16 +43,20 @@ def check_travels_alone(space: Path) -> None:
     """Refuse a file of a space that needs other files.
 
     Raises:
-        ConfigError: an editor of it is a file, or it is no YAML.
+        ConfigError: an editor of it is a file, a model of it lies here, or it is not valid.
     """
     _, content = read_yaml(space)
-    if isinstance(content, dict) and any(map(is_path, content.get("editors") or ())):
+    editors = content.get("editors") if isinstance(content, dict) else None
+    if any(isinstance(one, str) and os.path.isabs(resolved_space(one)) for one in editors or ()):
         raise ConfigError(
             f"space: {space} must name its editors' spaces, not files: one file travels with a "
             "study. Put the files on a disk of the cluster."
         )
-
-
-def is_path(name: object) -> bool:
-    """Return whether a value means a file, and not the name of something that tuner has."""
-    return isinstance(name, str) and (bool(Path(name).suffix) or len(Path(name).parts) > 1)
+    text = space.read_text(encoding="utf-8")
+    relative = [path for path in load_space(space).model_folders if path not in text]
+    if relative:
+        raise ConfigError(
+            f"space: {space} must give models by a name, or by an absolute path on the cluster, "
+            f"but gives a relative one ({relative[0]}): a model is too large to travel with a "
+            "study. Copy it to a disk that all nodes see."
+        )

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from tuner.editing.task import load_task, task_names
+from tuner.editing.task import load_task
 from tuner.errors import ConfigError
 from tuner.launch.attempts import CONTENT_KEY, STUDY_KEY, attempt_id, first_command
 from tuner.launch.launchable import (
     check_leaves_place_open,
     check_space,
     check_travels_alone,
-    is_path,
 )
 from tuner.launch.names import legal_name
 from tuner.search import StudyConfig
@@ -88,32 +88,34 @@ def pack(study: StudyConfig) -> RayPackage:
         TaskError: its task is malformed.
     """
     check_leaves_place_open(study, _LEDGER)
-    if is_path(study.model) and not Path(study.model).is_absolute() and Path(study.model).exists():
+    if os.path.isabs(study.model) and not os.path.isabs(study.spelled("model")):
         raise ConfigError(
-            f"model: {study.model} must be a name, or an absolute path on the cluster: a model is "
-            "too large to travel with a study. Copy it to a disk that all nodes see."
+            f"model: {study.spelled('model')} must be a name, or an absolute path on the cluster: "
+            "a model is too large to travel with a study. Copy it to a disk that all nodes see."
         )
-    if not is_path(study.task):
+    if not os.path.isabs(study.task):
         load_task(study.task, study.edits)
     files: dict[str, Path] = {}
     moved: dict[str, Any] = {"address": "auto"}
-    if not Path(study.space).is_absolute() or Path(study.space).exists():
-        check_space(study)
     for key in ("space", "task", "general"):
         value = getattr(study, key)
-        if value is None or not (is_path(value) or _is_folder(key, value)):
+        if value is None or not os.path.isabs(value):
             continue
         path = Path(value)
         if not path.exists():
-            if path.is_absolute():
+            if os.path.isabs(study.spelled(key)):
                 continue
-            raise ConfigError(f"{key}: {value} is not here, and so it cannot travel.")
+            raise ConfigError(
+                f"{key}: {study.spelled(key)} is not here ({value}), and so it cannot travel."
+            )
         if key == "space":
             check_travels_alone(path)
-        place = f"{key}/{path.resolve().name}"
+        place = f"{key}/{path.name}"
         found = {f"{place}{rest}": file for rest, file in _files_of(path)}
         files |= found
         moved[key] = f"./{place}"
+    if not os.path.isabs(study.space) or os.path.exists(study.space):
+        check_space(study)
     size = sum(path.stat().st_size for path in files.values())
     if size > _MOST_BYTES:
         raise ConfigError(
@@ -122,11 +124,6 @@ def pack(study: StudyConfig) -> RayPackage:
         )
     name = legal_name(study.name)
     return RayPackage(name, study.model_copy(update=moved), dict(sorted(files.items())))
-
-
-def _is_folder(key: str, value: str) -> bool:
-    """Return whether a plain name means a task's folder of this machine."""
-    return key == "task" and value not in task_names() and Path(value).is_dir()
 
 
 def _files_of(path: Path) -> Iterator[tuple[str, Path]]:

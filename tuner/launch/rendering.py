@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,15 +20,11 @@ from tuner.launch.labels import (
     STUDY_ANNOTATION,
     STUDY_LABEL,
 )
-from tuner.launch.launchable import (
-    check_leaves_place_open,
-    check_space,
-    check_travels_alone,
-    is_path,
-)
+from tuner.launch.launchable import check_leaves_place_open, check_space, check_travels_alone
 from tuner.launch.manifests import read_rayjob, refusal
 from tuner.launch.names import legal_name
 from tuner.launch.rayjob import RayJob
+from tuner.paths import legal_part
 from tuner.search import StudyConfig
 from tuner.text_file import read_text
 from tuner.yaml_file import dump_yaml
@@ -119,7 +116,7 @@ def study_on(study: StudyConfig, cluster: ClusterConfig) -> StudyConfig:
     """
     check_leaves_place_open(study, "the ledger's address comes from the cluster's Secret")
     for key in ("task", "model", "general"):
-        _check_visible(key, getattr(study, key), cluster)
+        _check_visible(key, study, cluster)
     gpus = _gpus_of_a_trial(study, cluster)
     places = sum(_places(group, gpus) for group in cluster.workers)
     if places == 0:
@@ -147,12 +144,14 @@ def _files(study: StudyConfig, cluster: ClusterConfig) -> dict[str, str]:
     there = study_on(study, cluster)
     files: dict[str, str] = {}
     space = Path(study.space)
-    if is_path(study.space):
+    if space.is_absolute():
         if not any(disk.holds(study.space) for disk in cluster.disks):
             check_travels_alone(space)
             check_space(study)
-            files[space.name] = read_text(space)
-            there = there.model_copy(update={"space": str(_STUDY_FOLDER / space.name)})
+            # A file of a ConfigMap may be called by few letters only.
+            name = f"{legal_part(space.stem)}.yaml"
+            files[name] = read_text(space)
+            there = there.model_copy(update={"space": str(_STUDY_FOLDER / name)})
     else:
         check_space(study)
     content = there.model_dump(mode="json", exclude_none=True)
@@ -160,23 +159,17 @@ def _files(study: StudyConfig, cluster: ClusterConfig) -> dict[str, str]:
     return files
 
 
-def _check_visible(key: str, value: str | None, cluster: ClusterConfig) -> None:
-    if value is None:
+def _check_visible(key: str, study: StudyConfig, cluster: ClusterConfig) -> None:
+    value: str | None = getattr(study, key)
+    if value is None or not os.path.isabs(value):
         return
-    if Path(value).is_absolute() and any(disk.holds(value) for disk in cluster.disks):
-        return
-    if Path(value).is_absolute() or value.startswith((".", "~")) or _is_here(value):
+    if not any(disk.holds(value) for disk in cluster.disks):
         known = ", ".join(disk.path for disk in cluster.disks) or "none"
         raise ConfigError(
-            f"{key}: {value} must be a name, or lie on a disk of the cluster ({known}): the "
-            "cluster does not see the files of this machine. Copy it to a disk, name the disk in "
-            "the cluster's `disks`, and give its path there."
+            f"{key}: {study.spelled(key)} must be a name, or lie on a disk of the cluster "
+            f"({known}): the cluster does not see the files of this machine. Copy it to a disk, "
+            "name the disk in the cluster's `disks`, and give its path there."
         )
-
-
-def _is_here(value: str) -> bool:
-    """Return whether a relative path is a file of this machine, and no shipped task's name."""
-    return is_path(value) and Path(value).exists()
 
 
 def _gpus_of_a_trial(study: StudyConfig, cluster: ClusterConfig) -> float:

@@ -1,16 +1,17 @@
 """What is wrong with a study's description, found without running anything."""
 
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from tuner.editing.companions import Companions
-from tuner.editing.model import load_model
-from tuner.editing.task import Task, load_task
+from tuner.editing.model import load_model, locate
+from tuner.editing.task import Task, load_task, resolved_task
 from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
 from tuner.search.config import StudyConfig, load_study
-from tuner.search.space import Space, load_space
+from tuner.search.space import Space, load_space, resolved_space
 from tuner.text_file import open_file
 from tuner.yaml_file import line_of, read_yaml
 
@@ -29,7 +30,7 @@ def check_study(path: Path) -> list[str]:
         config = None
     if not isinstance(content, dict):
         return problems
-    named = _named(config, content)
+    named = _named(config, content, path.parent)
     found: dict[str, Space | Task] = {}
     for key, load in (("space", load_space), ("task", load_task)):
         value = named.get(key)
@@ -61,19 +62,27 @@ def check_study(path: Path) -> list[str]:
             check_measured((*task.constraints, *config.constraints), task)
         except TunerError as error:
             problems.append(f"{path}:{line_of(node, ('constraints',))}: {error}")
-    general = config.general if config is not None else None
-    if general is not None and not general.startswith("builtin:"):
+    if config is not None:
         try:
-            with open_file(Path(general)):
-                pass
+            locate(config.model, config.revision)
         except TunerError as error:
-            problems.append(f"{path}:{line_of(node, ('general',))}: {error}")
+            problems.append(f"{path}:{line_of(node, ('model',))}: {error}")
+        if config.general is not None and os.path.isabs(config.general):
+            try:
+                with open_file(Path(config.general)):
+                    pass
+            except TunerError as error:
+                problems.append(f"{path}:{line_of(node, ('general',))}: {error}")
     return problems
 
 
-def _named(config: StudyConfig | None, content: dict[str, object]) -> dict[str, str]:
+def _named(config: StudyConfig | None, content: dict[str, object], folder: Path) -> dict[str, str]:
     """Return the space and the task, also of a study that is not valid otherwise."""
     if config is not None:
         return {"space": config.space, "task": config.task}
-    given = {key: content.get(key) for key in ("space", "task")}
-    return {key: value for key, value in given.items() if isinstance(value, str)}
+    given = {"space": resolved_space, "task": resolved_task}
+    return {
+        key: resolved(value, folder)
+        for key, resolved in given.items()
+        if isinstance(value := content.get(key), str)
+    }

@@ -1,20 +1,39 @@
 """What a study is asked to do: one frozen, checked object, from YAML or from Python."""
 
 import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tuner.editing.constraint import Constraints
-from tuner.editing.model import Dtype
+from tuner.editing.corpus import resolved_text
+from tuner.editing.model import Dtype, resolved_model
+from tuner.editing.task import resolved_task
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import Budget, epsilon_name
+from tuner.paths import absolute, legal_part
 from tuner.records import Rule
-from tuner.search.database import DEFAULT_PATIENCE_S, storage_url
-from tuner.yaml_file import load_yaml
+from tuner.search.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
+from tuner.search.space import resolved_space
+from tuner.validation import describe_problem, show_path
+from tuner.yaml_file import line_of, read_yaml
 
 # What may change when a study is continued: how much is tried and on what it runs, never what a
 # trial means.
@@ -26,6 +45,37 @@ _MAY_CHANGE = frozenset(
 # With more at once, a model of the objective learns too late: measured on budgets up to 50.
 _TRIALS_PER_WORKER = 8
 _WORKERS_FOR_SMALL_STUDIES = 4
+
+
+# What may be the path of something, and how it is made absolute.
+_LOCATED: Mapping[str, Callable[[str, Path | None], str]] = {
+    "model": resolved_model,
+    "task": resolved_task,
+    "general": resolved_text,
+    "space": resolved_space,
+}
+
+_LEGAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_IN_NAME = 200
+
+
+@final
+@dataclass(frozen=True)
+class Starts:
+    """Where the relative paths of a study start: by default the working directory."""
+
+    folder: Path | None = None
+    flags: frozenset[str] = frozenset()
+    """The fields that were given on the command line, and so start at the working directory."""
+
+
+AS_WRITTEN = object()
+"""Validates a study that was read once already, whose paths must stay as they are."""
+
+
+def _start_of(key: str, info: ValidationInfo) -> Path | None:
+    starts = info.context
+    return starts.folder if isinstance(starts, Starts) and key not in starts.flags else None
 
 
 class SamplerName(StrEnum):
@@ -46,9 +96,7 @@ class StudyConfig(BaseModel):
     )
 
     name: str = Field(
-        default="",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="The study's name and folder; continues the study that bears it.",
+        default="", description="The study's name and folder; continues the study that bears it."
     )
     model: str = Field(default="builtin:neox", description="Built-in model, folder or hub id.")
     revision: str | None = Field(default=None, description="Revision of a hub model.")
@@ -110,13 +158,60 @@ class StudyConfig(BaseModel):
         default=None, gt=0, description="No trial is started after this many seconds."
     )
 
+    # What the user wrote where it is not what it means, by the field's name.
+    _spelled: dict[str, str] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="before")
     @classmethod
-    def _named_after_task_and_space(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("name") and "task" in values:
-            space = Path(str(values.get("space", "lora"))).stem
-            return {**values, "name": f"{Path(str(values['task'])).stem}-{space}"}
-        return values
+    def _named_after_task_and_space(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, dict) or values.get("name") or "task" not in values:
+            return values
+        parts = []
+        for key in ("task", "space"):
+            path = absolute(str(values.get(key, "lora")), _start_of(key, info))
+            is_file = path.suffix in (".yaml", ".yml")
+            parts.append(legal_part(path.stem if is_file else path.name or key))
+        return {**values, "name": "-".join(parts)}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_spelling(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        config = handler(values)
+        if isinstance(values, dict):
+            config._spelled = {
+                key: values[key]
+                for key in _LOCATED
+                if isinstance(values.get(key), str) and values[key] != getattr(config, key)
+            }
+        return config
+
+    @field_validator(*_LOCATED, mode="before")
+    @classmethod
+    def _located(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str) or info.context is AS_WRITTEN:
+            return value
+        key = str(info.field_name)
+        try:
+            return _LOCATED[key](value, _start_of(key, info))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _stored(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str) or info.context is AS_WRITTEN:
+            return value
+        return resolved_storage(value, _start_of("storage", info))
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name and (not _LEGAL_NAME.fullmatch(name) or len(name) > _MOST_IN_NAME):
+            raise ValueError(
+                "a study's name must begin with a letter or a digit, hold only letters from A to "
+                f"Z, digits, `.`, `_` and `-`, and have at most {_MOST_IN_NAME} characters."
+            )
+        return name
 
     @field_validator("storage")
     @classmethod
@@ -174,6 +269,15 @@ class StudyConfig(BaseModel):
         asked = min(useful, self.trials) if self.workers == "auto" else max(1, self.workers)
         return min(room, asked)
 
+    def spelled(self, key: str) -> str:
+        """Return a field as the user wrote it, for a person to read."""
+        return self._spelled.get(key, str(getattr(self, key)))
+
+    @property
+    def spelling(self) -> dict[str, str]:
+        """What the user wrote for paths, by the field's name."""
+        return dict(self._spelled)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change while a study goes on, as plain JSON values without secrets."""
@@ -186,20 +290,34 @@ class StudyConfig(BaseModel):
         return {**asked, "epsilon": self.target_epsilon}
 
 
-def load_study(path: Path) -> StudyConfig:
-    """Return the study that a YAML file describes. Its relative paths start at the file.
+def load_study(path: Path, flags: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Return the study that a YAML file describes; `flags` win over what it says.
+
+    The file's relative paths start at its folder, and those of the flags at the working directory.
 
     Raises:
-        ConfigError: the file is absent or breaks rules; all are reported, one `file:line` each.
+        ConfigError: the file is absent or breaks rules, or a flag does; all are reported, one
+            `file:line` each.
     """
-    config = load_yaml(path, StudyConfig)
-    changes: dict[str, Any] = {}
-    for key in ("task", "space", "model", "general"):
-        value = getattr(config, key)
-        is_path = value is not None and (len(Path(value).parts) > 1 or Path(value).suffix)
-        if is_path and (path.parent / value).exists():
-            changes[key] = str(path.parent / value)
-    return config.model_copy(update=changes)
+    node, content = read_yaml(path)
+    flags = flags or {}
+    if isinstance(content, dict):
+        budget = content.get("budget")
+        if isinstance(budget, dict) and "budget" in flags:
+            flags = {**flags, "budget": {**budget, **flags["budget"]}}
+        content = {**content, **flags}
+    try:
+        return StudyConfig.model_validate(content, context=Starts(path.parent, frozenset(flags)))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        raise ConfigError(
+            "\n".join(
+                describe_problem(one)
+                if one["loc"][:1] and one["loc"][0] in flags
+                else f"{show_path(path)}:{line_of(node, one['loc'])}: {describe_problem(one)}"
+                for one in problems
+            )
+        ) from None
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], name: str) -> None:

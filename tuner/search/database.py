@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
 from optuna.exceptions import StorageInternalError
@@ -26,6 +27,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from tenacity.stop import stop_after_delay
 
 from tuner.errors import ClusterError, ConfigError, MissingExtra
+from tuner.paths import absolute
 from tuner.validation import show_path
 
 T = TypeVar("T")
@@ -55,6 +57,19 @@ _REFUSALS = (
 )
 
 _logger = logging.getLogger(__name__)
+
+
+def resolved_storage(url: str, start: Path | None = None) -> str:
+    """Return the URL with a SQLite file's path made absolute, from `start` or where we work."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return url  # refused where it is opened
+    file = parsed.database
+    if parsed.get_backend_name() != "sqlite" or not file or file.startswith((":", "file:")):
+        return url
+    located = parsed.set(database=str(absolute(file, start)))
+    return located.render_as_string(hide_password=False)
 
 
 class Reach(Protocol):
@@ -105,6 +120,11 @@ def storage_url(url: SecretStr) -> URL:
         raise ConfigError(
             "`storage` must begin with postgresql:// or sqlite://, but begins with "
             f"{show_path(parsed.drivername)}://. Change it."
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError(
+            "`storage` must name a file, as sqlite:///FILE does, but names none: what is only in "
+            "memory is lost."
         )
     return parsed
 

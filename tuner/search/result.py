@@ -12,12 +12,15 @@ from tuner.editing.constraint import Constraints, strictest
 from tuner.errors import ConfigError, StudyFailed
 from tuner.evaluation.budget import epsilon_name
 from tuner.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
-from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.config import AS_WRITTEN, SamplerName, StudyConfig
 from tuner.search.folder import StudyFolder, read_whole
 from tuner.search.ledger import Ledger
 
 TASK_CONSTRAINTS = "task constraints"
 """Under this key the ledger remembers the constraints that the task carried."""
+
+SPELLING = "spelling"
+"""Under this key the ledger remembers how the user wrote paths, for show only."""
 
 
 @final
@@ -119,7 +122,7 @@ def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
 def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
     asked = ledger.asked
     known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
-    config = StudyConfig.model_validate(known)
+    config = StudyConfig.model_validate(known, context=AS_WRITTEN)
     space = asked["space definition"]
     of_task = TypeAdapter[Constraints](Constraints).validate_python(asked.get(TASK_CONSTRAINTS, ()))
     flat = config.per_editor or len(space) == 1
@@ -130,7 +133,7 @@ def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
     return StudySummary(
         name=config.name,
         uid=ledger.uid,
-        model=config.model,
+        model=asked.get(SPELLING, {}).get("model", config.model),
         model_fingerprint=folder.base_fingerprint() or "",
         task=Path(config.task).name,
         task_hash=asked["task content"],

@@ -1,6 +1,7 @@
 """Which hyperparameters a study may try: a YAML file becomes a typed, checked space."""
 
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,10 +21,11 @@ from pydantic.fields import FieldInfo
 
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Editor
-from tuner.editing.model import LanguageModel
+from tuner.editing.model import LanguageModel, is_model_name, resolved_model
 from tuner.editing.task import Task
 from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
+from tuner.paths import absolute, is_spelled_as_path
 from tuner.shipped import shipped_folder
 from tuner.validation import describe_problem
 from tuner.yaml_file import line_of, parse_yaml, read_yaml
@@ -324,6 +326,21 @@ class Space(BaseModel):
         }
 
     @property
+    def model_folders(self) -> tuple[str, ...]:
+        """The folders of the models that editors read beside the one that they edit."""
+        found: dict[str, None] = {}
+        for branch in self.branches:
+            for key, field in branch.editor.model_fields.items():
+                dimension = branch.search.get(key)
+                choices = dimension.choices if isinstance(dimension, Choice) else ()
+                if is_model_name(field):
+                    given = (branch.fixed.get(key), *choices)
+                    found |= {
+                        one: None for one in given if isinstance(one, str) and os.path.isabs(one)
+                    }
+        return tuple(found)
+
+    @property
     def _names(self) -> tuple[str, ...]:
         return tuple(branch.name for branch in self.branches)
 
@@ -368,12 +385,21 @@ def find_space_file(name_or_path: str | Path) -> Path:
     Raises:
         ConfigError: there is no such space.
     """
-    path = Path(name_or_path)
-    if path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1:
-        return path
-    if str(name_or_path) not in space_names():
-        raise unknown_name("search space", str(name_or_path), space_names())
-    return shipped_folder("search_spaces") / f"{name_or_path}.yaml"
+    name = str(name_or_path)
+    if os.path.isabs(resolved_space(name)):
+        return Path(os.path.expanduser(name))
+    if name not in space_names():
+        raise unknown_name("search space", name, space_names())
+    return shipped_folder("search_spaces") / f"{name}.yaml"
+
+
+def resolved_space(name: str, start: Path | None = None) -> str:
+    """Return the absolute path of a space's file, from `start` or else the working directory.
+
+    Only a plain name without a suffix is that of a shipped space.
+    """
+    is_path = "/" in name or is_spelled_as_path(name) or name.lower().endswith((".yaml", ".yml"))
+    return str(absolute(name, start)) if is_path else name
 
 
 @final
@@ -446,7 +472,7 @@ def _load(path: Path, ancestors: tuple[Path, ...]) -> Space:
         raise
     branches: tuple[Branch, ...]
     if file.editors is None:
-        branches = tuple(_read_branch(path.stem, file, problems))
+        branches = tuple(_read_branch(path, file, problems))
     else:
         branches = tuple(_read_branches(path, file.editors, problems, (*ancestors, path)))
     problems.raise_if_any()
@@ -463,7 +489,7 @@ def _read_branches(
             file = find_space_file(name)
             if not file.is_absolute():
                 file = path.parent / file
-            if file in ancestors:
+            if any(os.path.realpath(file) == os.path.realpath(one) for one in ancestors):
                 problems.add(location, f"the space {name!r} contains itself.")
                 continue
             found = _load(file, ancestors)
@@ -477,7 +503,7 @@ def _read_branches(
             yield branch
 
 
-def _read_branch(name: str, file: _SpaceFile, problems: _Problems) -> Iterator[Branch]:
+def _read_branch(path: Path, file: _SpaceFile, problems: _Problems) -> Iterator[Branch]:
     search: dict[str, Dimension] = {}
     reader: TypeAdapter[Dimension] = TypeAdapter(Dimension)
     for parameter, entry in file.search.items():
@@ -491,7 +517,7 @@ def _read_branch(name: str, file: _SpaceFile, problems: _Problems) -> Iterator[B
             )
             problems.add_from(error, ("search", parameter), skip=1 if tagged else 0)
     try:
-        editor = find_editor(str(file.editor))
+        editor = find_editor(str(file.editor), path.parent)
     except ConfigError as error:
         problems.add(("editor",), str(error))
         return
@@ -509,15 +535,42 @@ def _read_branch(name: str, file: _SpaceFile, problems: _Problems) -> Iterator[B
                 ("search",),
                 f"{editor.name()} needs {parameter!r}: it must be fixed or searched.",
             )
-    known_fixed = {key: value for key, value in file.fixed.items() if key in fields}
+    fixed = dict(file.fixed)
+    for parameter in (key for key, field in fields.items() if is_model_name(field)):
+        _resolve_models(parameter, fixed, search, path.parent, problems)
+    known_fixed = {key: value for key, value in fixed.items() if key in fields}
     for key, one in search.items():
         if key in fields and isinstance(one, Choice):
             search[key] = one.as_taken_by(fields[key])
     known_search = {key: one for key, one in search.items() if key in fields}
     _check_values(editor, known_fixed, known_search, problems)
+    branch = Branch(name=path.stem, editor=editor, fixed=fixed, search=search)
     if not problems and known_search.keys() == file.search.keys():
-        _check_draws(Branch(name=name, editor=editor, fixed=file.fixed, search=search), problems)
-    yield Branch(name=name, editor=editor, fixed=file.fixed, search=search)
+        _check_draws(branch, problems)
+    yield branch
+
+
+def _resolve_models(
+    parameter: str,
+    fixed: dict[str, Any],
+    search: dict[str, Dimension],
+    folder: Path,
+    problems: _Problems,
+) -> None:
+    """Let the paths of models that a space names start at its file."""
+    value, dimension = fixed.get(parameter), search.get(parameter)
+    try:
+        if isinstance(value, str):
+            fixed[parameter] = resolved_model(value, folder)
+        if isinstance(dimension, Choice):
+            models = tuple(
+                resolved_model(one, folder) if isinstance(one, str) else one
+                for one in dimension.choices
+            )
+            search[parameter] = dimension.model_copy(update={"choices": models})
+    except ConfigError as error:
+        section = "fixed" if isinstance(value, str) else "search"
+        problems.add((section, parameter), f"{parameter}: {error}")
 
 
 def _check_values(

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 from uuid import uuid4
 
 from pydantic import BaseModel
@@ -16,6 +17,8 @@ from pydantic import BaseModel
 from tuner.atomic_file import write_text
 from tuner.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
+from tuner.editing.corpus import Part, load_general_text
+from tuner.editing.model import load_model
 from tuner.editing.task import Task, load_task
 from tuner.errors import DiskError, StudyFailed, TunerError
 from tuner.evaluation.budget import Budget, Certificate, epsilon_name
@@ -36,7 +39,7 @@ from tuner.search.executor import Executor, deaths_on, executor
 from tuner.search.folder import StudyFolder, read_whole
 from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
-from tuner.search.result import TASK_CONSTRAINTS, StudyResult, summary_of
+from tuner.search.result import SPELLING, TASK_CONSTRAINTS, StudyResult, summary_of
 from tuner.search.sampler import Proposer
 from tuner.search.searcher import LedgerSearcher
 from tuner.search.selection import (
@@ -208,15 +211,52 @@ class Study:
             before.pop("trials", None)
             if isinstance(began_with := before.get("space definition"), dict):
                 before["space definition"] = Space.definition_from_before(began_with)
+            before.pop(SPELLING, None)
             # A study whose workers never saw a base model, for a wrong name say, has not begun.
             begun = self.folder.base_fingerprint() is not None
             if begun or before.get("space definition") != now["space definition"]:
-                check_unchanged(before, now, self.config.name)
+                check_unchanged(self._same_places(before, now), now, self.config.name)
         else:
             uid = uuid4().hex
         asked = {**now, "uid": uid, "trials": self.config.trials}
+        if self.config.spelling:
+            asked[SPELLING] = self.config.spelling
         if ledger.asked != asked:
             ledger.ask_for(asked)
+
+    def _same_places(self, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+        """Return what was asked before, with our paths where those of then have the same content.
+
+        Raises:
+            ConfigError: the model or the text is elsewhere than then, and another one.
+        """
+        moved = [key for key in ("model", "general") if not _same_place(before.get(key), now[key])]
+        same = {"model", "general"}.difference(moved)
+        for key, content in (("task", "task content"), ("space", "space definition")):
+            if before.get(content) == now[content]:
+                same.add(key)
+        if any(_is_path(asked.get(key)) for key in moved for asked in (before, now)):
+            config = self.config
+            model = load_model(
+                config.model, revision=config.revision, dtype=config.dtype, device="cpu"
+            )
+            text = load_general_text(config.general, model).corpus(Part.SEARCH)
+            self.folder.claim_base(model.fingerprint, text.hash)
+            same.update(moved)
+        return {key: now[key] if key in same else value for key, value in before.items()}
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str) and os.path.isabs(name)
+
+
+def _same_place(before: object, now: object) -> bool:
+    """Return whether two names are one, or lead to one file or folder."""
+    if before == now:
+        return True
+    if not isinstance(before, str) or not isinstance(now, str):
+        return False
+    return _is_path(now) and os.path.realpath(before) == os.path.realpath(now)
 
 
 @final

@@ -4,6 +4,7 @@ from tuner.tracking.fetching import fetch_bundle
 from tuner.tracking.location import (
     compare_url,
     default_uri,
+    located_uri,
     masked,
     study_url,
     ui_address,
@@ -19,6 +20,7 @@ __all__ = [
     "compare_url",
     "default_uri",
     "fetch_bundle",
+    "located_uri",
     "masked",
     "study_url",
     "sync",

@@ -8,7 +8,7 @@ from tuner.atomic_file import whole_folder
 from tuner.errors import ConfigError, unknown_name
 from tuner.evaluation.budget import epsilon_label, epsilon_name, epsilon_of_label
 from tuner.tracking.content import STUDY_TAG
-from tuner.tracking.location import check_uri, masked
+from tuner.tracking.location import located_uri, masked
 from tuner.tracking.runs import open_client, translated
 from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
 
@@ -36,7 +36,7 @@ def fetch_bundle(
     require_mlflow()
     if out.exists():
         raise ConfigError(f"{out} exists already: a bundle is written into a new folder.")
-    uri = check_uri(tracking_uri)
+    uri = located_uri(tracking_uri, out)
     with brief_requests(), quiet_here(), translated(uri):
         client = open_client(uri)
         found = client.get_experiment_by_name(experiment)

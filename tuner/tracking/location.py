@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from tuner.errors import ConfigError
+from tuner.paths import absolute
 from tuner.tracking.view import view_key
 
 _SERVER_SCHEMES = ("http", "https")
@@ -20,7 +21,19 @@ _MOST_RUNS_IN_ADDRESS = 100
 
 def default_uri(studies: Path) -> str:
     """Return the database that all studies of a folder share when no other place is given."""
-    return f"sqlite:///{(studies / 'mlflow.db').resolve()}"
+    return _sqlite_uri((studies / "mlflow.db").resolve())
+
+
+def located_uri(uri: str | None, studies: Path) -> str:
+    """Return where runs are kept: `uri`, with a SQLite file's path made absolute, or the default.
+
+    Raises:
+        ConfigError: MLflow cannot keep runs there.
+    """
+    if not uri:
+        return default_uri(studies)
+    file = sqlite_file(check_uri(uri))
+    return uri if file is None or file.is_absolute() else _sqlite_uri(absolute(file))
 
 
 def artifact_root(studies: Path) -> Path:
@@ -59,7 +72,16 @@ def sqlite_file(uri: str) -> Path | None:
     """Return the file behind a SQLite URI; None for every other URI."""
     if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
         return None
-    return Path(uri.partition("///")[2].partition("?")[0])
+    from sqlalchemy import make_url
+
+    # MLflow reads its URIs by the same function, which takes `%3F` in them for a `?`.
+    return Path(make_url(uri).database or "")
+
+
+def _sqlite_uri(file: Path) -> str:
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 def masked(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import final
 from tuner.errors import ConfigError, TunerError
 from tuner.records import StudyResultRecord, StudySummary, TrialEntry, TrialState, Winner
 from tuner.tracking.content import StudyView
-from tuner.tracking.location import check_uri, default_uri, masked
+from tuner.tracking.location import located_uri, masked
 from tuner.tracking.projection import Projection, SyncReport
 from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
 
@@ -30,7 +30,7 @@ def check_tracking(tracking_uri: str | None, folder: Path) -> None:
         ConfigError: MLflow cannot keep runs at the URI.
     """
     require_mlflow()
-    check_uri(tracking_uri or default_uri(folder))
+    located_uri(tracking_uri, folder)
 
 
 @final
@@ -52,7 +52,7 @@ class Tracker:
         """
         check_tracking(tracking_uri, folder)
         self._summary = summary
-        uri = tracking_uri or default_uri(folder)
+        uri = located_uri(tracking_uri, folder)
         self._projection = Projection(uri, experiment, summary, folder)
 
         # What the study says, guarded together:
@@ -243,7 +243,7 @@ def sync(
     """
     check_tracking(tracking_uri, folder)
     summary = result.summary
-    uri = tracking_uri or default_uri(folder)
+    uri = located_uri(tracking_uri, folder)
     projection = Projection(uri, experiment, summary, folder)
     completed = sum(entry.state is TrialState.COMPLETED for entry in result.entries)
     view = StudyView(

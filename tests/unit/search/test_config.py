@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+import sqlalchemy
+from pydantic import SecretStr, ValidationError
 
 from tuner.errors import ConfigError
 from tuner.search.check import check_study
 from tuner.search.config import StudyConfig, check_unchanged, load_study
+from tuner.search.database import Database
 from tuner.search.space import Space, load_space
 from tuner.search.study import Study
 
@@ -161,3 +163,119 @@ def test_a_definition_from_when_numbers_were_text_is_the_same(tmp_path: Path) ->
     now = load_space(path).definition
     before = {"mine": {**now["mine"], "fixed": {"learning_rate": "1e-4"}}}
     assert Space.definition_from_before(before) == now
+
+
+def test_relative_paths_of_flags_start_at_the_working_directory_and_those_of_a_file_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "mödel").mkdir()
+    study = tmp_path / "studies" / "study.yaml"
+    study.write_text("task: country_capital\nmodel: ../mödel\ngeneral: text.txt\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_study(Path("studies/study.yaml"), {"general": "my text.txt"})
+    assert config.model == str(tmp_path / "mödel")
+    assert config.general == str(tmp_path / "my text.txt")
+    assert config.spelled("model") == "../mödel"
+    assert config.spelled("general") == "my text.txt"
+    assert load_study(study).general == str(tmp_path / "studies" / "text.txt")
+    direct = StudyConfig(task="country_capital", model="mödel", general="text.txt")
+    assert direct.model == str(tmp_path / "mödel")
+    assert direct.general == str(tmp_path / "text.txt")
+
+
+def test_flags_complete_a_study_file(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("space: rome\nbudget: {epsilons: [0.1], confidence: 0.9}\n")
+    config = load_study(study, {"task": "country_capital", "budget": {"epsilons": [0.01]}})
+    assert config.name == "country_capital-rome"
+    assert (config.budget.epsilons, config.budget.confidence) == ((0.01,), 0.9)
+    with pytest.raises(ConfigError, match=r"^trials: Input should be greater than 0. Got 0.$"):
+        load_study(study, {"task": "country_capital", "trials": 0})
+
+
+def test_a_name_with_a_path_s_form_is_never_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    for id, expected in {
+        "gpt2": tmp_path / "gpt2",
+        "org/name": tmp_path / "org" / "name",
+        "./absent": tmp_path / "absent",
+        "a/b/c": tmp_path / "a" / "b" / "c",
+        "absent/": tmp_path / "absent",
+    }.items():
+        assert StudyConfig(task="t", model=id).model == str(expected)
+    assert StudyConfig(task="t", model="org/other").model == "org/other"
+    assert StudyConfig(task="t", model="builtin:neox").model == "builtin:neox"
+
+
+def test_a_hub_id_of_a_study_file_is_not_read_as_a_folder_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere" / "gpt2").mkdir(parents=True)
+    study = tmp_path / "study.yaml"
+    study.write_text("task: country_capital\nmodel: gpt2\n")
+    assert load_study(study).model == "gpt2"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"study.yaml:2: model: 'gpt2' is a hub id, since .*gpt2"):
+        load_study(study)
+
+
+@pytest.mark.parametrize(
+    ("task", "space", "name"),
+    [
+        ("./facts.v1", "lora", "facts.v1-lora"),
+        ("./facts.v2/", "my.space.yaml", "facts.v2-my.space"),
+        ("my facts", "lora", "my-facts-e9177c-lora"),
+        ("my-facts", "lora", "my-facts-lora"),
+        ("./größe", "lora", "gr-e-d353a2-lora"),
+        ("./東京", "lora", "130016-lora"),
+        ("./_hidden", "lora", "hidden-7a1f9c-lora"),
+    ],
+)
+def test_derived_names_are_legal_and_distinct(task: str, space: str, name: str) -> None:
+    assert StudyConfig(task=task, space=space).name == name
+
+
+def test_a_study_of_the_task_here_is_called_by_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "facts" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "facts" / "below")
+    assert StudyConfig(task=".").name == "below-lora"
+    assert StudyConfig(task="..").name == "facts-lora"
+
+
+@pytest.mark.parametrize("name", ["my facts", "größe", "../up", ".", "a/b", "x\n", "x" * 201])
+def test_a_name_that_is_no_folder_s_is_refused_in_words(name: str) -> None:
+    with pytest.raises(ValidationError, match="must begin with a letter or a digit, hold only"):
+        StudyConfig(task="country_capital", name=name)
+
+
+def test_a_study_without_a_task_complains_of_that_alone(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("space: lora\n")
+    assert check_study(study) == [f"{study}:1: task: Field required."]
+
+
+def test_a_ledger_s_file_is_found_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "q?mark 50%25"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    config = StudyConfig.model_validate({"task": "country_capital", "storage": "sqlite:///l.db"})
+    assert config.storage is not None
+    with sqlalchemy.create_engine(config.storage.get_secret_value()).connect() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE t (x int)"))
+    assert [path.name for path in place.iterdir()] == ["l.db"]
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    server = "postgresql://me:h%40sh@host/db"
+    config = StudyConfig.model_validate({"task": "country_capital", "storage": server})
+    assert config.storage is not None
+    assert config.storage.get_secret_value() == server
+    with pytest.raises(ConfigError, match="must name a file"):
+        Database.at(SecretStr("sqlite://"))

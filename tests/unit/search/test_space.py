@@ -151,3 +151,38 @@ def test_a_choice_is_a_number_where_its_field_is_one(tmp_path: Path) -> None:
 def test_unknown_spaces_get_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
         find_space_file("lor")
+
+
+def test_models_and_modules_that_a_space_names_are_found_beside_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "räume hier"
+    (place / "klein").mkdir(parents=True)
+    (place / "hidden_beside_the_space.py").write_text(
+        "from tuner.editors.lora import Lora as Mine\n"
+    )
+    (place / "ensemble.yaml").write_text(
+        "editor: ensemble\nfixed: {small: ./klein}\n"
+        "search:\n  learning_rate: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}\n"
+    )
+    (place / "serac.yaml").write_text(
+        "editor: serac\nsearch:\n"
+        "  classifier: {type: categorical, choices: [klein, 'builtin:neox', org/name]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    small = str(place / "klein")
+    space = load_space("räume hier/ensemble.yaml")
+    assert space.branches[0].fixed["small"] == small
+    assert space.model_folders == (small,)
+    (branch,) = load_space(place / "serac.yaml").branches
+    assert branch.search["classifier"].extremes == {
+        "choices.0": small, "choices.1": "builtin:neox", "choices.2": "org/name",
+    }  # fmt: skip
+    assert find_editor("hidden_beside_the_space:Mine", place) is find_editor("lora")
+
+
+def test_spaces_that_contain_each_other_by_other_spellings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("editors: [./b.yaml, lora]\n")
+    (tmp_path / "b.yaml").write_text(f"editors: [../{tmp_path.name}/a.yaml, rome]\n")
+    with pytest.raises(ConfigError, match="contains itself"):
+        load_space(tmp_path / "a.yaml")
