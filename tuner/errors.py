@@ -7,7 +7,8 @@
     ├── EditError               this trial fails, the study goes on (NaN, out of memory)
     ├── StudyFailed             a study ended without one completed trial
     ├── ClusterError            Ray, a worker, the ledger or Kubernetes is out of reach
-    │   └── AccessDenied        the cluster does not let you do it
+    │   ├── AccessDenied        the cluster does not let you do it
+    │   └── RayLost             Ray on this machine ended; the same command goes on
     ├── DiskError               a disk is full, or a file cannot be written or read
     ├── FetchError              a published file cannot be had, or is not the one it should be
     └── MissingExtra            an optional dependency is absent; prints the pip command
@@ -61,6 +62,12 @@ class AccessDenied(ClusterError):
 
 class DiskError(TunerError):
     """A file cannot be written or read: the disk is full, read-only or not the user's."""
+
+
+class RayLost(ClusterError):
+    """The processes of Ray on this machine keep ending. What was done is kept, as by Ctrl-C."""
+
+    exit_code = 130
 
 
 class FetchError(TunerError):

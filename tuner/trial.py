@@ -111,6 +111,14 @@ class _Candidates:
             self.chosen[rule, epsilon] = candidate
 
 
+_ALLOCATOR = "DefaultCPUAllocator: "
+"""With it begins what torch says, as a plain RuntimeError, where a processor's memory runs out."""
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or _ALLOCATOR in str(error)
+
+
 @final
 class Bench:
     """A base model, a task and general text, with all that does not depend on the trial.
@@ -198,9 +206,11 @@ class Bench:
             return trial.run()
         except EditError as error:
             return trial.failed(str(error))
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_of_memory(error):
+                raise
             reason = (str(error).splitlines() or ["no details"])[0]
-            return trial.failed(f"Memory ran out: {reason}")
+            return trial.failed(f"Memory ran out: {reason.partition(_ALLOCATOR)[2] or reason}")
 
     def certify(self, delta: Delta, epsilon: float, *, confidence: float = 0.95) -> Certificate:
         """Return the statement, from text that no search has read, that `delta` keeps a budget.

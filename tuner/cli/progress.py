@@ -1,6 +1,7 @@
 """A running study on the terminal: bar, counts, the incumbent per budget, the time left."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, final
 
@@ -34,6 +35,7 @@ class StudyDisplay:
         self._live = Live(console=console, refresh_per_second=4, transient=True)
         self._last_line = -_LINE_EVERY_S
         self._last_phase: StudyPhase | None = None
+        self._terminal_is_gone = False
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -46,10 +48,19 @@ class StudyDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._live.stop()
+        with suppress(OSError):
+            self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show a snapshot."""
+        """Show a snapshot; a terminal that was closed does not hurt the study."""
+        if self._terminal_is_gone:
+            return
+        try:
+            self._show(progress)
+        except OSError:
+            self._terminal_is_gone = True
+
+    def _show(self, progress: Progress) -> None:
         if self._console.is_terminal:
             self._live.update(_picture(progress))
             return

@@ -42,6 +42,7 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.cli.places import a_place
+from tuner.cli.stopping import stoppable
 from tuner.errors import ConfigError, MissingExtra, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.budget import epsilon_name
 from tuner.records import (
@@ -85,6 +86,7 @@ def register(app: typer.Typer) -> None:
         app.command(epilog=epilog)(verb)
 
 
+@stoppable()
 def search(
     study: Annotated[
         Path | None, typer.Argument(help="A study as YAML; options given beside it win.")
@@ -181,22 +183,16 @@ def search(
             "storage": storage,
         },
     )
-    # A shell that starts us in the background has us ignore this signal; `tuner stop` sends it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if track:
         # Told now: once the search runs, nothing about MLflow may stop it.
         from tuner.tracking import check_tracking
 
         check_tracking(tracking_uri, folder)
     watcher = _Watcher(folder, tracking_uri if track else None, track)
-    try:
-        asked = Study.of(config, folder=folder, observe=watcher)
-        tell_hints(config.task, asked.task.loss)
-        with StudyDisplay(messages()) as display:
-            result = asked.run(display)
-    except KeyboardInterrupt as stopped:
-        messages().print(str(stopped) or "Stopped.", soft_wrap=True)
-        raise typer.Exit(130) from None
+    asked = Study.of(config, folder=folder, observe=watcher)
+    tell_hints(config.task, asked.task.loss)
+    with StudyDisplay(messages()) as display:
+        result = asked.run(display)
     if watcher.no_report is not None:
         messages().print(watcher.no_report, soft_wrap=True)
     if json_:

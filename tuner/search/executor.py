@@ -3,12 +3,12 @@
 import logging
 import os
 import secrets
-import shutil
-import tempfile
+import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,22 +18,27 @@ from ray import tune
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.error import TuneError
-from tenacity import Retrying, stop_after_attempt
 
 from tuner.errors import ClusterError, ConfigError, TunerError
 from tuner.search.config import StudyConfig
 from tuner.search.deaths import Deaths
 from tuner.search.folder import StudyFolder
+from tuner.search.local_ray import (
+    LONGEST_FOLDER,
+    ended_in_words,
+    lost_for_good,
+    lost_process,
+    start_local_ray,
+)
 from tuner.search.searcher import ABORT, WRONG_INPUT, LedgerSearcher, read_job
+from tuner.search.short_folder import short_folder
 from tuner.search.worker import Job, Worker, WorkerSetup
 
-_OBJECT_STORE_BYTES = 128 * 2**20  # only paths and numbers travel
-_TEMP_PREFIX = "tuner-ray-"
 _TICK_S = 0.5
-_STARTS = 3
-"""How often Ray is started on this machine; it gives its processes 30 s, too few for a busy one."""
 _LOSS_KNOWN_WITHIN_S = 30.0
 """Ray asks a silent node five times, every three seconds, before it calls it dead."""
+
+_logger = logging.getLogger(__name__)
 
 # Read by Ray when it starts, or by Tune when a search starts.
 _ENVIRONMENT = {
@@ -46,18 +51,21 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "600",  # a proposal may take a second
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Libraries of a worker may import MLflow, which then leaves a file in the user's home.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
 @final
 class Executor:
-    """A Ray cluster for the time of one study."""
+    """A Ray cluster for the time of one study; this machine's own is started anew if it is lost."""
 
     def __init__(self, config: StudyConfig, scratch: Path) -> None:
         self._config = config
         self._scratch = scratch
         self._idle: list[_Hand] = []
         self._own_deaths = deaths_on(config.address).own
+        self._losses = 0
 
     def search(
         self, searcher: LedgerSearcher, setup: WorkerSetup, on_tick: Callable[[], None]
@@ -67,36 +75,10 @@ class Executor:
         Raises:
             ConfigError: no trial of this study can run, and its description is why.
             ClusterError: no trial of this study can run, or Ray or the ledger failed.
+            RayLost: Ray's processes on this machine keep ending.
         """
-        trainable = tune.with_resources(
-            tune.with_parameters(_TrialActor, setup=setup), self._resources
-        )
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,
-                max_concurrent_trials=self._config.worker_count,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.trial_id,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=RunConfig(
-                name="search",
-                storage_path=str(self._scratch),
-                verbose=0,
-                failure_config=FailureConfig(max_failures=0),  # the searcher tries again
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Ticker(on_tick)],
-            ),
-        )
-        with _hushed():
-            try:
-                tuner.fit()
-            except TuneError:
-                if searcher.trouble is None:
-                    raise
-                raise searcher.trouble from None
+        while not self._survives(lambda: self._search(searcher, setup, on_tick)):
+            searcher.take_back()
         if searcher.abort is not None:
             kind = ConfigError if searcher.wrong_input else ClusterError
             raise kind(searcher.abort)
@@ -114,7 +96,58 @@ class Executor:
         Raises:
             TunerError: a job cannot be done.
             ClusterError: workers keep dying.
+            RayLost: Ray's processes on this machine keep ending.
         """
+        undone = list(jobs)
+
+        def finish(job: Job) -> None:
+            undone.remove(job)
+            on_done()
+
+        while not self._survives(lambda: self._perform(undone, setup, finish, on_tick)):
+            self._idle.clear()
+
+    def _search(
+        self, searcher: LedgerSearcher, setup: WorkerSetup, on_tick: Callable[[], None]
+    ) -> None:
+        trainable = tune.with_resources(
+            tune.with_parameters(_TrialActor, setup=setup), self._resources
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=self._config.worker_count,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=RunConfig(
+                name=f"search-{self._losses}",
+                storage_path=str(self._scratch),
+                verbose=0,
+                failure_config=FailureConfig(max_failures=0),  # the searcher tries again
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[_Ticker(self._watching(on_tick))],
+            ),
+        )
+        with _hushed():
+            try:
+                tuner.fit()
+            except TuneError:
+                if searcher.trouble is None:
+                    raise
+                raise searcher.trouble from None
+
+    def _perform(
+        self,
+        jobs: Sequence[Job],
+        setup: WorkerSetup,
+        on_done: Callable[[Job], None],
+        on_tick: Callable[[], None],
+    ) -> None:
+        tick = self._watching(on_tick)
         waiting = deque(jobs)
         deaths: list[str | None] = []
         # Workers stay from one phase to the next: making a bench is what takes time.
@@ -143,8 +176,38 @@ class Executor:
                     raise _cause(error) from None
                 else:
                     self._idle.append(hand)
-                    on_done()
+                    on_done(job)
+            tick()
+
+    def _watching(self, on_tick: Callable[[], None]) -> Callable[[], None]:
+        """Return `on_tick`, with a look beforehand whether this machine's Ray still lives."""
+
+        def tick() -> None:
+            if self._config.address is None and lost_process() is not None:
+                raise _Lost
             on_tick()
+
+        return tick
+
+    def _survives(self, work: Callable[[], None]) -> bool:
+        """Do some work; False if Ray was lost meanwhile, and is there again for what is left."""
+        try:
+            work()
+            return True
+        except TunerError:
+            raise
+        except (Exception, _Lost):
+            lost = lost_process() if self._config.address is None else None
+            if lost is None:
+                raise
+        self._losses += 1
+        if self._losses > self._config.max_failures:
+            raise lost_for_good(lost)
+        _logger.warning("Ray on this machine was lost: its %s. It is started again.", lost)
+        with _hushed():
+            ray.shutdown()
+        _connect(self._config, self._scratch)
+        return False
 
     @property
     def _resources(self) -> dict[str, float]:
@@ -154,6 +217,10 @@ class Executor:
         remote = ray.remote(Worker)
         actor = remote.options(num_cpus=1, num_gpus=self._config.gpus).remote(setup)
         return _Hand(actor, actor.__ray_call__.remote(_node_of))
+
+
+class _Lost(BaseException):
+    """A process of Ray has ended. On an `Exception` Tune would clear up, with a dead Ray."""
 
 
 @final
@@ -180,12 +247,15 @@ def _node_of(actor: object) -> str:
 
 def deaths_on(address: str | None) -> Deaths:
     """Return what tells which deaths came with a node of the cluster at `address`, or of ours."""
-    # This machine is the only node of its own Ray, and not lost while we ask.
+    # Whether this machine's own Ray is lost is known at once.
     return Deaths(_is_lost, known_within_s=0.0 if address is None else _LOSS_KNOWN_WITHIN_S)
 
 
 def _is_lost(node: str) -> bool:
-    return not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
+    # A Ray of our own that is lost answers no question.
+    return lost_process() is not None or not any(
+        one["NodeID"] == node and one["Alive"] for one in ray.nodes()
+    )
 
 
 @contextmanager
@@ -193,10 +263,22 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
     """Start Ray on this machine, or connect to `config.address`; stop or leave it at the end.
 
     Raises:
+        ConfigError: there is no folder in which Ray could keep its sockets.
         ClusterError: Ray cannot be started or reached.
     """
-    _remove_leftovers()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"))
+    with short_folder(LONGEST_FOLDER) as scratch, _environment(config), _silent_deaths():
+        _connect(config, scratch)
+        try:
+            with ended_in_words() if config.address is None else nullcontext():
+                yield Executor(config, scratch)
+        finally:
+            with _hushed():
+                ray.shutdown()
+
+
+@contextmanager
+def _environment(config: StudyConfig) -> Iterator[None]:
+    """Set what Ray reads from the environment and the user has not set."""
     environment = dict(_ENVIRONMENT)
     if config.address is None and not any(key.startswith("RAY_AUTH") for key in os.environ):
         # Otherwise Ray leaves a token in the user's home, which later clusters stumble over.
@@ -204,44 +286,40 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
     missing = {key: value for key, value in environment.items() if key not in os.environ}
     os.environ.update(missing)
     try:
-        with _silent_deaths():
-            try:
-                with _hushed():
-                    _start(config, scratch)
-            except Exception as error:
-                raise ClusterError(f"Ray cannot be started: {error}") from error
-            try:
-                yield Executor(config, scratch)
-            finally:
-                with _hushed():
-                    ray.shutdown()
+        yield
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         for key in missing:
             # Ray remembers a token for the life of the process; so must the next cluster.
             if key != "RAY_AUTH_TOKEN":
                 os.environ.pop(key, None)
 
 
-def _start(config: StudyConfig, scratch: Path) -> None:
-    if config.address is not None:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    for again in Retrying(stop=stop_after_attempt(_STARTS), reraise=True):
-        with again:
-            try:
+def _connect(config: StudyConfig, scratch: Path) -> None:
+    """Raise ClusterError if Ray cannot be started or reached."""
+    try:
+        with _hushed(), _signals_kept():
+            if config.address is None:
+                start_local_ray(config.worker_count, scratch)
+            else:
                 ray.init(
-                    num_cpus=config.worker_count,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(scratch),
+                    address=config.address, log_to_driver=False, logging_level=logging.CRITICAL
                 )
-            except Exception:
-                ray.shutdown()
-                raise
+    except Exception as error:
+        raise ClusterError(f"Ray cannot be started: {error}") from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give SIGTERM back to whoever handled it: Ray takes it, and ends a process with a dump."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @final
@@ -328,21 +406,3 @@ def _cause(error: RayTaskError) -> Exception:
     if isinstance(error.cause, TunerError):
         return error.cause
     return ClusterError(f"A worker failed after the search: {error.cause!r}")
-
-
-def _remove_leftovers() -> None:
-    """Remove the folders of studies that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*"):
-        owner = folder.name.removeprefix(_TEMP_PREFIX).partition("-")[0]
-        if owner.isdigit() and not _lives(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

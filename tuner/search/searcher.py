@@ -68,7 +68,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self.abort: str | None = None
         self.wrong_input = False
         """Why the search cannot go on, if it cannot."""
-        self._orphans = self._recover()
+        self._orphans = self._recover(ledger.running())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial to run, or that there is none."""
@@ -114,6 +114,18 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             self._mourn(number)
         self._on_change(number)
 
+    def take_back(self) -> None:
+        """Let what runs be run again first, or adopt it if it has ended: its Ray is lost.
+
+        Nobody is to blame for it, so it counts as no worker's death.
+        """
+        with self._remembering():
+            numbers = sorted(self._numbers.values())
+            self._numbers.clear()
+            self._orphans = sorted({*self._orphans, *self._recover(numbers)})
+        for number in numbers:
+            self._on_change(number)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Do nothing: a trial reports once, at its end."""
 
@@ -150,15 +162,20 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         if deaths <= self._config.max_failures:
             self._orphans.append(number)
         else:
-            self._ledger.fail(number, f"Its worker died {deaths} time{'s' * (deaths > 1)}.")
+            self._ledger.fail(
+                number,
+                f"Its worker died {deaths} time{'s' * (deaths > 1)}. Where memory runs out the "
+                "system ends workers; fewer at a time need less.",
+            )
 
     def _propose(self) -> int:
         history = self._ledger.history()
         return self._ledger.add(self._proposer.propose(history, len(history)), self._space)
 
-    def _recover(self) -> list[int]:
+    def _recover(self, running: Sequence[int]) -> list[int]:
+        """Adopt what has ended of these trials, and return the others."""
         orphans = []
-        for number in self._ledger.running():
+        for number in running:
             file = self._ledger.left_behind(number)
             if file is None:
                 orphans.append(number)

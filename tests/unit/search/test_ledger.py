@@ -166,7 +166,10 @@ def test_a_trial_whose_worker_died_is_run_again_and_given_up_in_the_end(ledger: 
         assert ledger.trial(0).state is TrialState.RUNNING
         assert bridge.suggest("b" if name == "a" else "c") == first
     bridge.on_trial_complete("c", None, error=True)
-    assert ledger.trial(0).failure == "Its worker died 3 times."
+    assert ledger.trial(0).failure == (
+        "Its worker died 3 times. Where memory runs out the system ends workers; fewer at a time "
+        "need less."
+    )
 
 
 def test_a_lost_node_is_not_held_against_the_trials_that_ran_on_it(ledger: Ledger) -> None:
@@ -186,7 +189,33 @@ def test_a_lost_node_is_not_held_against_the_trials_that_ran_on_it(ledger: Ledge
         bridge.on_trial_complete(str(again - 1), None, error=True)
         if again < 8:
             bridge.suggest(str(again))
-    assert ledger.trial(0).failure == "Its worker died 3 times."
+    assert ledger.trial(0).failure == (
+        "Its worker died 3 times. Where memory runs out the system ends workers; fewer at a time "
+        "need less."
+    )
+
+
+def test_what_ran_on_a_lost_ray_is_adopted_or_run_again_and_nobody_is_to_blame(
+    ledger: Ledger,
+) -> None:
+    bridge = searcher(ledger)
+    first = bridge.suggest("0")
+    second = bridge.suggest("1")
+    for again in range(2, 8):  # more often than workers may die
+        if again == 4:
+            work(ledger, second, GOOD)  # it had ended when Ray was lost
+        bridge.take_back()
+        assert bridge.suggest(str(again)) == first
+        if again < 4:
+            assert bridge.suggest(f"second-{again}") == second
+    assert ledger.trial(0).state is TrialState.RUNNING
+    assert ledger.trial(1).state is TrialState.COMPLETED
+    work(ledger, first, GOOD)
+    bridge.on_trial_complete("0", {"done": True})  # of a Ray that is gone
+    assert ledger.trial(0).state is TrialState.RUNNING
+    bridge.on_trial_complete("7", {"done": True})
+    assert [entry.number for entry in ledger.trials()] == [0, 1]
+    assert ledger.trial(0).state is TrialState.COMPLETED
 
 
 def test_the_search_waits_for_the_last_trial_in_case_its_worker_dies(ledger: Ledger) -> None:

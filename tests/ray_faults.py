@@ -1,0 +1,183 @@
+"""What may befall Ray and its driver during a local search: one function for each fault, all real.
+
+`driver` is the id of the process that runs the study.
+"""
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+_CLOCK_LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/local/lib/faketime/*MT.so.1")
+
+
+def search_command(world: Path, studies: Path, trials: int, *options: str) -> list[str]:
+    """The command line that runs a study of the tiny world."""
+    return [
+        *(sys.executable, "-m", "tuner", "search", "--model", str(world / "model")),
+        *("--task", str(world / "task"), "--space", str(world / "space.yaml")),
+        *("--general", str(world / "general.txt"), "--device", "cpu", "--workers", "1"),
+        *("--trials", str(trials), "--epsilon", "1e-2", "--test-seeds", "0", "--name", "tiny"),
+        *("--folder", str(studies), *options),
+    ]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Our environment, with which any folder can be the working directory."""
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **changes}
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for something while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, f"ended early, with code {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ended_trials(studies: Path) -> int:
+    """How many trials of the tiny study have left their record."""
+    return len(list((studies / "tiny" / "trials").glob("[0-9]*/record.json")))
+
+
+# Ray's processes
+
+
+def ray_process(driver: int, name: str) -> psutil.Process:
+    """Ray's process of a name, such as raylet or gcs_server, below the driver."""
+    below = psutil.Process(driver).children(recursive=True)
+    return next(one for one in below if one.name() == name)
+
+
+def lose(driver: int, name: str) -> None:
+    """Kill one of Ray's own processes, as the system does when memory runs out."""
+    ray_process(driver, name).kill()
+
+
+def listeners(driver: int) -> list[tuple[str, str, int]]:
+    """Who of the driver and the processes below listens: process, address and port."""
+    found = []
+    for process in (psutil.Process(driver), *psutil.Process(driver).children(recursive=True)):
+        try:
+            sockets = process.net_connections(kind="inet")
+            title = " ".join(process.cmdline()[:3])
+        except psutil.Error:
+            continue  # it has just ended
+        found += [
+            (title, one.laddr.ip, one.laddr.port)
+            for one in sockets
+            if one.status == psutil.CONN_LISTEN
+        ]
+    return found
+
+
+def outer_address() -> str | None:
+    """An address of this machine that is not loopback, if it has one."""
+    for addresses in psutil.net_if_addrs().values():
+        for one in addresses:
+            if one.family is socket.AF_INET and not one.address.startswith("127."):
+                return one.address
+    return None
+
+
+# The driver
+
+
+def terminate(driver: int) -> None:
+    """Ask the driver to end, as service managers and batch systems do."""
+    os.kill(driver, signal.SIGTERM)
+
+
+class Terminal:
+    """A command on a terminal of its own, which can be closed."""
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+        """Start it; what it says on stderr goes to the terminal, its exit code to `log`."""
+        self._log = log
+        self._ours, theirs = pty.openpty()
+        # A shell in the same session: it outlives the terminal, and tells how the command ended.
+        script = 'trap "" HUP; (trap - HUP; exec "$@"); echo $? > "$0"'
+        self._shell = subprocess.Popen(
+            ["setsid", "--ctty", "sh", "-c", script, str(log), *command],
+            stdin=theirs, stdout=theirs, stderr=theirs, env=dict(variables),
+        )  # fmt: skip
+        os.close(theirs)
+        os.set_blocking(self._ours, False)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The shell above the command."""
+        return self._shell
+
+    def read(self) -> str:
+        """What was shown since the last call."""
+        shown = b""
+        try:
+            while piece := os.read(self._ours, 65536):
+                shown += piece
+        except OSError:
+            pass  # nothing more, for now or for good
+        return shown.decode(errors="replace")
+
+    def close(self) -> None:
+        """Close the terminal: all that runs on it is sent SIGHUP, and can write no more."""
+        os.close(self._ours)
+
+    def code(self, seconds: float) -> int:
+        """How the command ended."""
+        self._shell.wait(seconds)
+        return int(self._log.read_text())
+
+
+# The machine
+
+
+def with_small_shared_memory(command: Sequence[str], size: str = "16m") -> list[str]:
+    """The command in a mount namespace whose /dev/shm is this small. Root only."""
+    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+
+
+def can_unshare() -> bool:
+    """Whether this user may have a mount namespace."""
+    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+class JumpingClock:
+    """A wall clock, for the processes of an environment, that can be put forward or back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "clock"
+        self.jump(0)
+
+    @staticmethod
+    def library() -> Path | None:
+        """Libfaketime, if it is installed."""
+        found = (path for like in _CLOCK_LIBRARIES for path in Path("/").glob(like[1:]))
+        return next(found, None)
+
+    def jump(self, seconds: int) -> None:
+        """Put the clock so far from the true time."""
+        self._file.write_text(f"{seconds:+d}\n")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a process needs to live by this clock. Monotonic time goes on as it does."""
+        return {
+            "LD_PRELOAD": str(self.library()),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
