@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import final
 
 from pydantic import BaseModel, ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from tuner.editing.likelihood import Continuation
 from tuner.editing.task import Example
@@ -43,7 +42,8 @@ def continuation_after(
 ) -> Continuation:
     """Return an edit, `joint`, a prompt and the tokens that follow it, as `most` at most.
 
-    Where they are more, the prompt loses its beginning.
+    Where they are more, the prompt loses its beginning. The mark that a rendered chat template
+    begins with is left out: the text has begun with the edit.
 
     Source: the inputs of Mitchell et al. 2022 (arXiv:2206.06520) to their counterfactual model,
     whose joint is a space.
@@ -51,7 +51,7 @@ def continuation_after(
     Raises:
         ConfigError: edit and continuation alone are more.
     """
-    lead, asked = texts.read([(edit.text, f"{joint}{prompt}")])[0].parts
+    lead, asked = texts.read([(edit.text, f"{joint}{prompt.removeprefix(texts.mark)}")])[0].parts
     return _within(most, edit, lead, asked, continuation)
 
 
@@ -63,7 +63,8 @@ def answer_after(
     Raises:
         ConfigError: edit and answer alone are more.
     """
-    lead, asked, said = texts.read([(edit.text, f"{joint}{prompt}", answer)])[0].parts
+    asked_for = f"{joint}{prompt.removeprefix(texts.mark)}"
+    lead, asked, said = texts.read([(edit.text, asked_for, answer)])[0].parts
     return len(lead), _within(most, edit, lead, asked, said)
 
 
@@ -82,12 +83,3 @@ def _within(
         )
     ids = (*lead, *asked[-room:])
     return Continuation(ids=(*ids, *said), start=len(ids))
-
-
-def text_of_prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return a prompt as text; of several documents, the one that it ends in."""
-    end = tokenizer.eos_token_id
-    document = list(ids)
-    while end in document[:-1]:
-        document = document[document.index(end) + 1 :]
-    return str(tokenizer.decode(document, skip_special_tokens=True))

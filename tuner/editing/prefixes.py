@@ -15,13 +15,18 @@ from tuner.errors import ConfigError
 _BATCH = 64
 
 
-def prepend(prefix: str, prompt: str) -> str:
+def prepend(model: LanguageModel, prefix: str, prompt: str) -> str:
     """Return `prompt` as a sentence of its own after `prefix`; after no text, just the prompt.
+
+    The mark that a rendered chat template begins with stays in front of all.
 
     Source: the contexts of Meng et al. 2022 (arXiv:2202.05262) and Gangadhar and Stratos 2024
     (arXiv:2402.11078).
     """
-    return f"{prefix}. {prompt}" if prefix else prompt
+    if not prefix:
+        return prompt
+    mark = model.texts.mark if prompt.startswith(model.texts.mark) else ""
+    return f"{mark}{prefix}. {prompt[len(mark) :]}"
 
 
 def sample_prefixes(

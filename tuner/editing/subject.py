@@ -48,7 +48,7 @@ def locate_subject(
     place = _last_place(prompt, subject) if subject else 0
     if place < 0:
         raise EditError(f"The subject {subject!r} does not stand in the prompt {prompt!r}.")
-    text = prepend(prefix, prompt)
+    text = prepend(model, prefix, prompt)
     end = len(text) - len(prompt) + (place + len(subject) if subject else len(prompt))
     read = model.read([(text, target)])[0]
     start = read.ends[0]

@@ -76,7 +76,10 @@ class TextReader:
                 "transformers writes it."
             )
         self._backend = _untrimmed(backend) if _trims(backend) else backend
+        self._tokenizer = tokenizer
         self.lead, self.trail = special_tokens_around(tokenizer)
+        self.mark = "".join(tokenizer.convert_ids_to_tokens(list(self.lead)))
+        """How the special tokens in front are spelt where a text brings them itself."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, without special ones."""
@@ -96,6 +99,21 @@ class TextReader:
             self._dealt_out(pieces, tuple(encoded.ids), encoded.offsets)
             for pieces, encoded in zip(texts, found, strict=True)
         ]
+
+    def decode_prompt(self, ids: Sequence[int]) -> str:
+        """Return a prompt as text without what stands around it; what is special inside it stays.
+
+        Of several documents it is the one that the prompt ends in.
+        """
+        end = self._tokenizer.eos_token_id
+        document = list(ids)
+        while end in document[:-1]:
+            document = document[document.index(end) + 1 :]
+        if tuple(document[: len(self.lead)]) == self.lead:
+            document = document[len(self.lead) :]
+        if document[-1:] == [end]:
+            document.pop()
+        return str(self._tokenizer.decode(document))
 
     def _dealt_out(
         self, pieces: Sequence[str], ids: tuple[int, ...], spans: Sequence[tuple[int, int]]

@@ -215,7 +215,7 @@ def prefixed_examples(
         model, [""] * count, new_tokens=lengths, top_k=5, seed=seed, cache=cache
     )
     return tuple(
-        row.model_copy(update={"prompt": prepend(prefix, row.prompt)})
+        row.model_copy(update={"prompt": prepend(model, prefix, row.prompt)})
         for row in rows
         for prefix in prefixes
     )

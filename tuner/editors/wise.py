@@ -286,15 +286,15 @@ def _with_prefixes(
     plain = encode_examples(model, rows)
     try:
         return [
-            [first, *encode_examples(model, [_behind(prefix, row) for prefix in prefixes])]
+            [first, *encode_examples(model, [_behind(model, prefix, row) for prefix in prefixes])]
             for first, row in zip(plain, rows, strict=True)
         ]
     except TaskError as error:
         raise EditError(f"No room for `prefixes`: {error}") from None
 
 
-def _behind(prefix: str, row: Example) -> Example:
-    return row.model_copy(update={"prompt": prepend(prefix, row.prompt)})
+def _behind(model: LanguageModel, prefix: str, row: Example) -> Example:
+    return row.model_copy(update={"prompt": prepend(model, prefix, row.prompt)})
 
 
 def _prompt_of(row: EncodedExample) -> tuple[int, ...]:

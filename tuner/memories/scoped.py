@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.editing.companions import ModelRecord
-from tuner.editing.edit_text import EditText, continuation_after, text_of_prompt
+from tuner.editing.edit_text import EditText, continuation_after
 from tuner.editing.likelihood import Continuation
 from tuner.editing.model import context_length_of
 from tuner.editing.prompts import Prompts, Routes
@@ -130,7 +130,7 @@ class ScopedMemory(AnsweringMemory):
 
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by its text."""
-        texts = [text_of_prompt(self.tokenizer, ids) for ids in prompts.tokens()]
+        texts = [self.texts.decode_prompt(ids) for ids in prompts.tokens()]
         found = self.scope.routes(texts)
         place = prompts.ids.device
         return Routes(found.entries.to(place), found.needed.to(place))
@@ -150,7 +150,7 @@ class ScopedMemory(AnsweringMemory):
                 reader.texts,
                 self.edits[row.entry],
                 self.joint,
-                text_of_prompt(self.tokenizer, row.prompt),
+                self.texts.decode_prompt(row.prompt),
                 row.continuation,
                 most=most,
             )

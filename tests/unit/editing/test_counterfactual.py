@@ -9,7 +9,7 @@ import torch
 from tuner.cache import Cache
 from tuner.editing.amortised_training import Schedule
 from tuner.editing.counterfactual import Counterfactual, Reading, train_counterfactual
-from tuner.editing.edit_text import EditText, continuation_after, text_of_prompt
+from tuner.editing.edit_text import EditText, continuation_after
 from tuner.editing.likelihood import continuation_losses
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import Example, Split
@@ -201,5 +201,5 @@ def test_of_several_documents_a_prompt_is_the_last(neox: LanguageModel) -> None:
     first, last = neox.encode("a big town"), neox.encode("The capital of Togo is")
     end = neox.end_id
     for ids in ([*first, end, *last], [end, *last], last):
-        assert text_of_prompt(neox.tokenizer, ids) == "The capital of Togo is"
-    assert text_of_prompt(neox.tokenizer, [*first, end]) == "a big town"
+        assert neox.texts.decode_prompt(ids) == "The capital of Togo is"
+    assert neox.texts.decode_prompt([*first, end]) == "a big town"

@@ -9,10 +9,11 @@ from tokenizers_of_each_kind import BOS, EOS, KINDS, TEXTS, make_tokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from tuner.editing.corpus import BuiltinDocuments, FileDocuments, GeneralText, Part
-from tuner.editing.edit_text import EditText, answer_after, continuation_after, text_of_prompt
+from tuner.editing.edit_text import EditText, answer_after, continuation_after
 from tuner.editing.editor import Auxiliary
 from tuner.editing.likelihood import encode_continuation, encode_example
 from tuner.editing.model import LanguageModel, load_model
+from tuner.editing.prefixes import prepend
 from tuner.editing.subject import locate_subject
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, load_task
 from tuner.editing.tokens import TextReader
@@ -126,6 +127,19 @@ def test_a_prompt_that_brings_its_first_mark_does_not_get_it_twice(of_kind: Lang
     assert encode_continuation(of_kind, BOS, " Lome").start == 1
 
 
+def test_what_stands_before_such_a_prompt_stands_behind_its_first_mark() -> None:
+    model = make_tiny_model("mistral", make_tokenizer("prepend"))
+    prompt = f"{BOS}The capital of Togo is"
+    assert prepend(model, "It is big", prompt) == f"{BOS}It is big. The capital of Togo is"
+    found = locate_subject(model, prompt, "Togo", prefix="It is big", target=" Lome")
+    assert found.ids.count(model.tokenizer.bos_token_id) == 1
+    assert _tokens(model, found.ids)[found.position] == "▁Togo"
+    edit = EditText(prompt=prompt, target=" Lome")
+    _, read = answer_after(model.texts, edit, " ", prompt, " Lome", most=100)
+    assert read.ids.count(model.tokenizer.bos_token_id) == 1
+    assert model.texts.decode_prompt(model.encode_prompt(prompt)) == "The capital of Togo is"
+
+
 def test_an_empty_prompt_is_the_first_mark_or_the_end_of_text(of_kind: LanguageModel) -> None:
     lead = list(of_kind.texts.lead)
     assert of_kind.encode_prompt("") == (lead or [of_kind.end_id])
@@ -200,7 +214,7 @@ def test_an_edit_a_prompt_and_an_answer_are_one_text(of_kind: LanguageModel) -> 
         of_kind.texts,
         edit,
         " ",
-        text_of_prompt(of_kind.tokenizer, row.ids[: row.start]),
+        of_kind.texts.decode_prompt(row.ids[: row.start]),
         row.ids[row.start :],
         most=100,
     )
