@@ -5,8 +5,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 _DEBIAN = Path("/usr/lib/postgresql")
@@ -68,6 +70,17 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop it as a crash would: connections break, and what was not committed is gone."""
         self._run("pg_ctl", "stop", "--wait", "--mode", "immediate", "--pgdata", self._data)
+
+    def kill(self) -> None:
+        """Kill all its processes as a power cut would; it recovers when it is started again."""
+        first = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        # The first process starts the others, so it goes first; none may hold the shared memory
+        # of the next start.
+        doomed = [first, *first.children(recursive=True)]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(doomed, timeout=30)
 
     def end(self) -> None:
         """Stop it if it runs, and take its folder away."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import psycopg
 import pytest
 from postgres_server import PostgresServer
 from pydantic import SecretStr
-from sqlalchemy import PoolProxiedConnection
+from sqlalchemy import Connection, PoolProxiedConnection, event
+from tcp_proxy import Cut, TcpProxy
 
 from tuner.errors import ClusterError, ConfigError
 from tuner.records import TrialState
+from tuner.search import session
 from tuner.search.config import SamplerName, StudyConfig
 from tuner.search.database import Database
 from tuner.search.folder import StudyFolder
@@ -100,7 +103,7 @@ def test_studies_that_begin_at_once_on_an_empty_server_share_its_tables(
         for name in ("a", "b", "c", "d")
     ]
     for driver in drivers:
-        assert driver.communicate("", timeout=120)[0] == "driving\n"
+        assert driver.communicate("", timeout=400)[0] == "driving\n"
 
 
 def test_a_write_whose_answer_is_lost_is_not_done_twice(
@@ -134,6 +137,76 @@ def test_a_write_whose_answer_is_lost_is_not_done_twice(
         states = [TrialState.COMPLETED, TrialState.FAILED, TrialState.FAILED]
         assert [entry.state for entry in entries] == states
         assert ledger.history()[0].constraints == {"budget": -1.0}
+
+
+@pytest.fixture
+def network(server: PostgresServer) -> Iterator[TcpProxy]:
+    proxy = TcpProxy(server.port)
+    yield proxy
+    proxy.end()
+
+
+@pytest.mark.parametrize("how", Cut)
+def test_a_cut_network_is_noticed_and_the_search_goes_on_when_it_is_mended(
+    server: PostgresServer,
+    network: TcpProxy,
+    folder: StudyFolder,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Cut,
+) -> None:
+    monkeypatch.setattr(session, "ANSWER_WITHIN_S", 1.0)
+    url = SecretStr(server.url().replace(f":{server.port}/", f":{network.port}/"))
+    with Ledger.drive(folder, how, url) as ledger:
+        ledger.ask_for(ASKED)
+        network.cut(how)
+        back = threading.Thread(target=_mend_once_noticed, args=(network, caplog))
+        back.start()
+        assert ledger.add(PARAMETERS, SPACE) == 0
+        back.join()
+        ledger.complete(0, GOOD)
+        assert [entry.state for entry in ledger.trials()] == [TrialState.COMPLETED]
+    assert "database is away" in caplog.text
+
+
+def _mend_once_noticed(network: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
+    deadline = time.monotonic() + 60
+    while "database is away" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.1)
+    network.mend()
+
+
+def test_a_commit_that_arrives_late_does_not_make_a_trial_twice(
+    server: PostgresServer,
+    network: TcpProxy,
+    folder: StudyFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The session stalls with a commit on its way; another one has written when it goes on."""
+    monkeypatch.setattr(session, "ANSWER_WITHIN_S", 1.0)
+    url = SecretStr(server.url().replace(f":{server.port}/", f":{network.port}/"))
+    with Ledger.drive(folder, "late", url, patience_s=40) as ledger:
+        ledger.ask_for(ASKED)
+        engine = ledger._study._storage._backend.engine  # type: ignore[attr-defined]
+        stalled = False
+
+        def stall(connection: Connection) -> None:
+            nonlocal stalled
+            if connection.info.pop("writes", False) and not stalled:
+                stalled = True
+                network.cut_newest(Cut.SILENT)  # the lease's session lives on
+
+        def note(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("INSERT INTO trials"):
+                connection.info["writes"] = True
+
+        event.listen(engine, "after_cursor_execute", note)
+        event.listen(engine, "commit", stall)
+        assert ledger.add(PARAMETERS, SPACE) == 0
+        network.mend()
+        time.sleep(1)
+        assert stalled
+        assert [trial.number for trial in ledger.history()] == [0]
 
 
 def test_a_second_driver_is_refused_and_a_killed_one_is_followed_at_once(
@@ -175,8 +248,10 @@ def test_a_driver_that_lost_its_lease_writes_nothing_more(
         ledger.ask_for(ASKED)
         with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as other:
             (key,) = other.execute(
+                # Not the lock of the tables, whose session may be ending still.
                 "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks "
-                "WHERE locktype = 'advisory'"
+                "JOIN pg_stat_activity USING (pid) "
+                "WHERE locktype = 'advisory' AND application_name LIKE '% process %'"
             ).fetchone() or (None,)
             # The network between driver and server breaks, and another driver is quicker.
             other.execute(

@@ -45,6 +45,8 @@ _CONNECTION = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
+    # For what was sent and is not acknowledged, which keepalives do not ask about.
+    "tcp_user_timeout": 30_000,
     "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
 }
 # What a server says to a login that will fail again; the protocol's code for it does not reach us.
@@ -165,7 +167,11 @@ class Database:
         def connect() -> RDBStorage:
             with self._alone(), _away_in_our_words():
                 storage = RDBStorage(
-                    url, engine_kwargs={"pool_pre_ping": True, "connect_args": _settings(self._url)}
+                    url,
+                    engine_kwargs={
+                        "pool_pre_ping": True,
+                        "creator": _connector(self._url, self._lease and self._lease.name),
+                    },
                 )
             _speak_our_words(storage.engine)
             return storage
@@ -175,7 +181,7 @@ class Database:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Let one make the tables at a time: who finds them half made would fail."""
-        engine = create_engine(self._url, poolclass=NullPool, connect_args=_settings(self._url))
+        engine = create_engine(self._url, poolclass=NullPool, creator=_connector(self._url))
         _speak_our_words(engine)
         with engine.connect() as session:
             session.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key_of("tuner tables")})
@@ -261,7 +267,14 @@ class Database:
                         f"{taken.holder} has taken over this study while the ledger was out of "
                         "our reach. It goes on there; nothing more is written from here."
                     ) from None
-            return act()
+            try:
+                return act()
+            except _Away:
+                # What was sent may still arrive, or wait in the server for its disk. The lease,
+                # taken anew, ends our sessions, so that nothing is written behind our back.
+                if self._lease is not None:
+                    self._lease.end()
+                raise
 
         return self.read(as_driver)
 
@@ -284,6 +297,15 @@ def _settings(url: URL) -> dict[str, Any]:
     given = {key: str(value) for key, value in url.query.items()}
     options = f"{given.pop('options', '')} {_CONNECTION['options']}".strip()
     return {**_CONNECTION, **given, "options": options}
+
+
+def _connector(url: URL, session_name: str | None = None) -> Callable[[], Any]:
+    """Return what opens a session, under a name by which the server knows it if one is given."""
+    # Not above: psycopg is of the extra `cluster`.
+    from tuner.search.session import connector
+
+    name = {"application_name": session_name} if session_name is not None else {}
+    return connector(url, {**_settings(url), **name})
 
 
 def _key_of(name: str) -> int:
@@ -311,15 +333,15 @@ class _Lease:
             "high": self._key >> 32 & 0xFFFFFFFF,
             "low": self._key & 0xFFFFFFFF,
         }
-        # Drawn anew, so that nobody else's session is taken for our own lost one; what follows is
-        # for people. 63 bytes are kept of it.
+        # The name of all this driver's sessions. Drawn anew, so that nobody else's is taken for a
+        # lost one of ours; what follows is for people. 63 bytes are kept of it.
         mark = secrets.token_hex(4)
-        self._name = f"{mark} process {os.getpid()} on {socket.gethostname()}"[:63]
+        self.name = f"{mark} process {os.getpid()} on {socket.gethostname()}"[:63]
         self._engine = create_engine(
             url,
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={**_settings(url), "application_name": self._name},
+            creator=_connector(url, self.name),
         )
         _speak_our_words(self._engine)
         self._session: Connection | None = None
@@ -339,16 +361,18 @@ class _Lease:
                 self.end()
         session = self._engine.connect()
         try:
-            # The server may not have noticed yet that our last session has ended.
-            session.execute(
+            # The server may not have noticed yet that our earlier sessions have ended, and one of
+            # them may be about to write. Those of the pool that live are opened again when needed.
+            ended = session.scalars(
                 text(
                     "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
                     "WHERE application_name = :name AND pid <> pg_backend_pid() "
-                    "AND usename = current_user AND pid IN (SELECT pid FROM pg_locks WHERE "
-                    f"{_OURS})"
+                    "AND usename = current_user"
                 ),
-                {"name": self._name, **self._halves},
-            )
+                {"name": self.name},
+            ).all()
+            if not all(ended):
+                raise _Away("an earlier session has not ended yet")
             if not session.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}):
                 raise _Taken(self._holder(session) or "another driver")
         except BaseException:
