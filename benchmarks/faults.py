@@ -5,6 +5,8 @@ server whose backend is the same PostgreSQL; both are reached through a network 
 Its trials rest until there were some strikes, then edit a tiny model. Strikes come at moments drawn
 from the seed; a search that ends before there were as many as asked for is followed by another.
 After each, `tuner status --sync` is run as a user would, and everything is counted.
+
+Faults of the machine itself have tests of their own, which are run and counted here.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 import yaml
@@ -278,6 +281,38 @@ FAULTS: dict[str, Callable[[Site, random.Random], str]] = {
 }
 
 
+TESTS: dict[str, tuple[str, ...]] = {
+    "disk": ("-k", "full_disk or disk_that_is_full", "tests/unit", "tests/integration"),
+    "machine": ("tests/integration/test_local_ray.py",),
+}
+"""What tests the machine's own faults: a full disk; a closed terminal, small shared memory."""
+
+
+def run_tests(fault: str, seed: int) -> Run:
+    """Return what the tests of a fault came to; each counts as a strike."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tuner-faults-") as folder:
+        report = Path(folder) / "report.xml"
+        code = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *TESTS[fault]],
+            cwd=ROOT,
+            stdout=sys.stderr,
+            check=False,
+        ).returncode
+        suite = next(ElementTree.parse(report).iter("testsuite"))
+        counts = {key: int(suite.get(key, 0)) for key in ("tests", "skipped")}
+    return Run(
+        fault=fault,
+        seed=seed,
+        search=0,
+        strikes={"tests": counts["tests"] - counts["skipped"]},
+        early=0,
+        trials=0,
+        exit_code=code,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
 def run_search(
     faults: tuple[str, ...],
     world: Path,
@@ -491,7 +526,10 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--fault", action="append", choices=sorted(FAULTS), help="may be repeated; default all"
+        "--fault",
+        action="append",
+        choices=sorted(FAULTS | TESTS),
+        help="may be repeated; default all",
     )
     parser.add_argument("--kills", type=int, default=50, help="strikes per fault (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of all moments (default 0)")
@@ -509,23 +547,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tuner-faults-") as scratch:
         folder = options.keep or Path(scratch)
         world = make_world(Path(scratch) / "world")
-        for fault in options.fault or sorted(FAULTS):
+        for fault in options.fault or sorted(FAULTS | TESTS):
             while True:
                 done = [run for run in runs if (run.fault, run.seed) == (fault, options.seed)]
                 left = options.kills - sum(sum(run.strikes.values()) for run in done)
-                if left <= 0:
+                if left <= 0 or (fault in TESTS and done):
                     break
                 print(f"{fault}: {options.kills - left} of {options.kills}", file=sys.stderr)
-                run = run_search(
-                    (fault,),
-                    world,
-                    folder / f"{fault}-{options.seed}-{len(done)}",
-                    seed=options.seed,
-                    search=len(done),
-                    trials=options.trials,
-                    most=left,
-                    limit_s=options.limit,
-                )
+                if fault in TESTS:
+                    run = run_tests(fault, options.seed)
+                else:
+                    run = run_search(
+                        (fault,),
+                        world,
+                        folder / f"{fault}-{options.seed}-{len(done)}",
+                        seed=options.seed,
+                        search=len(done),
+                        trials=options.trials,
+                        most=left,
+                        limit_s=options.limit,
+                    )
                 runs.append(run)
                 if not run.is_clean:
                     print(f"{fault}: {run.model_dump_json()}", file=sys.stderr)
