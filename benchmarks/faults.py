@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
 from postgres_server import PostgresServer  # noqa: E402
+from ray_faults import JumpingClock  # noqa: E402
 from resting import RELEASED  # noqa: E402
 from search_world import make_world, tiny_config  # noqa: E402
 from tcp_proxy import Cut, TcpProxy  # noqa: E402
@@ -52,7 +53,6 @@ examples:
 
 STUDY = "tiny"
 EXPERIMENT = "tuner"
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 _LEAPS_S = (3600, -3600, 86400, -86400, 30 * 86400, -400 * 86400)
 
 
@@ -121,9 +121,7 @@ class Site:
         }
         for network in self.networks.values():
             exits.callback(network.end)
-        self.clock = folder / "clock"
-        self._faked = False
-        self.set_clock(0)
+        self.clock: JumpingClock | None = None
         self._strikes = folder / "strikes"
         self._strikes.touch()
 
@@ -140,16 +138,6 @@ class Site:
     def has_begun(self) -> bool:
         """Whether a worker has taken a trial."""
         return any(self.studies.glob(f"{STUDY}/places/*"))
-
-    def fake_clock(self) -> None:
-        """Let the driver and its workers read a clock that `set_clock` sets."""
-        self._faked = True
-
-    def set_clock(self, seconds: int) -> None:
-        """Put the clock so many seconds ahead of the true time, at once."""
-        draft = self.clock.with_suffix(".draft")
-        draft.write_text(f"{seconds:+d}\n")
-        draft.replace(self.clock)
 
     @property
     def ledger_url(self) -> SecretStr:
@@ -170,14 +158,8 @@ class Site:
             "TUNER_CACHE": str(self._world.parent / "cache"),
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.networks['mlflow'].port}",
         }
-        if self._faked:
-            given |= {
-                "LD_PRELOAD": str(_FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-                "FAKETIME_CACHE_DURATION": "1",
-                # What a machine whose clock is set has: only the time of day leaps.
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
+        if self.clock is not None:
+            given |= self.clock.variables
         return os.environ | given
 
     @contextmanager
@@ -266,9 +248,10 @@ def cut_network(site: Site, draw: random.Random) -> str:
 
 
 def leap(site: Site, draw: random.Random) -> str:
-    """Let the clock leap."""
+    """Let the clock of driver and workers leap."""
     seconds = draw.choice(_LEAPS_S)
-    site.set_clock(seconds)
+    if site.clock is not None:
+        site.clock.jump(seconds)
     time.sleep(draw.uniform(0, 3))
     return f"{seconds:+d} s"
 
@@ -331,7 +314,9 @@ def run_search(
     with ExitStack() as exits:
         site = Site(folder, world, exits)
         if "clock" in faults:
-            site.fake_clock()
+            if JumpingClock.library() is None:
+                sys.exit("The clock needs libfaketime: `apt-get install faketime` brings it.")
+            site.clock = JumpingClock(folder)
         strikes: Counter[str] = Counter()
         early = 0
         with site.driver(trials) as driver:
