@@ -16,7 +16,18 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import typer
 
 from tuner.atomic_file import disk_trouble_in_words
-from tuner.cli import data, edits, inspection, launch, launched, memory, streams, studies, sweeps
+from tuner.cli import (
+    data,
+    edits,
+    inspection,
+    launch,
+    launched,
+    memory,
+    repair,
+    streams,
+    studies,
+    sweeps,
+)
 from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
 from tuner.home import ensure_home
@@ -32,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 studies.register(app)
+repair.register(app)
 launch.register(app)
 launched.register(app)
 edits.register(app)

@@ -32,7 +32,7 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
-from tuner.errors import EditError, unknown_name
+from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.evaluation.budget import epsilon_name
 from tuner.evaluation.scores import FACT_FIGURES
 

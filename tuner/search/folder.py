@@ -199,6 +199,20 @@ class StudyFolder:
         same = found.uid == uid and found.number == number and found.parameters == parameters
         return found if same else None
 
+    def left_trials(self) -> dict[int, TrialFile]:
+        """Return what workers have left of trials, of whatever study, by their numbers.
+
+        Raises:
+            DiskError: a record cannot be read.
+        """
+        found = {}
+        for path in self.trials.glob("*/"):
+            if path.name.isdecimal():
+                file = read_whole(path / RECORD, TrialFile)
+                if file is not None and file.number == int(path.name):
+                    found[file.number] = file
+        return found
+
     @contextmanager
     def publishing(self, file: TrialFile) -> Iterator[Path]:
         """Give a folder to gather the files of a trial in; they appear with its record, at once.

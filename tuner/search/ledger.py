@@ -16,17 +16,17 @@ from uuid import uuid4
 import optuna
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 from pydantic import SecretStr
 
-from tuner.errors import ClusterError, ConfigError, DiskError
+from tuner.errors import ClusterError, ConfigError, DiskError, TunerError
 from tuner.evaluation.budget import epsilon_of_name
 from tuner.file_lock import LockHeld, file_lock, is_locked
 from tuner.records import TrialEntry, TrialState
 from tuner.search.database import DEFAULT_PATIENCE_S, AtOnce, Database, Reach
 from tuner.search.folder import StudyFolder, TrialFile
+from tuner.search.journal import Journal, cut_half_line
 from tuner.search.objective import Objective
 from tuner.search.sampler import quiet_optuna
 from tuner.search.space import Space
@@ -88,7 +88,7 @@ class Ledger:
             folder.hold()
             folder.clear_drafts()
             if storage is None:
-                _mend(folder.journal)
+                cut_half_line(folder.journal)
             reach = database or AtOnce()
             with quiet_optuna(), _explained(storage):
                 kept = _storage(folder, storage, database)
@@ -124,14 +124,12 @@ class Ledger:
         reach = database or AtOnce()
         with quiet_optuna(), _explained(storage):
             kept = _storage(folder, storage, database)
-            try:
-                study = reach.read(
-                    lambda: optuna.load_study(
-                        study_name=name, storage=kept, sampler=RandomSampler()
-                    )
-                )
-            except KeyError:
-                raise ConfigError(f"There is no study called {name!r} in the ledger.") from None
+            known = reach.read(lambda: [one.study_name for one in kept.get_all_studies()])
+            if name not in known:
+                raise ConfigError(f"There is no study called {name!r} in the ledger.")
+            study = reach.read(
+                lambda: optuna.load_study(study_name=name, storage=kept, sampler=RandomSampler())
+            )
         return cls(folder, study, reach, driven=is_driven(folder, name, database))
 
     @property
@@ -281,6 +279,18 @@ class Ledger:
                     yield epsilon, path
 
 
+@contextmanager
+def idle(folder: StudyFolder) -> Iterator[None]:
+    """Make sure that nobody runs a study whose ledger is a file, and keep others from it.
+
+    Raises:
+        ConfigError: another process runs it.
+        DiskError: the folder cannot be written, or its disk lends no locks.
+    """
+    with _locked(folder):
+        yield
+
+
 def is_driven(folder: StudyFolder, name: str, database: Database | None) -> bool:
     """Return whether a process is running the study now.
 
@@ -291,26 +301,12 @@ def is_driven(folder: StudyFolder, name: str, database: Database | None) -> bool
     return is_locked(folder.lock) if database is None else database.is_driven(name)
 
 
-@final
-class _NoLock:
-    """The journal needs no lock of its own: the study's lock admits one writer.
-
-    Optuna's would survive a killed process and hold up the next for half a minute.
-    """
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        return None
-
-
 def _storage(folder: StudyFolder, url: SecretStr | None, database: Database | None) -> BaseStorage:
     if database is not None:
         return database.storage()
     if url is not None:
         return RDBStorage(url.get_secret_value())
-    return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_NoLock()))
+    return JournalStorage(Journal(folder.journal))
 
 
 @contextmanager
@@ -334,22 +330,12 @@ def _locked(folder: StudyFolder) -> Iterator[None]:
         yield
 
 
-def _mend(journal: Path) -> None:
-    """Cut off a last line that was only half written when its writer was killed."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with journal.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
 @contextmanager
 def _explained(url: SecretStr | None) -> Iterator[None]:
     """Turn a database's complaint into ours, without the URL, which may hold a password."""
     try:
         yield
-    except (ConfigError, ClusterError, KeyError):
+    except TunerError:
         raise
     except Exception as error:
         what = "database" if url is not None else "file"

@@ -217,7 +217,9 @@ class Study:
             if begun or before.get("space definition") != now["space definition"]:
                 check_unchanged(self._same_places(before, now), now, self.config.name)
         else:
-            uid = uuid4().hex
+            # A mended ledger may have lost what was asked; its trials know whose they are.
+            left = self.folder.left_trials().values() if ledger.history() else ()
+            uid = next((file.uid for file in left), uuid4().hex)
         asked = {**now, "uid": uid, "trials": self.config.trials}
         if self.config.spelling:
             asked[SPELLING] = self.config.spelling

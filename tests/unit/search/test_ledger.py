@@ -350,7 +350,7 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(folder: StudyFolder)
     holder = context.Process(target=_hold, args=(folder.root, ready, end))
     holder.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(300)
         assert is_driven(folder, "study", None)
         with pytest.raises(ConfigError, match=rf"being run by process {holder.pid}"):
             Ledger.drive(folder, "study").__enter__()
