@@ -25,7 +25,6 @@ space: space.yaml
 device: cpu
 trials: 2
 workers: 1
-confirm_top: 1
 test_seeds: 0
 budget: {epsilons: [1e-2]}
 """

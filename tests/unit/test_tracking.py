@@ -16,7 +16,7 @@ from tuner.tracking.content import (
     study_content,
     trial_content,
 )
-from tuner.tracking.location import check_uri, is_server
+from tuner.tracking.location import check_uri, is_server, sqlite_file
 from tuner.tracking.view import shared_view
 
 LEGAL = re.compile(r"^[\w\-./: ]+$")
@@ -170,6 +170,9 @@ def test_the_default_is_a_file_among_the_studies(tmp_path):
     command = ui_command(default_uri(tmp_path), 5050)
     assert "mlflow ui --backend-store-uri" in command
     assert "--host 127.0.0.1 --port 5050" in command
+    assert default_uri(tmp_path / "für alle") == f"sqlite:///{tmp_path}/für alle/mlflow.db"
+    for name in ("q?mark", "x 50%25", "a#b ü"):
+        assert sqlite_file(default_uri(tmp_path / name)) == tmp_path / name / "mlflow.db"
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///x/mlruns", "ftp://x", "sqlit:///x"])

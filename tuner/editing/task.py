@@ -323,7 +323,7 @@ def find_task(name_or_path: str | Path) -> Path:
     if shipped:
         raise unknown_name("task (nor a folder with a task.yaml)", resolved, task_names())
     state = "has no task.yaml" if os.path.exists(folder) else "does not exist"
-    raise ConfigError(f"There is no task in {folder}: the folder {state}.")
+    raise ConfigError(f"No task is in {show_path(folder)}: the folder {state}.")
 
 
 def resolved_task(name: str, start: Path | None = None) -> str:

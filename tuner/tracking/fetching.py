@@ -48,9 +48,11 @@ def fetch_bundle(
         with whole_folder(out) as draft:
             run = winners[chosen].info.run_id
             place = f"bundles/{chosen}"
-            for path in Path(client.download_artifacts(run, place, str(draft))).iterdir():
+            got = Path(client.download_artifacts(run, place, str(draft)))
+            for path in got.iterdir():
                 path.rename(draft / path.name)
-            shutil.rmtree(draft / "bundles")
+            # A server's come below `bundles`, those of a disk do not.
+            shutil.rmtree(draft / got.resolve().relative_to(draft.resolve()).parts[0])
     return epsilon_of_label(chosen)
 
 

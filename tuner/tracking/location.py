@@ -79,9 +79,12 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def _sqlite_uri(file: Path) -> str:
+    if not re.search("[%?]", str(file)):
+        return f"sqlite:///{file}"
     from sqlalchemy import URL
 
-    return URL.create("sqlite", database=str(file)).render_as_string()
+    # Of a URI without the driver MLflow would make folders, called as the quoted path is.
+    return URL.create("sqlite+pysqlite", database=str(file)).render_as_string()
 
 
 def masked(text: str) -> str:
