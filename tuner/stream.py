@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -14,12 +14,10 @@ from torch import Tensor
 
 from tuner.atomic_file import write_text
 from tuner.editing.corpus import Part
-from tuner.editing.delta import AdditiveDelta, Delta
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Editor, EditSequence
 from tuner.editing.likelihood import encode_continuations, in_length_order, predicted_tokens
-from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
-from tuner.errors import ConfigError, EditError
+from tuner.errors import ConfigError
 from tuner.evaluation.budget import Deviation
 from tuner.evaluation.success import SuccessMeter
 from tuner.json_lines import append_line, cut_half_line, read_line, whole_lines
@@ -28,6 +26,8 @@ from tuner.text_file import read_bytes
 from tuner.trial import Bench, library_versions
 
 _BATCH = 32
+# What one edit leaves to the next; 1 read all earlier edits again, and made memories anew.
+_PROTOCOL = 2
 
 _NO_STREAM = "It is not a file of a stream; choose another place."
 _CUT = "Delete this line and all after it to go on from there, or choose another place."
@@ -54,6 +54,7 @@ class StreamHeader(BaseModel):
     only_wrong: bool
     general_hash: str
     versions: dict[str, str]
+    protocol: int = Field(default=1, description="How edits follow one another; 2 as it is now.")
 
 
 @final
@@ -82,6 +83,11 @@ class StreamEntry(BaseModel):
     )
     deviation: Deviation | None = None
     seconds: float = Field(description="How long the edit itself took.")
+    measuring_seconds: float = Field(
+        default=0.0,
+        description="How long it took to judge: this edit's own row and, where that was due, all "
+        "earlier ones, which are more and more.",
+    )
 
 
 @final
@@ -133,10 +139,11 @@ def run_stream(
 ) -> StreamRecord:
     """Return what the model does after each edit of a split, made one after another.
 
-    Changes that add up edit the model that the earlier ones left; others, such as memories, are
-    made anew from all edits so far, in their order. `only_wrong` leaves out edits whose row the
+    Changes that add up edit the model that the earlier ones left, and memories grow by one edit
+    at a time: an edit costs the same wherever it stands. What is judged after every `every` edits
+    is all of them so far, which costs more and more. `only_wrong` leaves out edits whose row the
     model gets right already. With `path` each entry is written as soon as it is known, and a
-    stream that was broken off goes on: its edits are made again, but not measured again.
+    stream that was broken off goes on: its edits are made again once, but not measured again.
 
     Source: Hartvigsen et al. 2023 (arXiv:2211.11031), the protocol of streams.
 
@@ -170,25 +177,31 @@ def run_stream(
         only_wrong=only_wrong,
         general_hash=bench.general.corpus(Part.SEARCH).hash,
         versions=library_versions(),
+        protocol=_PROTOCOL,
     )
     entries = [*_resumed(path, header)]
-    stream.make([entry.number for entry in entries if entry.applied])
+    for entry in entries:
+        if entry.applied:
+            stream.make(entry.number)
     for number in range(len(entries) + 1, len(rows) + 1):
         row = rows[number - 1]
         began = time.perf_counter()
         applied = not (only_wrong and stream.success([row]) >= 1)
+        asked = time.perf_counter()
         if applied:
-            stream.make([number])
-        seconds = time.perf_counter() - began
+            stream.make(number)
+        made = time.perf_counter()
         entry = StreamEntry(
             number=number,
             prompt=row.prompt,
             applied=applied,
             success=stream.success([row]),
-            seconds=seconds,
+            seconds=made - asked,
         )
         if number % every == 0 or number == len(rows):
             entry = entry.model_copy(update=stream.measure(number))
+        measuring = asked - began + time.perf_counter() - made
+        entry = entry.model_copy(update={"measuring_seconds": measuring})
         entries.append(entry)
         if path is not None:
             append_line(path, entry)
@@ -198,38 +211,25 @@ def run_stream(
 
 
 @final
-@dataclass
 class _Stream:
     """The state of a stream: what has been edited, and the change that it came to."""
 
-    bench: Bench
-    editor: Editor
-    seed: int
-    split: SplitName
-    made: list[Example] = field(default_factory=list)
-    delta: Delta | None = None
-
-    def __post_init__(self) -> None:
-        given = self.bench.split(self.split)
+    def __init__(self, bench: Bench, editor: Editor, seed: int, split: SplitName) -> None:
+        self.bench = bench
+        self.seed = seed
+        given = bench.split(split)
         self.examples = given.canonical
+        self._edits = EditSequence(editor, bench.model, bench.auxiliary_for(split))
         self._ood = given.ood.rows
-        model = self.bench.model
+        model = bench.model
         outside = (*given.hard_negatives.rows, *given.neighbours)
         self._outside = encode_continuations(model, [(row.prompt, row.target) for row in outside])
         self._said_by_base = self._said()
 
-    def make(self, numbers: Sequence[int]) -> None:
-        """Make edits by their numbers, after those made before."""
-        left_to_make = False
-        for number in numbers:
-            row = self.examples.rows[number - 1]
-            if self.delta is None or isinstance(self.delta, AdditiveDelta):
-                self._add(row, self.seed + number - 1)
-            else:
-                self.made.append(row)
-                left_to_make = True
-        if left_to_make:
-            self._make_anew()
+    def make(self, number: int) -> None:
+        """Make an edit by its number, after those made before."""
+        row = self.examples.rows[number - 1]
+        self._edits.make(self._set([row]), seed=self.seed + number - 1)
 
     def success(self, rows: Sequence[Example]) -> float:
         """Return the mean success of some rows, by the task's rule."""
@@ -258,42 +258,16 @@ class _Stream:
             "generalisation": self.success(inside) if inside else None,
             "unchanged": sum(same) / len(same) if same else None,
             "deviation": Deviation.none(budget.confidence)
-            if self.delta is None
-            else meter.measure(self.delta, budget.epsilons, sure=False),
+            if self._edits.delta is None
+            else meter.measure(self._edits.delta, budget.epsilons, sure=False),
         }
-
-    def _add(self, row: Example, seed: int) -> None:
-        """Make an edit of the model that the earlier ones left."""
-        base, total = self.bench.model, self.delta
-        current = base.after(total) if isinstance(total, AdditiveDelta) else base
-        earlier = tuple(self._set([one]) for one in self.made)
-        aux = replace(self.bench.auxiliary_for(self.split), earlier=earlier, origin=base)
-        found = self._last(current, [row], aux, seed)
-        if isinstance(total, AdditiveDelta) and isinstance(found, AdditiveDelta):
-            found = total.plus(found)
-        self.made.append(row)
-        self.delta = found
-
-    def _make_anew(self) -> None:
-        """Make all edits so far in their order, on the base model."""
-        aux = self.bench.auxiliary_for(self.split)
-        self.delta = self._last(self.bench.model, self.made, aux, self.seed)
-
-    def _last(
-        self, model: LanguageModel, rows: Sequence[Example], aux: Auxiliary, seed: int
-    ) -> Delta:
-        last: Step | None = None
-        for step in self.editor.edit(model, self._set(rows), aux, seed=seed):
-            last = step
-        if last is None:
-            raise EditError(f"{self.editor.name()} gave no edit for {rows[-1].prompt!r}.")
-        return last.delta
 
     def _set(self, rows: Sequence[Example]) -> ExampleSet:
         return self.examples.model_copy(update={"rows": tuple(rows)})
 
     def _edited(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.delta is None else self.bench.model.edited(self.delta)
+        delta = self._edits.delta
+        return nullcontext() if delta is None else self.bench.model.edited(delta)
 
     def _said(self) -> list[Tensor]:
         """Return the likeliest tokens where hard negatives and neighbours have their targets."""

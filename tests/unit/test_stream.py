@@ -61,7 +61,8 @@ def bench(bench_of: MakeBench) -> Bench:
 
 
 def _without_times(record: StreamRecord) -> list[StreamEntry]:
-    return [entry.model_copy(update={"seconds": 0.0}) for entry in record.entries]
+    untimed = {"seconds": 0.0, "measuring_seconds": 0.0}
+    return [entry.model_copy(update=untimed) for entry in record.entries]
 
 
 def test_every_edit_is_made_and_measured(editor: Editor, bench: Bench) -> None:
@@ -188,6 +189,13 @@ def test_what_cannot_be_is_refused(bench: Bench, tmp_path: Path) -> None:
     run_stream(bench, editor, seed=0, path=path)
     with pytest.raises(ConfigError, match="differs in seed, every"):
         run_stream(bench, editor, seed=1, every=3, path=path)
+    # Streams of before are read, but their edits followed one another otherwise.
+    old = path.read_text().replace(',"protocol":2', "")
+    path.write_text(old)
+    assert StreamRecord.load(path).header.protocol == 1
+    with pytest.raises(ConfigError, match="differs in protocol"):
+        run_stream(bench, editor, seed=0, path=path)
+    assert path.read_text() == old
     path.write_text("something else\n")
     with pytest.raises(ConfigError, match="not a file of a stream"):
         run_stream(bench, editor, seed=0, path=path)

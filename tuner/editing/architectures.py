@@ -14,7 +14,7 @@ class Architecture:
     layers: str
     """Path of the list of layers."""
     mlp_in: tuple[str, ...]
-    """Within a layer: the linear maps into the MLP's hidden width."""
+    """Within a layer: the linear maps into the MLP's hidden width, the gate before the up map."""
     mlp_out: str
     """Within a layer: the linear map back to the residual stream."""
     transposed: bool = False
@@ -34,6 +34,11 @@ class Architecture:
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
         """Return the full paths of a layer's MLP linear maps, input side first."""
         return tuple(f"{self.layers}.{layer}.{name}" for name in (*self.mlp_in, self.mlp_out))
+
+    def up_and_down(self, layer: int) -> tuple[str, str]:
+        """Return the full paths of a layer's map up and map down; a gate is not among them."""
+        up, down = self.mlp_modules(layer)[-2:]
+        return up, down
 
 
 _GATED = Architecture(
@@ -72,16 +77,3 @@ def architecture_of(model_type: str) -> Architecture:
             f"{', '.join(sorted(ARCHITECTURES))}. A family is one row in "
             "tuner/editing/architectures.py."
         ) from None
-
-
-def layer_band(count: int, center: float, width: float) -> range:
-    """Return the contiguous layers around a relative depth, clipped to those that exist.
-
-    Source: Hewitt et al. 2024 (arXiv:2402.06155), whose bands stand around the middle layer:
-    with c = ⌈width · count⌉ they reach from mid − ⌊c/2⌋ to mid + ⌈c/2⌉. Their code may name one
-    layer past the end; here a band stops at the last layer.
-    """
-    middle = min(int(center * count), count - 1)
-    # A width such as 0.28 * 25 must not become 8 through a rounding error of the product.
-    reach = -int(-(width * count) // 1) if (width * count) % 1 > 1e-9 else round(width * count)
-    return range(max(0, middle - reach // 2), min(count, middle + (reach + 1) // 2 + 1))

@@ -20,7 +20,7 @@ from tuner.editing.amortised_training import (
     training_key,
 )
 from tuner.editing.edit_text import EditText, answer_after
-from tuner.editing.likelihood import Continuation, read_targets, token_losses
+from tuner.editing.likelihood import Continuation, MeanOver, read_targets, token_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.renaming import Names, renamed, repeats
 from tuner.editing.scope_network import put_weights
@@ -70,6 +70,8 @@ class Reading:
     """Rows in an edit's scope that a step learns from beside the edit itself."""
     prompt_weight: float
     """Weight of the tokens of prompts that repeat what their edit says, beside the answers."""
+    mean_over: MeanOver = "tokens"
+    """Whether answers count alike or by their tokens."""
 
 
 def train_counterfactual(
@@ -159,7 +161,7 @@ class _Rows:
     def loss(
         self, network: PreTrainedModel, rows: Sequence[tuple[TrainingEdit, Example]]
     ) -> Float[Tensor, ""]:
-        """Return the mean over rows of −log p per token, and of −log (1 − p) of contrasts.
+        """Return the mean −log p of the answers' tokens, and of −log (1 − p) of contrasts.
 
         Of a contrast the first token counts that is not the target's. What comes after it follows
         from it and is right where the contrast is: making that unlikely too would unteach words.
@@ -170,7 +172,10 @@ class _Rows:
         places = torch.arange(said.tokens.shape[1], device=losses.device) + said.first
         answers = torch.tensor([row.answer for row in read], device=losses.device)[:, None]
         answered = said.judged & (places >= answers)
-        total = ((losses * answered).sum(dim=1) / answered.sum(dim=1)).mean()
+        if self.reading.mean_over == "tokens":
+            total = (losses * answered).sum() / answered.sum()
+        else:
+            total = ((losses * answered).sum(dim=1) / answered.sum(dim=1)).mean()
         parted = [
             (index, place - said.first, token)
             for index, row in enumerate(read)

@@ -277,9 +277,15 @@ def check_real(what: str, *tensors: Tensor) -> None:
 
 def _sum(one: Change, other: Change) -> Change:
     if isinstance(one, LowRank) and isinstance(other, LowRank):
-        return LowRank(
-            torch.cat([one.left, other.left], dim=1), torch.cat([one.right, other.right], dim=0)
-        )
+        left = torch.cat([one.left, other.left], dim=1)
+        right = torch.cat([one.right, other.right], dim=0)
+        rows, rank, columns = *left.shape, right.shape[1]
+        if rank <= min(rows, columns):
+            return LowRank(left, right)
+        # No matrix has a higher rank: a sum of many changes must not grow with their number.
+        if rows <= columns:
+            return LowRank(torch.eye(rows, dtype=left.dtype, device=left.device), left @ right)
+        return LowRank(left @ right, torch.eye(columns, dtype=left.dtype, device=left.device))
     if isinstance(one, Rows) and isinstance(other, Rows):
         index, place = torch.unique(torch.cat([one.index, other.index]), return_inverse=True)
         values = torch.cat([one.values, other.values])

@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -18,6 +18,15 @@ from tuner.editing.task import ExampleSet, Split, Task
 from tuner.errors import EditError
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What an editor carries from one batch of a sequence to the next, beside the edited model.
+
+    A subclass holds what one kind of editor needs, of a size that does not grow with the number
+    of batches wherever the method allows it.
+    """
+
+
 @final
 @dataclass(frozen=True)
 class Auxiliary:
@@ -31,10 +40,12 @@ class Auxiliary:
     """Other edits with rows in and out of their scope, which learned editors train on."""
     cache: Cache | None = None
     """Where statistics and target vectors are kept; without one they are made anew."""
-    earlier: tuple[ExampleSet, ...] = ()
-    """What has been edited into the model before, batch by batch."""
+    earlier: Set[str] = frozenset()
+    """The prompts of the edits that earlier batches of a sequence made."""
     origin: LanguageModel | None = None
-    """The model before any batch, where it is not the one that is edited."""
+    """The model before the first batch of a sequence; None outside of sequences."""
+    carried: Carried | None = None
+    """What the batch before this one left to it."""
     companions: Companions = field(default_factory=Companions)
     """The small models beside the one that is edited, which outlive a trial."""
 
@@ -46,6 +57,9 @@ class Step:
 
     delta: Delta
     training_loss: float | None = None
+    carried: Carried | None = None
+    """What the next batch of a sequence needs of this one. An edit that cannot be added to others
+    must say it; its delta then holds the edits of all batches so far."""
 
 
 class Editor(BaseModel, ABC):
@@ -118,9 +132,14 @@ class Editor(BaseModel, ABC):
         """
         if self.batches == 1:
             for step in self.steps(model, examples, aux, seed=seed):
-                yield self._processed(model, step)
-        else:
-            yield from self._chain(model, examples, aux, seed)
+                yield self.processed(model, step)
+            return
+        count = min(self.batches, len(examples))
+        ends = [number * len(examples) // count for number in range(count + 1)]
+        sequence = EditSequence(self, model, aux)
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
+            batch = examples.model_copy(update={"rows": examples.rows[start:end]})
+            yield sequence.make(batch, seed=seed + number)
 
     @abstractmethod
     def steps(
@@ -136,46 +155,95 @@ class Editor(BaseModel, ABC):
         """
         ...
 
-    def _processed(self, model: LanguageModel, step: Step) -> Step:
-        delta = step.delta
-        check_finite(delta)
+    def carry(
+        self, model: LanguageModel, examples: ExampleSet, step: Step, aux: Auxiliary
+    ) -> Carried | None:
+        """Return what the next batch of a sequence needs of this one and of those before it.
+
+        `model` is as this batch left it, and `aux` is what the batch was made with. By default
+        it is what the step itself says.
+        """
+        return step.carried
+
+    def processed(self, model: LanguageModel, step: Step) -> Step:
+        """Return a step whose change is finite, and as small as the fields ask for.
+
+        Raises:
+            EditError: a number is NaN or infinite, or the step changes no weights that could
+                become smaller.
+        """
+        check_finite(step.delta)
         if self.keep_share == 1 and self.truncated_rank is None:
             return step
-        if not isinstance(delta, WeightDelta):
+        if not isinstance(step.delta, WeightDelta):
             raise EditError(
                 f"Only changes of weights have a share or a rank to keep; {self.name()} "
                 "changes none. Leave keep_share and truncated_rank at their defaults."
             )
+        return replace(step, delta=self.reduced(model, step.delta))
+
+    def reduced(self, model: LanguageModel, delta: WeightDelta) -> WeightDelta:
+        """Return a change cut to `truncated_rank`, and then to `keep_share`."""
         if self.truncated_rank is not None:
             delta = truncate_rank(delta, model.network, self.truncated_rank)
         if self.keep_share < 1:
             delta = keep_largest(delta, model.network, self.keep_share)
-        return replace(step, delta=delta)
+        return delta
 
-    def _chain(
-        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int
-    ) -> Iterator[Step]:
-        count = min(self.batches, len(examples))
-        ends = [number * len(examples) // count for number in range(count + 1)]
-        parts = [examples.rows[start:end] for start, end in itertools.pairwise(ends)]
-        total: AdditiveDelta | None = None
-        current = model
-        earlier: list[ExampleSet] = []
-        for number, rows in enumerate(parts):
-            batch = examples.model_copy(update={"rows": rows})
-            now = replace(aux, earlier=tuple(earlier), origin=model)
-            # Only the last step is held: a step may be as large as the model.
-            last: Step | None = None
-            for step in self.steps(current, batch, now, seed=seed + number):
-                last = step
-            if last is None:
-                raise EditError(f"{self.name()} gave no edit for batch {number + 1}.")
-            step = self._processed(current, last)
-            if not isinstance(step.delta, AdditiveDelta):
-                raise EditError(
-                    f"The edits of {self.name()} cannot be added up batch by batch. Use batches: 1."
-                )
-            total = step.delta if total is None else total.plus(step.delta)
-            yield replace(step, delta=total)
-            earlier.append(batch)
-            current = model.after(total)
+
+@final
+class EditSequence:
+    """Edits made batch after batch, each on what the ones before it left.
+
+    A batch costs the same however many came before it: of earlier batches only their sum is kept,
+    and what the editor carries along.
+    """
+
+    def __init__(self, editor: Editor, model: LanguageModel, aux: Auxiliary) -> None:
+        self.delta: Delta | None = None
+        """All edits so far as one change of the model that the sequence began with."""
+        self._editor = editor
+        self._base = model
+        self._current = model
+        self._aux = replace(aux, origin=model)
+        self._prompts: set[str] = set()
+        # What the last batch left is read from the model only when another one follows.
+        self._unread: tuple[ExampleSet, Step, Auxiliary] | None = None
+
+    def make(self, examples: ExampleSet, *, seed: int) -> Step:
+        """Make a batch of edits; return the last step of it, with all edits so far as its delta.
+
+        Raises:
+            EditError: the edit diverged or ran out of memory, or the editor's edits can neither
+                be added up nor carried on.
+        """
+        aux = replace(self._aux, earlier=self._prompts, carried=self._carried())
+        # Only the last step is held: a step may be as large as the model.
+        last: Step | None = None
+        for step in self._editor.steps(self._current, examples, aux, seed=seed):
+            last = step
+        if last is None:
+            raise EditError(f"{self._editor.name()} gave no edit for the batch.")
+        own = self._editor.processed(self._current, last)
+        self.delta = self._with(own)
+        if isinstance(self.delta, AdditiveDelta):
+            self._current = self._base.after(self.delta)
+        self._unread = examples, own, aux
+        self._prompts.update(row.prompt for row in examples.rows)
+        return replace(own, delta=self.delta)
+
+    def _carried(self) -> Carried | None:
+        if self._unread is None:
+            return None
+        return self._editor.carry(self._current, *self._unread)
+
+    def _with(self, own: Step) -> Delta:
+        if isinstance(own.delta, AdditiveDelta):
+            before = self.delta
+            return before.plus(own.delta) if isinstance(before, AdditiveDelta) else own.delta
+        if own.carried is None:
+            raise EditError(
+                f"The edits of {self._editor.name()} can neither be added up batch by batch nor "
+                "carried on. Use batches: 1, and no stream."
+            )
+        return own.delta

@@ -73,6 +73,11 @@ class Encoder:
                 return [token]
         raise ConfigError(f"The tokenizer of {self.id!r} has no token to stand between two texts.")
 
+    @cached_property
+    def separator_text(self) -> str:
+        """The separator as text, which the tokenizer reads as that one token."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.separator[0]))
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text, without any mark."""
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]

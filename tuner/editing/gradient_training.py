@@ -16,7 +16,13 @@ from tuner.cache import Cache, Key
 from tuner.editing.amortised_training import trained_once
 from tuner.editing.corpus import Corpus
 from tuner.editing.gradient_network import GradientNetwork, Shape
-from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
+from tuner.editing.likelihood import (
+    EncodedExample,
+    MeanOver,
+    encode_examples,
+    shares_of,
+    training_losses,
+)
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
 from tuner.editing.spreading import Factors
@@ -54,6 +60,7 @@ class GradientSettings:
     check_every: int
     held_out: float
     seed: int
+    mean_over: MeanOver = "tokens"
 
 
 def edited_maps(model: LanguageModel, layers: int) -> dict[str, Shape]:
@@ -140,8 +147,9 @@ class _Training:
 
     Source: Mitchell et al. 2022 (arXiv:2110.11309), §3.2, and their code: L is `edit_weight`
     times the loss of a row in scope after the edit plus KL(before‖after) on a row out of it; u
-    and δ are constants, so there are no derivatives of second order. `general_weight` times that
-    KL on a block of general text is ours.
+    and δ are constants, so there are no derivatives of second order. Losses are means over the
+    tokens of all targets, by `mean_over` over examples. `general_weight` times that KL on a block
+    of general text is ours.
     """
 
     def __init__(
@@ -234,7 +242,9 @@ class _Training:
 
     def _gradients(self, edits: Sequence[_Encoded]) -> dict[str, TokenGradients]:
         canonical = [edit.canonical for edit in edits]
-        return token_gradients(self.base, self.maps, self.loss, canonical, self.pad_id)
+        return token_gradients(
+            self.base, self.maps, self.loss, canonical, self.pad_id, self.settings.mean_over
+        )
 
     def _value(
         self,
@@ -248,8 +258,9 @@ class _Training:
             _draw(edit.out_of_scope, random).target.ids for edit in edits if edit.out_of_scope
         ]
         with moved_maps(self.base, changes):
-            value = training_losses(self.base, self.loss, inside, self.pad_id).mean()
-        value = self.settings.edit_weight * value
+            losses = training_losses(self.base, self.loss, inside, self.pad_id)
+        shares = shares_of(inside, self.settings.mean_over).to(losses.device)
+        value = self.settings.edit_weight * (losses * shares).mean()
         if outside:
             value = value + self._divergence(changes, outside)
         if self.general:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -204,6 +204,21 @@ def encode_examples(model: LanguageModel, examples: Sequence[Example]) -> list[E
         EncodedExample(target, None if row.contrast is None else next(contrasts))
         for row, target in zip(examples, targets, strict=True)
     ]
+
+
+MeanOver = Literal["examples", "tokens"]
+
+
+def shares_of(batch: Sequence[EncodedExample], mean_over: MeanOver) -> Float[Tensor, " batch"]:
+    """Return how much each example counts in a batch's mean, 1 on average.
+
+    In a mean over tokens an example counts by the tokens of its target: the mean of Σ −log p per
+    token over all examples' targets is then that of all their tokens.
+    """
+    if mean_over == "examples":
+        return torch.ones(len(batch))
+    lengths = torch.tensor([float(row.target.target_length) for row in batch])
+    return lengths / lengths.mean()
 
 
 def training_losses(

@@ -40,6 +40,12 @@ class ScopeEditor(Editor):
         description="Which token's state stands for a text, or the mean of all; auto is the mean "
         "for a causal model, and else the first.",
     )
+    edit_form: Literal["auto", "joined", "separated"] = Field(
+        default="auto",
+        description="How the classifier reads an edit: as one text, or as `prompt [SEP] target "
+        "[SEP]`; auto is the latter where embeddings of an encoder are compared, as published, "
+        "and else the former.",
+    )
     most_tokens: int = Field(
         default=64, ge=8, description="Tokens that the classifier reads of a text, from its end."
     )
@@ -128,9 +134,17 @@ class ScopeEditor(Editor):
         """
         cheap = self.compares == "embeddings"
         all_pairs = cheap if self.all_pairs is None else self.all_pairs
+        encoder = aux.companions.load_encoder(self.classifier)
+        published = cheap and not encoder.causal
+        form = ScopeForm(
+            compares=self.compares,
+            pooling=self.pooling,
+            most_tokens=self.most_tokens,
+            separated=published if self.edit_form == "auto" else self.edit_form == "separated",
+        )
         return train_scope_classifier(
-            aux.companions.load_encoder(self.classifier),
-            ScopeForm(compares=self.compares, pooling=self.pooling, most_tokens=self.most_tokens),
+            encoder,
+            form,
             aux.training,
             Negatives(self.hard_share, all_pairs),
             self.schedule(self.classifier_learning_rate, self.classifier_steps),

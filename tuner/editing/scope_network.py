@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tuner.editing.distances import distances_between
+from tuner.editing.edit_text import EditText
 from tuner.editing.encoder import Encoder, pooled_states
 from tuner.editing.model import twin_of
 from tuner.errors import BaseMismatch
@@ -38,6 +39,20 @@ class ScopeForm(BaseModel):
         "for a causal model, and else the first."
     )
     most_tokens: int = Field(ge=8, description="Tokens that are read of a text, from its end.")
+    separated: bool = Field(
+        default=False,
+        description="Whether an edit is read as `prompt [SEP] target [SEP]`; else as one text.",
+    )
+
+    def text_of(self, edit: EditText, encoder: Encoder) -> str:
+        """Return an edit as the classifier reads it.
+
+        Source: the code of Mitchell et al. 2022 (arXiv:2206.06520) for the separated form.
+        """
+        if not self.separated:
+            return edit.text
+        mark = encoder.separator_text
+        return f"{edit.prompt} {mark} {edit.target.strip()} {mark}"
 
 
 class ScopeNetwork(nn.Module, ABC):
@@ -100,6 +115,7 @@ class EmbeddingNetwork(ScopeNetwork):
     def __init__(self, encoder: Encoder, form: ScopeForm, own: Collection[str]) -> None:
         super().__init__(encoder, form, own)
         self.factor = nn.Parameter(torch.ones((), device=self.body.device), requires_grad=False)
+        self._stored: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def calibrate(self, edits: Sequence[str], prompts: Sequence[str]) -> None:
@@ -122,8 +138,15 @@ class EmbeddingNetwork(ScopeNetwork):
 
     @torch.no_grad()
     def scorer(self, edits: Sequence[str]) -> Scorer:
-        """Return what says log g of each prompt with each of these edits."""
-        keys = torch.cat([self.embed(part) for part in _parts(edits)])
+        """Return what says log g of each prompt with each of these edits.
+
+        Embeddings of edits are kept, so that a memory which grows embeds each edit once: from the
+        first call on the weights must stay as they are.
+        """
+        new = [edit for edit in edits if edit not in self._stored]
+        for part in _parts(new):
+            self._stored.update(zip(part, self.embed(part), strict=True))
+        keys = torch.stack([self._stored[edit] for edit in edits])
 
         @torch.no_grad()
         def score(prompts: Sequence[str]) -> Float[Tensor, "prompts edits"]:

@@ -1,7 +1,7 @@
 """Trains a scope classifier: prompts in the scope of an edit against prompts out of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import final
 
@@ -34,6 +34,8 @@ from tuner.editing.training_edits import (
     training_edits,
 )
 from tuner.editing.training_rows import generator_for
+
+_TextOf = Callable[[TrainingEdit], str]
 
 
 @final
@@ -86,8 +88,12 @@ def _trained(
     network.body.requires_grad_(True)
     random = generator_for("scope classifier", schedule.seed)
     some, held = hold_out(edits, schedule.held_out, random)
-    sampler = _Sampler(some, negatives, schedule.edits_per_step, random)
-    first, judged = sampler.draw(), _Pairs.of_all(held)
+
+    def text_of(edit: TrainingEdit) -> str:
+        return form.text_of(EditText.of(edit.edit), encoder)
+
+    sampler = _Sampler(some, negatives, schedule.edits_per_step, random, text_of)
+    first, judged = sampler.draw(), _Pairs.of_all(held, text_of)
     edits_, prompts = zip(*first.inside, *first.outside, strict=True)
     network.calibrate(edits_, prompts)
     train(
@@ -113,13 +119,13 @@ class _Pairs:
         return bool(self.inside and self.outside)
 
     @classmethod
-    def of_all(cls, edits: Sequence[TrainingEdit]) -> "_Pairs":
+    def of_all(cls, edits: Sequence[TrainingEdit], text_of: _TextOf) -> "_Pairs":
         """Return every prompt of these edits with its own, and with the edit before it."""
-        inside = [(_text(edit), row.prompt) for edit in edits for row in edit.inside]
-        outside = [(_text(edit), row.prompt) for edit in edits for row in edit.out_of_scope]
+        inside = [(text_of(edit), row.prompt) for edit in edits for row in edit.inside]
+        outside = [(text_of(edit), row.prompt) for edit in edits for row in edit.out_of_scope]
         for edit, other in zip(edits, (*edits[1:], *edits[:1]), strict=True):
             outside += [
-                (_text(edit), row.prompt)
+                (text_of(edit), row.prompt)
                 for row in other.inside
                 if row.prompt not in edit.prompts_inside
             ]
@@ -136,7 +142,9 @@ class _Sampler:
         negatives: Negatives,
         size: int,
         random: torch.Generator,
+        text_of: _TextOf,
     ) -> None:
+        self._text_of = text_of
         self._edits = edits
         self._negatives = negatives
         self._size = size
@@ -153,8 +161,8 @@ class _Sampler:
         # An edit of another record may have the same prompt.
         apart = [(e, prompt) for e, prompt in outside if prompt not in e.prompts_inside]
         return _Pairs(
-            tuple((_text(edit), prompt) for edit, prompt in inside),
-            tuple((_text(edit), prompt) for edit, prompt in apart),
+            tuple((self._text_of(edit), prompt) for edit, prompt in inside),
+            tuple((self._text_of(edit), prompt) for edit, prompt in apart),
         )
 
     def _prompt_outside(self, edit: TrainingEdit) -> str:
@@ -182,7 +190,3 @@ def balanced_loss(network: ScopeNetwork, pairs: _Pairs) -> Float[Tensor, ""]:
     log_out = torch.log(-torch.expm1(log_in[count:].clamp(max=-1e-6)))
     loss = -log_in[:count].mean()
     return loss if not pairs.outside else loss - log_out.mean()
-
-
-def _text(edit: TrainingEdit) -> str:
-    return EditText.of(edit.edit).text

@@ -61,6 +61,24 @@ class SecondMoment:
         """
         return torch.cholesky_solve(keys, self.factor)
 
+    def solve_beside(
+        self,
+        other: Float[Tensor, "d_in d_in"],
+        weight: float,
+        keys: Float[Tensor, "d_in n"],
+    ) -> Float[Tensor, "d_in n"]:
+        """Return (weight · C + other)⁻¹ · keys, for an `other` that is positive semidefinite.
+
+        Raises:
+            EditError: there were fewer tokens than input dimensions, or the sum is singular.
+        """
+        whole = weight * (self.factor @ self.factor.T) + other
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        if int(failed):
+            raise EditError("The statistics of the keys are singular; give more varied text.")
+        solved: Tensor = torch.cholesky_solve(keys, factor)
+        return solved
+
     @cached_property
     def factor(self) -> Float[Tensor, "d_in d_in"]:
         """The lower Cholesky factor of C, with a ridge where the sample is small.

@@ -1,7 +1,7 @@
 """Edits that write many facts into a band of MLP output maps: what MEMIT and its kin share."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from tuner.cache import Cache
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import LowRank, WeightDelta
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, Carried, Step
+from tuner.editing.layers import LayerBandEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.prefixes import sample_prefixes
 from tuner.editing.second_moment import SecondMoment, second_moments
@@ -29,7 +30,19 @@ _PREFIX_TOKENS = 9  # ten with the word that each starts with
 _TOP_K = 5
 
 
-class SpreadingEditor(TargetEditor):
+@final
+@dataclass(frozen=True)
+class KeyMoments(Carried):
+    """Σ kkᵀ over the facts of earlier batches, per layer, each key as its own batch left it.
+
+    Source: the code of MEMIT-seq and AlphaEdit (Fang et al. 2025, arXiv:2410.02355), which reads
+    the keys of a batch once, after the whole of it is written.
+    """
+
+    sums: Mapping[int, Float[Tensor, "d_in d_in"]]
+
+
+class SpreadingEditor(LayerBandEditor, TargetEditor):
     """Finds what the last layer of a band must say, and shares the change among the band.
 
     A subclass solves one layer: given the keys that facts have there and the residuals that they
@@ -67,43 +80,65 @@ class SpreadingEditor(TargetEditor):
         # Written by the unedited model in every batch.
         contexts = _contexts(origin, self.prefixes, self.prefix_seed, aux.cache)
         settings = self.target_settings(layers[-1], "layer", contexts)
-        targets = target_vectors(model, examples, settings, aux.cache)
+        # Later batches start from a model that no other trial will ever see again.
+        cache = aux.cache if model is origin else None
+        targets = target_vectors(model, examples, settings, cache)
         # The statistics are the unedited model's too: no batch changes what text usually is.
         moments = second_moments(origin, aux.general, layers, aux.cache)
         names = {layer: model.architecture.mlp_modules(layer)[-1] for layer in layers}
         network = model.twin(own=[f"{name}.weight" for name in names.values()])
+        protected = _sums_of(aux.carried)
         changes: dict[str, LowRank] = {}
         for index, layer in enumerate(layers):
             module = network.get_submodule(names[layer])
             keys = _keys(network, module, model, examples, contexts)
-            earlier = _earlier_keys(network, module, model, aux.earlier, contexts)
             now = _outputs(network, model, examples, layers[-1])
             residuals = ((targets - now) / (len(layers) - index)).T
-            change = self.solve(keys, residuals, earlier, moments[layer])
+            change = self.solve(keys, residuals, protected.get(layer), moments[layer])
             stored = factored(change, transposed=model.architecture.transposed)
             changes[f"{names[layer]}.weight"] = stored
             WeightDelta({f"{names[layer]}.weight": stored}).write(network)
         yield Step(WeightDelta(changes))
+
+    @property
+    def protects_earlier(self) -> bool:
+        """Whether later batches of a sequence are to know the keys of this one."""
+        return False
+
+    def carry(
+        self, model: LanguageModel, examples: ExampleSet, step: Step, aux: Auxiliary
+    ) -> KeyMoments | None:
+        """Return Σ kkᵀ with the keys of this batch, read on the model that it left."""
+        if not self.protects_earlier:
+            return None
+        contexts = _contexts(aux.origin or model, self.prefixes, self.prefix_seed, aux.cache)
+        sums = dict(_sums_of(aux.carried))
+        for layer in self.layers(model.layer_count):
+            module = model.network.get_submodule(model.architecture.mlp_modules(layer)[-1])
+            keys = _keys(model.network, module, model, examples, contexts)
+            product = keys @ keys.T
+            sums[layer] = sums[layer] + product if layer in sums else product
+        return KeyMoments(sums)
 
     @abstractmethod
     def solve(
         self,
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
-        earlier: Float[Tensor, "d_in earlier"],
+        protected: Float[Tensor, "d_in d_in"] | None,
         moment: SecondMoment,
     ) -> "Factors":
         """Return the change of one layer that adds `residuals` at `keys`; all in float64.
 
-        `earlier` are the keys of what earlier batches wrote, and may be empty.
+        `protected` is Σ kkᵀ over the facts of earlier batches, where there are any.
         """
         ...
 
-    def layers(self, count: int) -> list[int]:
-        """Return the band in a model of `count` layers, lowest first."""
+    def band(self, count: int) -> range:
+        """Return the layers that end at `depth`."""
         last = round(self.depth * (count - 1))
         size = max(1, round(self.width * count))
-        return list(range(max(0, last - size + 1), last + 1))
+        return range(max(0, last - size + 1), last + 1)
 
 
 @final
@@ -161,19 +196,8 @@ def _keys(
     return ((key + mean) / 2).T
 
 
-def _earlier_keys(
-    network: PreTrainedModel,
-    module: nn.Module,
-    model: LanguageModel,
-    earlier: Sequence[ExampleSet],
-    contexts: Sequence[str],
-) -> Float[Tensor, "d_in earlier"]:
-    found = [_keys(network, module, model, batch, contexts) for batch in earlier]
-    if found:
-        return torch.cat(found, dim=1)
-    weight = module.get_parameter("weight")
-    inputs = weight.shape[0 if model.architecture.transposed else 1]
-    return torch.zeros(inputs, 0, dtype=torch.float64, device=model.device)
+def _sums_of(carried: Carried | None) -> Mapping[int, Float[Tensor, "d_in d_in"]]:
+    return carried.sums if isinstance(carried, KeyMoments) else {}
 
 
 def _outputs(

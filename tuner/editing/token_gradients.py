@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuner.editing.likelihood import EncodedExample, training_losses
+from tuner.editing.likelihood import EncodedExample, MeanOver, shares_of, training_losses
 from tuner.editing.spreading import Factors
 from tuner.editing.task import LossKind
 from tuner.errors import EditError
@@ -40,6 +40,7 @@ def token_gradients(
     loss: LossKind,
     rows: Sequence[EncodedExample],
     pad_id: int,
+    mean_over: MeanOver = "tokens",
 ) -> dict[str, TokenGradients]:
     """Return what the maps read, and the gradients of the rows' mean training loss there.
 
@@ -48,9 +49,10 @@ def token_gradients(
     Raises:
         EditError: the loss or a gradient is NaN or infinite.
     """
+    shares = shares_of(rows, mean_over) / len(rows)
     parts = [
-        _pass(network, maps, loss, rows[start : start + _ROWS], len(rows), pad_id)
-        for start in range(0, len(rows), _ROWS)
+        _pass(network, maps, loss, rows[part], shares[part], pad_id)
+        for part in (slice(start, start + _ROWS) for start in range(0, len(rows), _ROWS))
     ]
     return {
         name: TokenGradients(
@@ -85,7 +87,7 @@ def _pass(
     maps: Sequence[str],
     loss: LossKind,
     rows: Sequence[EncodedExample],
-    total: int,
+    shares: Float[Tensor, " rows"],
     pad_id: int,
 ) -> dict[str, TokenGradients]:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -100,7 +102,8 @@ def _pass(
         return keep
 
     with _hooked(network, {name: keeper(name) for name in maps}):
-        value = training_losses(network, loss, rows, pad_id).sum() / total
+        losses = training_losses(network, loss, rows, pad_id)
+        value = (losses * shares.to(losses.device)).sum()
     slopes = torch.autograd.grad(value, [seen[name][1] for name in maps])
     found = {
         name: _without_idle(seen[name][0], slope) for name, slope in zip(maps, slopes, strict=True)

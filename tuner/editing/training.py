@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, Step
-from tuner.editing.likelihood import training_losses
+from tuner.editing.likelihood import MeanOver, shares_of, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind
 from tuner.editing.training_rows import RowsEditor, TrainingRow
@@ -42,9 +42,15 @@ class TrainedEditor(RowsEditor):
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.995), description="Adam's decay rates.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay of the change.")
-    mean_over: Literal["examples", "tokens"] = Field(
+    mean_over: MeanOver = Field(
         default="examples",
         description="Whether the examples of a batch count alike or by their targets' tokens.",
+    )
+    skip_below: float | None = Field(
+        default=None,
+        gt=0,
+        description="Make no step of the optimiser for a batch whose mean loss is below this, for "
+        "losses that end at 0 (likelihood, balance); default always make it.",
     )
     stop_below: float | None = Field(
         default=None,
@@ -96,8 +102,11 @@ class TrainedEditor(RowsEditor):
             for batch in self._batches(rows, random):
                 try:
                     optimiser.zero_grad(set_to_none=True)
-                    losses += self._accumulate(network, weights, model, batch, aux, random)
-                    optimiser.step()
+                    found = self._accumulate(network, weights, model, batch, aux, random)
+                    losses += found
+                    mean = math.fsum(found) / len(found)
+                    if not self._under(self.skip_below, mean, examples.loss):
+                        optimiser.step()
                 except torch.OutOfMemoryError:
                     raise EditError(
                         "Memory ran out during training; lower micro_batch_size or use a larger "
@@ -112,7 +121,7 @@ class TrainedEditor(RowsEditor):
                 schedule.step()
             mean = math.fsum(losses) / len(losses)
             yield mean
-            if self._low_enough(mean, examples.loss):
+            if self._under(self.stop_below, mean, examples.loss):
                 return
 
     def train_in_full(
@@ -140,17 +149,10 @@ class TrainedEditor(RowsEditor):
                 }
             yield Step(WeightDelta(changes), loss)
 
-    def _shares(self, batch: Sequence[TrainingRow]) -> Float[Tensor, " batch"]:
-        """Return how much each row counts in its batch's mean, 1 on average."""
-        if self.mean_over == "examples":
-            return torch.ones(len(batch))
-        lengths = torch.tensor([float(row.encoded.target.target_length) for row in batch])
-        return lengths / lengths.mean()
-
-    def _low_enough(self, mean: float, loss: LossKind) -> bool:
+    def _under(self, limit: float | None, mean: float, loss: LossKind) -> bool:
         # The other losses fall below zero and go on: there is no point at which they are learnt.
         ends_at_zero = loss in (LossKind.LIKELIHOOD, LossKind.BALANCE)
-        return self.stop_below is not None and ends_at_zero and mean < self.stop_below
+        return limit is not None and ends_at_zero and mean < limit
 
     def _batches(
         self, rows: Sequence[TrainingRow], random: torch.Generator
@@ -175,7 +177,7 @@ class TrainedEditor(RowsEditor):
     ) -> list[float]:
         """Add the gradient of the batch's mean loss and mean KL; return the rows' losses."""
         size = self.micro_batch_size or len(batch)
-        shares = self._shares(batch).to(model.device)
+        shares = shares_of([row.encoded for row in batch], self.mean_over).to(model.device)
         values: list[float] = []
         for start in range(0, len(batch), size):
             part = batch[start : start + size]

@@ -232,8 +232,10 @@ def facts_to_keep(aux: Auxiliary, examples: ExampleSet, *, wanted_by: str) -> tu
             f"`{wanted_by}` needs true facts that should stay as they are, and none are given. "
             f"Give some as Auxiliary(facts=...), or leave `{wanted_by}` at its default."
         )
-    edited = {row.prompt for batch in (examples, *aux.earlier) for row in batch.rows}
-    kept = tuple(row for row in aux.facts.rows if row.prompt not in edited)
+    edited = {row.prompt for row in examples.rows}
+    kept = tuple(
+        row for row in aux.facts.rows if row.prompt not in edited and row.prompt not in aux.earlier
+    )
     if not kept:
         raise ConfigError(
             f"`{wanted_by}` needs true facts, but each of the {len(aux.facts)} given has the "

@@ -32,7 +32,7 @@ def unrelated_prompts(
     Beginnings of general text and, where there are any, prompts that are near to edits come in
     turn: true facts, and the rows out of the scope of other edits. None is an edit's own prompt.
     """
-    edited = {row.prompt for row in examples.rows}
+    edited = {row.prompt for row in examples.rows} | aux.earlier
     near = [] if aux.facts is None else [row.prompt for row in aux.facts.rows]
     if aux.training is not None:
         near += [row.prompt for row in aux.training.hard_negatives.rows]

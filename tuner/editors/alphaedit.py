@@ -17,7 +17,8 @@ class AlphaEdit(SpreadingEditor):
     """Writes the regularised least-squares change within the null space of C.
 
     Source: Fang et al. 2025 (arXiv:2410.02355) and their code. With U the directions of small
-    eigenvalues of C, ΔWᵀ = U a and (Uᵀ(KKᵀ + K₀K₀ᵀ)U + L₂I) a = UᵀKRᵀ.
+    eigenvalues of C, ΔWᵀ = U a and (Uᵀ(KKᵀ + K₀K₀ᵀ)U + L₂I) a = UᵀKRᵀ, where K₀ are the keys of
+    earlier batches, each as read when its batch was written.
     """
 
     regulariser: float = Field(default=10.0, gt=0, description="L₂: weight of the change's norm.")
@@ -38,27 +39,38 @@ class AlphaEdit(SpreadingEditor):
         default=True, description="Protect what earlier batches wrote, as usual text is."
     )
 
+    @property
+    def protects_earlier(self) -> bool:
+        """Whether later batches are to know the keys of this one."""
+        return self.accumulate
+
     def solve(
         self,
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
-        earlier: Float[Tensor, "d_in earlier"],
+        protected: Float[Tensor, "d_in d_in"] | None,
         moment: SecondMoment,
     ) -> Factors:
-        """Return R [B (L₂I + BᵀB)⁻¹]ᵀ Uᵀ, with B = Uᵀ(K₀ K) and the columns of K alone.
+        """Return R [B (L₂I + BᵀB)⁻¹]ᵀ Uᵀ, with B = UᵀK.
 
         Equal to the solution in the class docstring by the push-through identity; what is left
-        to solve is as small as the number of facts.
+        to solve is as small as the number of facts. After earlier batches L₂I is joined by
+        UᵀK₀K₀ᵀU, and what is solved first is as large as the free space.
 
         Raises:
             EditError: no direction counts as free.
         """
         free = self._free(moment.spectrum)
-        protected = earlier if self.accumulate else earlier[:, :0]
-        seen = free.T @ torch.cat([protected, keys], dim=1)
+        seen = free.T @ keys
         eye = torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
-        solved = symmetric_solve(self.regulariser * eye + seen.T @ seen, seen.T)
-        return Factors(left=residuals, right=solved[protected.shape[1] :] @ free.T)
+        if protected is None:
+            solved = symmetric_solve(self.regulariser * eye + seen.T @ seen, seen.T)
+        else:
+            held = free.T @ protected @ free
+            held.diagonal().add_(self.regulariser)
+            spread = symmetric_solve(held, seen)
+            solved = symmetric_solve(eye + seen.T @ spread, spread.T)
+        return Factors(left=residuals, right=solved @ free.T)
 
     def _free(self, found: Spectrum) -> Float[Tensor, "d_in free"]:
         count = (

@@ -13,7 +13,10 @@ from tuner.editing.spreading import Factors, SpreadingEditor, symmetric_solve
 
 @final
 class Emmet(SpreadingEditor):
-    """Writes R (KᵀC⁻¹K + λₑI)⁻¹KᵀC⁻¹ into each layer (Gupta et al. 2024, arXiv:2403.14236)."""
+    """Writes R (KᵀC⁻¹K + λₑI)⁻¹KᵀC⁻¹ into each layer (Gupta et al. 2024, arXiv:2403.14236).
+
+    Of several batches each is written without regard to those before it.
+    """
 
     width: float = Field(
         default=0.01,
@@ -32,10 +35,10 @@ class Emmet(SpreadingEditor):
         self,
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
-        earlier: Float[Tensor, "d_in earlier"],
+        protected: Float[Tensor, "d_in d_in"] | None,
         moment: SecondMoment,
     ) -> Factors:
-        """Return R (KᵀS + λₑI)⁻¹Sᵀ with S = C⁻¹K/λ; `earlier` has no part in it."""
+        """Return R (KᵀS + λₑI)⁻¹Sᵀ with S = C⁻¹K/λ; `protected` has no part in it."""
         spread = moment.solve(keys) / self.covariance_weight
         facts = keys.shape[1]
         slack = self.regulariser if facts > 1 else 0.0

@@ -1,18 +1,28 @@
 """A large model's logits plus what sense finetuning changed in a small Backpack's."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Self, final
 
 from pydantic import Field, model_validator
 
 from tuner.editing.companions import Companions
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, Carried, Step
 from tuner.editing.ensemble_delta import EnsembleDelta
 from tuner.editing.log_ratio import LogRatio
 from tuner.editing.model import LanguageModel, ModelName, share_tokens
+from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.sense_training import SenseEditor, check_backpack
 from tuner.editing.task import ExampleSet
 from tuner.errors import ConfigError
+
+
+@final
+@dataclass(frozen=True)
+class _Senses(Carried):
+    """What earlier batches changed in the small model."""
+
+    delta: SenseDelta
 
 
 @final
@@ -65,8 +75,13 @@ class Ensemble(SenseEditor):
                 f"The blocks of general text have {length} tokens, and {small.id} reads "
                 f"{small.context_length} at most. Use a small model with a longer context."
             )
-        for delta, loss in self.train_senses(small, examples, aux, seed=seed):
-            yield Step(EnsembleDelta(LogRatio(small, delta)), loss)
+        earlier = aux.carried.delta if isinstance(aux.carried, _Senses) else None
+        current = small if earlier is None else small.after(earlier)
+        # The senses are the small model's, and so is all that a sequence begins with.
+        beside = replace(aux, origin=small)
+        for own, loss in self.train_senses(current, examples, beside, seed=seed):
+            delta = own if earlier is None else earlier.plus(own)
+            yield Step(EnsembleDelta(LogRatio(small, delta)), loss, _Senses(delta))
 
     def _small_for(self, model: LanguageModel, companions: Companions) -> LanguageModel:
         small = companions.load(self.small)

@@ -5,19 +5,20 @@ from typing import final
 
 from pydantic import Field
 
-from tuner.editing.architectures import layer_band
 from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.layers import LayerBandEditor, layer_band
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editing.training import TrainedEditor
 
 
 @final
-class FullFinetuning(TrainedEditor):
-    """Trains all weights on the canonical examples.
+class FullFinetuning(LayerBandEditor, TrainedEditor):
+    """Trains all weights on the canonical examples, or those of a band of layers.
 
     Sources: Hewitt et al. 2024 (arXiv:2402.06155), §4, "full finetuning"; Gangadhar and Stratos
-    2024 (arXiv:2402.11078) for a band, of three early layers in their best edits.
+    2024 (arXiv:2402.11078) for a band, of three early layers in their best edits. One layer, and
+    a delta that is scaled to the budget, is one-layer interpolation (1-LI, arXiv:2303.00046).
     """
 
     center: float = Field(
@@ -25,10 +26,10 @@ class FullFinetuning(TrainedEditor):
     )
     width: float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         le=1,
-        description="Width of the band, as a fraction of all layers; default all weights, those "
-        "outside the layers too.",
+        description="Width of the band, as a fraction of all layers; 0 is the middle layer alone, "
+        "and the default all weights, those outside the layers too.",
     )
 
     def steps(
@@ -44,8 +45,14 @@ class FullFinetuning(TrainedEditor):
 
     def _trained(self, model: LanguageModel) -> list[str]:
         names = [name for name, _ in model.network.named_parameters()]
-        if self.width is None:
+        if (self.width, self.first_layer, self.last_layer) == (None, None, None):
             return names
-        layers = layer_band(model.layer_count, self.center, self.width)
+        layers = self.layers(model.layer_count)
         band = tuple(f"{model.architecture.layer_module(layer)}." for layer in layers)
         return [name for name in names if name.startswith(band)]
+
+    def band(self, count: int) -> range:
+        """Return the layers around `center`; without a width all of them."""
+        if self.width is None:
+            return range(count)
+        return layer_band(count, self.center, self.width)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
@@ -14,8 +15,9 @@ from transformers import PreTrainedModel
 from tuner.editing.activations import prompt_activations
 from tuner.editing.corpus import Corpus
 from tuner.editing.distances import distances_between
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Carried, Step
 from tuner.editing.inner_gradient import inner_gradient
+from tuner.editing.layers import OneLayerEditor
 from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
@@ -34,14 +36,26 @@ _ROWS = 64
 
 
 @final
-class Grace(Editor):
+@dataclass(frozen=True)
+class _Entries(Carried):
+    """The codebook of earlier batches, with the values of its entries."""
+
+    book: Codebook
+    values: Float[Tensor, "entries d_out"]
+
+
+@final
+class Grace(OneLayerEditor):
     """Stores each edit at what one linear map reads at the end of its prompt.
 
     Edits are taken in one after the other. Near an entry they share it where they ask for the
     same, and cut its reach where they do not. Each value is then sought by Adam.
 
-    Source: Hartvigsen et al. 2023 (arXiv:2211.11031) and their code, whose settings are the
-    defaults here but for what a radius is measured in.
+    Source: Hartvigsen et al. 2023 (arXiv:2211.11031) and their code. As published: expansion,
+    start, rate and steps. Their code puts the value before the prompt's last token alone
+    (`replacement: before_last`) and takes the MLP's first map in GPT2-XL (`linear: in`); the
+    defaults here are those of EasyEdit and of the WISE paper, the last token and the map out. A
+    radius is absolute there, and the decision is made at every pass anew.
     """
 
     depth: float = Field(
@@ -63,8 +77,8 @@ class Grace(Editor):
     )
     replacement: Replacement = Field(
         default="last",
-        description="Where the value stands: at the prompt's last token, all over the prompt, or "
-        "everywhere.",
+        description="Where the value stands: at the prompt's last token, all over the prompt, all "
+        "over it but for its last token (as in the published code), or everywhere.",
     )
     start: Literal["cold", "warm"] = Field(
         default="cold",
@@ -82,18 +96,26 @@ class Grace(Editor):
             EditError: a loss became NaN or infinite, memory ran out, or general text does not
                 tell how far apart prompts are.
         """
-        layer = round(self.depth * (model.layer_count - 1))
+        layer = self.layer_of(model)
         path = model.architecture.mlp_modules(layer)[-1 if self.linear == "out" else 0]
         rows = encode_examples(model, examples.rows)
         prompts = [row.target.ids[: row.target.start] for row in rows]
         queries, said = _at_prompts(model, path, prompts)
-        book = Codebook(self.radius * _usual_distance(model, path, aux.general), self.expansion)
+        earlier = aux.carried if isinstance(aux.carried, _Entries) else None
+        book = (
+            Codebook(self.radius * _usual_distance(model, path, aux.general), self.expansion)
+            if earlier is None
+            else earlier.book.copy()
+        )
+        held = len(book.keys)
         entries = [
             book.take(query, (row.target,) if row.contrast is None else (row.target, row.contrast))
             for query, row in zip(queries, examples.rows, strict=True)
         ]
-        first = [entries.index(entry) for entry in range(len(book.keys))]
+        first = [entries.index(entry) for entry in range(held, len(book.keys))]
         values = said[first] if self.start == "warm" else self._by_chance(said[first], seed)
+        if earlier is not None:
+            values = torch.cat([earlier.values, values])
         network = trainable_twin(model, ())
         losses = []
         # An entry's examples come one after the other. Entries do not see one another, so what is
@@ -126,7 +148,7 @@ class Grace(Editor):
             targets=tuple(book.targets),
             replacement=self.replacement,
         )
-        yield Step(memory, float(torch.cat(losses).mean()))
+        yield Step(memory, float(torch.cat(losses).mean()), _Entries(book, values))
 
     def _by_chance(self, like: Float[Tensor, "entries d_out"], seed: int) -> Tensor:
         random = generator_for("grace values", seed)

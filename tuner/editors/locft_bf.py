@@ -6,25 +6,28 @@ from typing import Literal, final
 from pydantic import Field
 
 from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.layers import OneLayerEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editing.training import TrainedEditor
 
 
 @final
-class LocftBf(TrainedEditor):
+class LocftBf(OneLayerEditor, TrainedEditor):
     """Trains the MLP's down-projection of one layer, breadth first.
 
     Breadth first means passes over all edits in mini-batches, rather than one edit after the
     other until it is learnt. The published settings are the defaults here: Adam at a constant
-    rate, the end of text learnt, a mean over examples, no general text, an early end. Facts and
-    prefixes can be added.
+    rate, the end of text learnt, a mean over examples, no general text, no step for a batch that is
+    learnt already, an early end. Facts and prefixes can be added.
 
     Source: the code of LocFT-BF (ICLR 2026), whose layers are 22 of 32 in Llama-3-8B and 6 of 28
     in Qwen2.5-7B.
     """
 
-    depth: float = Field(ge=0, le=1, description="The edited layer, as a fraction of all layers.")
+    depth: float = Field(
+        default=0.71, ge=0, le=1, description="The edited layer, as a fraction of all layers."
+    )
     learning_rate: float = Field(
         default=5e-4, gt=0, lt=1, description="Adam's learning rate in epoch one."
     )
@@ -37,6 +40,12 @@ class LocftBf(TrainedEditor):
         default=0.0, ge=0, description="Weight of KL(base‖edited), summed over one block."
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's decay rates.")
+    skip_below: float | None = Field(
+        default=1e-2,
+        gt=0,
+        description="Make no step of the optimiser for a batch whose mean loss is below this, for "
+        "losses that end at 0 (likelihood, balance).",
+    )
     stop_below: float | None = Field(
         default=1e-2,
         gt=0,
@@ -56,6 +65,6 @@ class LocftBf(TrainedEditor):
         Raises:
             EditError: the training diverged or ran out of memory.
         """
-        layer = round(self.depth * (model.layer_count - 1))
+        layer = self.layer_of(model)
         name = f"{model.architecture.mlp_modules(layer)[-1]}.weight"
         yield from self.train_in_full([name], model, examples, aux, seed=seed)

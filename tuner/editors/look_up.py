@@ -1,8 +1,10 @@
 """Look-up: stores prompts with their targets and says those again near them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import final
 
+import torch
 from pydantic import Field
 
 from tuner.editing.editor import Auxiliary, Editor, Step
@@ -12,6 +14,7 @@ from tuner.editing.prompts import Prompts
 from tuner.editing.task import ExampleSet, LossKind
 from tuner.errors import EditError
 from tuner.memories.look_up import LookUpDelta, mean_states
+from tuner.memories.memory import CarriedMemory
 
 
 @final
@@ -42,13 +45,19 @@ class LookUp(Editor):
             )
         rows = encode_continuations(model, [(row.prompt, row.target) for row in examples.rows])
         prompts = Prompts.of([row.ids[: row.start] for row in rows], model.device)
-        yield Step(
-            LookUpDelta(
-                strength=1.0,
-                keys=mean_states(model.network, prompts),
-                targets=tuple(row.ids[row.start :] for row in rows),
-                threshold=self.threshold,
-                logit=self.logit,
-                end=model.end_id,
-            )
+        memory = LookUpDelta(
+            strength=1.0,
+            keys=mean_states(model.network, prompts),
+            targets=tuple(row.ids[row.start :] for row in rows),
+            threshold=self.threshold,
+            logit=self.logit,
+            end=model.end_id,
         )
+        match aux.carried:
+            case CarriedMemory(LookUpDelta() as earlier):
+                memory = replace(
+                    earlier,
+                    keys=torch.cat([earlier.keys, memory.keys]),
+                    targets=(*earlier.targets, *memory.targets),
+                )
+        yield Step(memory, carried=CarriedMemory(memory))

@@ -10,21 +10,22 @@ from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tuner.editing.architectures import layer_band
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.layers import LayerBandEditor, layer_band
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editing.training import TrainedEditor
 
 
 @final
-class Lora(TrainedEditor):
+class Lora(LayerBandEditor, TrainedEditor):
     """Trains low-rank factors of linear maps (Hu et al. 2021, arXiv:2106.09685).
 
-    Sources: Hewitt et al. 2024 (arXiv:2402.06155), §4: MLP maps only, alpha 8, no dropout, a band
-    of layers around the middle. Gangadhar and Stratos 2024 (arXiv:2402.11078) take the maps of
-    attention too, in all layers (and the embeddings, which stay as they are here).
+    Sources: Hewitt et al. 2024 (arXiv:2402.06155), §4: the MLP's maps up and down only, no gate
+    in families that have one, alpha 8, no dropout, a band of layers around the middle. Gangadhar
+    and Stratos 2024 (arXiv:2402.11078) take the maps of attention too, in all layers (and the
+    embeddings, which stay as they are here).
     """
 
     rank: int = Field(default=8, ge=1, le=4096, description="Rank of each change.")
@@ -33,10 +34,15 @@ class Lora(TrainedEditor):
         default=0.5, ge=0, le=1, description="Middle of the band, as a fraction of all layers."
     )
     width: float = Field(
-        default=0.5, gt=0, le=1, description="Width of the band, as a fraction of all layers."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Width of the band, as a fraction of all layers; 0 is the middle layer alone.",
     )
-    maps: Literal["mlp", "all"] = Field(
-        default="mlp", description="Linear maps of each layer: the MLP's, or attention's too."
+    maps: Literal["up_down", "mlp", "all"] = Field(
+        default="up_down",
+        description="Linear maps of each layer: the MLP's up and down, its gate too, or "
+        "attention's too.",
     )
 
     def steps(
@@ -47,7 +53,7 @@ class Lora(TrainedEditor):
         Raises:
             EditError: the training diverged or ran out of memory.
         """
-        layers = layer_band(model.layer_count, self.center, self.width)
+        layers = self.layers(model.layer_count)
         targets = [name for layer in layers for name in self._targets(model, layer)]
         network = model.twin(own=())
         # peft draws its factors from torch's global generator; fork it, so that the draw depends
@@ -76,7 +82,13 @@ class Lora(TrainedEditor):
             }
             yield Step(WeightDelta(changes), loss)
 
+    def band(self, count: int) -> range:
+        """Return the layers around `center`."""
+        return layer_band(count, self.center, self.width)
+
     def _targets(self, model: LanguageModel, layer: int) -> list[str]:
+        if self.maps == "up_down":
+            return list(model.architecture.up_and_down(layer))
         if self.maps == "mlp":
             return list(model.architecture.mlp_modules(layer))
         path = model.architecture.layer_module(layer)

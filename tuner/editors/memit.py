@@ -15,7 +15,8 @@ from tuner.editing.spreading import Factors, SpreadingEditor, symmetric_solve
 class Memit(SpreadingEditor):
     """Writes R (λC + K₀K₀ᵀ + KKᵀ)⁻¹K into each layer (Meng et al. 2023, arXiv:2210.07229).
 
-    K₀ are the keys of earlier batches: the sequential form (MEMIT-seq in Gupta et al. 2024).
+    K₀ are the keys of earlier batches, each as read when its batch was written: the sequential
+    form (MEMIT-seq in the code of Fang et al. 2025, arXiv:2410.02355).
     """
 
     covariance_weight: float = Field(
@@ -25,22 +26,28 @@ class Memit(SpreadingEditor):
         default=True, description="Protect what earlier batches wrote, as usual text is."
     )
 
+    @property
+    def protects_earlier(self) -> bool:
+        """Whether later batches are to know the keys of this one."""
+        return self.accumulate
+
     def solve(
         self,
         keys: Float[Tensor, "d_in facts"],
         residuals: Float[Tensor, "d_out facts"],
-        earlier: Float[Tensor, "d_in earlier"],
+        protected: Float[Tensor, "d_in d_in"] | None,
         moment: SecondMoment,
     ) -> Factors:
         """Return R [(λC + K₀K₀ᵀ + KKᵀ)⁻¹K]ᵀ.
 
-        With S = C⁻¹Q/λ and Q = (K₀ K), (λC + QQᵀ)⁻¹Q = S (I + QᵀS)⁻¹: one factor of C serves
-        every λ and every set of facts, and what is left to solve is as small as their number.
+        With A = λC + K₀K₀ᵀ and S = A⁻¹K, (A + KKᵀ)⁻¹K = S (I + KᵀS)⁻¹. Without earlier batches
+        one factor of C serves every λ and every set of facts, and what is left to solve is as
+        small as their number.
         """
-        protected = earlier if self.accumulate else earlier[:, :0]
-        both = torch.cat([protected, keys], dim=1)
-        spread = moment.solve(both) / self.covariance_weight
-        eye = torch.eye(both.shape[1], dtype=both.dtype, device=both.device)
-        # (I + QᵀS) is symmetric, so the inverse can be taken on the other side of S.
-        right = symmetric_solve(eye + both.T @ spread, spread.T)
-        return Factors(left=residuals, right=right[protected.shape[1] :])
+        if protected is None:
+            spread = moment.solve(keys) / self.covariance_weight
+        else:
+            spread = moment.solve_beside(protected, self.covariance_weight, keys)
+        eye = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+        # (I + KᵀS) is symmetric, so the inverse can be taken on the other side of S.
+        return Factors(left=residuals, right=symmetric_solve(eye + keys.T @ spread, spread.T))

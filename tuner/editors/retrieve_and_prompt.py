@@ -7,6 +7,7 @@ from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.model import LanguageModel
 from tuner.editing.scope_editor import ScopeEditor
 from tuner.editing.task import ExampleSet
+from tuner.memories.memory import CarriedMemory
 from tuner.memories.retrieval import RetrievalDelta
 from tuner.memories.scope import Scope
 
@@ -29,5 +30,11 @@ class RetrieveAndPrompt(ScopeEditor):
             ConfigError: there is nothing to train on, or the examples do not say targets.
             EditError: the training diverged or ran out of memory.
         """
-        scope = Scope(self.stored(examples), self.trained_classifier(aux), self.threshold)
-        yield Step(RetrievalDelta(1.0, scope, self.joint, model.tokenizer))
+        stored = self.stored(examples)
+        match aux.carried:
+            case CarriedMemory(RetrievalDelta() as earlier):
+                memory = earlier.with_edits(examples.rows)
+            case _:
+                scope = Scope(stored, self.trained_classifier(aux), self.threshold)
+                memory = RetrievalDelta(1.0, scope, self.joint, model.tokenizer)
+        yield Step(memory, carried=CarriedMemory(memory))

@@ -10,7 +10,9 @@ from tuner.cache import Cache
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.layers import OneLayerEditor
 from tuner.editing.model import LanguageModel
+from tuner.editing.postprocess import keep_largest, truncate_rank
 from tuner.editing.prefixes import sample_prefixes
 from tuner.editing.second_moment import SecondMoment, second_moments
 from tuner.editing.spreading import Factors, factored
@@ -26,12 +28,15 @@ _TOP_K = 5
 
 
 @final
-class Rome(TargetEditor):
+class Rome(OneLayerEditor, TargetEditor):
     """Writes facts one after the other into one MLP output map, each by a rank-one change.
 
     W + (v* − Wk̄)(C⁻¹k̄)ᵀ / k̄ᵀC⁻¹k̄ says v* at the key k̄ and disturbs usual text least (Meng et al.
     2022, arXiv:2202.05262, eq. 2). By default one k̄, the mean over contexts, is used throughout,
     as Gupta et al. 2024 (arXiv:2403.07175, R-ROME) corrected it.
+
+    `keep_share` prunes the change of each fact before the next is written, as the code of RECT
+    (Gu et al. 2024, arXiv:2401.04700) does; `truncated_rank` is about the sum of all.
     """
 
     depth: float = Field(
@@ -64,7 +69,7 @@ class Rome(TargetEditor):
                 loss became NaN or infinite.
         """
         origin = aux.origin or model
-        layer = round(self.depth * (model.layer_count - 1))
+        layer = self.layer_of(model)
         name = model.architecture.mlp_modules(layer)[-1]
         moment = (
             second_moments(origin, aux.general, [layer], aux.cache)[layer]
@@ -84,11 +89,19 @@ class Rome(TargetEditor):
             delta = WeightDelta(
                 {f"{name}.weight": factored(change, transposed=model.architecture.transposed)}
             )
+            if self.keep_share < 1:
+                delta = keep_largest(delta, current.network, self.keep_share)
             total = delta if total is None else total.plus(delta)
             current = model.after(total)
         if total is None:
             raise EditError("There is no example to edit.")
         yield Step(total)
+
+    def reduced(self, model: LanguageModel, delta: WeightDelta) -> WeightDelta:
+        """Return the change cut to `truncated_rank`: each fact's was pruned by itself."""
+        if self.truncated_rank is None:
+            return delta
+        return truncate_rank(delta, model.network, self.truncated_rank)
 
     def _written(
         self,

@@ -8,10 +8,12 @@ from pydantic import Field
 from tuner.editing.companions import Companions
 from tuner.editing.counterfactual import Reading, train_counterfactual
 from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.likelihood import MeanOver
 from tuner.editing.model import LanguageModel, ModelName, share_tokens
 from tuner.editing.scope_editor import ScopeEditor
 from tuner.editing.task import ExampleSet
 from tuner.errors import ConfigError
+from tuner.memories.memory import CarriedMemory
 from tuner.memories.scope import Scope
 from tuner.memories.serac import SeracDelta
 
@@ -63,6 +65,12 @@ class Serac(ScopeEditor):
         "counterfactual model's training: what can be said again can be recognised.",
     )
 
+    mean_over: MeanOver = Field(
+        default="tokens",
+        description="Whether the counterfactual model's answers count by their tokens, as "
+        "published, or each row alike.",
+    )
+
     def check_model(self, model: LanguageModel, companions: Companions) -> None:
         """Verify that classifier and counterfactual model can be loaded and fit the model.
 
@@ -82,7 +90,13 @@ class Serac(ScopeEditor):
                 counterfactual model does not fit.
             EditError: a training diverged or ran out of memory.
         """
-        scope = Scope(self.stored(examples), self.trained_classifier(aux), self.threshold)
+        stored = self.stored(examples)
+        match aux.carried:
+            case CarriedMemory(SeracDelta() as earlier):
+                memory = earlier.with_edits(examples.rows)
+                yield Step(memory, carried=CarriedMemory(memory))
+                return
+        scope = Scope(stored, self.trained_classifier(aux), self.threshold)
         counterfactual = train_counterfactual(
             self._small_for(model, aux.companions),
             aux.training,
@@ -94,9 +108,11 @@ class Serac(ScopeEditor):
                 self.renamed_share,
                 self.rows_per_edit,
                 self.prompt_weight,
+                self.mean_over,
             ),
         )
-        yield Step(SeracDelta(1.0, scope, self.joint, model.tokenizer, counterfactual))
+        memory = SeracDelta(1.0, scope, self.joint, model.tokenizer, counterfactual)
+        yield Step(memory, carried=CarriedMemory(memory))
 
     def _small_for(self, model: LanguageModel, companions: Companions) -> LanguageModel:
         small = companions.load(self.counterfactual)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Literal, final
 
@@ -11,14 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from tuner.editing.activations import prompt_activations
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Carried, Step
 from tuner.editing.inner_gradient import inner_gradient
+from tuner.editing.layers import OneLayerEditor
 from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.prefixes import prepend, sample_prefixes
 from tuner.editing.prompts import Prompts
 from tuner.editing.task import Example, ExampleSet
-from tuner.editing.ties import ties_merged
+from tuner.editing.ties import DensityOf, ties_merged
 from tuner.editing.training import trainable_twin
 from tuner.editing.training_rows import generator_for
 from tuner.editing.unrelated import unrelated_prompts
@@ -35,7 +37,37 @@ _UNRELATED = 256
 
 
 @final
-class Wise(Editor):
+@dataclass(frozen=True)
+class _Sides(Carried):
+    """The side memories of earlier batches, of which the last goes on learning."""
+
+    usual: float
+    """The mean norm of what the map says."""
+    finished: tuple[Float[Tensor, "d_in d_out"], ...]
+    finished_least: tuple[float, ...]
+    """The least difference of each, over the edits that it learnt."""
+    change: Float[Tensor, "d_in d_out"]
+    free: Bool[Tensor, "d_in d_out"]
+    learnt: int
+    """How many edits the last one has learnt."""
+    least: float
+    """Its least difference; of merged ones, that over all edits."""
+
+    def begun(self, free: Bool[Tensor, "d_in d_out"]) -> "_Sides":
+        """Return the sides with another one begun."""
+        return replace(
+            self,
+            finished=(*self.finished, self.change),
+            finished_least=(*self.finished_least, self.least),
+            change=torch.zeros_like(self.change),
+            free=free,
+            learnt=0,
+            least=math.inf,
+        )
+
+
+@final
+class Wise(OneLayerEditor):
     """Trains copies of one MLP output map, of which each sees a random share of the entries.
 
     A side memory learns its edits and, by a margin loss, to make a difference on their prompts and
@@ -47,6 +79,12 @@ class Wise(Editor):
     prompts each; differences and changes are measured in what is usual for the map; thresholds are
     those of the finished memory, since all edits are known by then. They are lower than most that
     were published, since the budget's strength can only raise them.
+
+    In a sequence of batches a side memory learns what comes until it has `edits_per_side`, and
+    then another is begun; when `shards` of them are full they are merged, and what they became is
+    trained on with a new mask. As published, the difference of an edit is read once, when it was
+    learnt. Ours: until then the side memories count together, where theirs leave the full ones
+    out.
     """
 
     depth: float = Field(
@@ -64,6 +102,16 @@ class Wise(Editor):
     )
     density: float = Field(
         default=0.53, gt=0, le=1, description="Share of each change that is kept when merging."
+    )
+    density_of: DensityOf = Field(
+        default="all",
+        description="What density is a share of: all entries, as published, so that it trims "
+        "nothing where mask_share is below it; or those that changed.",
+    )
+    edits_per_side: int = Field(
+        default=500,
+        ge=1,
+        description="In a sequence of batches: edits after which another side memory is begun.",
     )
     learning_rate: float = Field(default=1.0, gt=0, description="Rate of gradient descent.")
     most_steps: int = Field(default=70, ge=1, le=10_000, description="Most steps per batch.")
@@ -119,15 +167,18 @@ class Wise(Editor):
             EditError: a loss became NaN or infinite, memory ran out, an example is too long for
                 its prefixes, or an edit made no difference.
         """
-        layer = round(self.depth * (model.layer_count - 1))
+        layer = self.layer_of(model)
         path = model.architecture.mlp_modules(layer)[-1]
         training = _Training(self, model, path, examples, aux, seed)
+        if aux.origin is not None:
+            yield self._in_sequence(path, training, len(examples), aux.carried)
+            return
         count = min(self.shards, len(examples))
         ends = [number * len(examples) // count for number in range(count + 1)]
         groups = [list(range(start, end)) for start, end in pairwise(ends)]
         changes = torch.stack([training.learnt(group) for group in groups])
         if self.mode == "merge":
-            changes = ties_merged(changes, self.density)[None]
+            changes = ties_merged(changes, self.density, self.density_of)[None]
             groups = [list(range(len(examples)))]
         least = [
             training.least_difference(change, group)
@@ -140,6 +191,47 @@ class Wise(Editor):
             thresholds=self.act_ratio * torch.tensor(least),
         )
         yield Step(memory, training.loss)
+
+    def _in_sequence(
+        self, path: str, training: "_Training", count: int, carried: Carried | None
+    ) -> Step:
+        """Return the memory after `count` further edits, which the last side memory learns."""
+        sides = carried if isinstance(carried, _Sides) else training.first_side()
+        if sides.learnt >= self.edits_per_side:
+            sides = self._next_side(sides, training)
+        group = list(range(count))
+        sides = replace(
+            sides,
+            change=training.further(sides.change, sides.free, group),
+            learnt=sides.learnt + count,
+        )
+        changes = torch.stack([*sides.finished, sides.change])
+        if self.mode == "merge":
+            changes = ties_merged(changes, self.density, self.density_of)[None]
+        sides = replace(
+            sides, least=min(sides.least, training.least_difference(changes[-1], group))
+        )
+        least = (sides.least,) if self.mode == "merge" else (*sides.finished_least, sides.least)
+        memory = WiseDelta(
+            strength=1.0,
+            module=path,
+            changes=changes,
+            thresholds=self.act_ratio * torch.tensor(least),
+        )
+        return Step(memory, training.loss, sides)
+
+    def _next_side(self, sides: _Sides, training: "_Training") -> _Sides:
+        """Return the side memories where the last one is full: another begun, or all merged."""
+        free = training.free_entries()
+        if self.mode == "retrieve":
+            return sides.begun(free)
+        if len(sides.finished) + 1 < self.shards:
+            # The merged memory has one threshold, which goes on over all edits.
+            return replace(sides.begun(free), least=sides.least)
+        merged = ties_merged(
+            torch.stack([*sides.finished, sides.change]), self.density, self.density_of
+        )
+        return replace(sides, finished=(), finished_least=(), change=merged, free=free, learnt=0)
 
 
 @final
@@ -166,7 +258,11 @@ class _Training:
         self.rows = _with_prefixes(settings, model, examples.rows, aux, seed)
         others = unrelated_prompts(model, examples, aux, seed=seed)
         self.others = [list(islice(others, settings.unrelated)) for _ in examples.rows]
-        self.usual = self._usual_size(list(islice(others, _UNRELATED)))
+        self.usual = (
+            aux.carried.usual
+            if isinstance(aux.carried, _Sides)
+            else self._usual_size(list(islice(others, _UNRELATED)))
+        )
         self.random = generator_for("wise masks", seed)
         self.losses: list[float] = []
 
@@ -177,11 +273,27 @@ class _Training:
 
     def learnt(self, group: Sequence[int]) -> Float[Tensor, "d_in d_out"]:
         """Return the change of a new side memory that learns these examples."""
+        return self.further(torch.zeros_like(self.weight), self.free_entries(), group)
+
+    def free_entries(self) -> Bool[Tensor, "d_in d_out"]:
+        """Return which entries a new side memory may change, drawn by chance."""
         chances = torch.rand(self.weight.shape, generator=self.random)
-        free = (chances < self.settings.mask_share).to(self.weight.device)
-        change = torch.zeros_like(self.weight)
+        return (chances < self.settings.mask_share).to(self.weight.device)
+
+    def first_side(self) -> _Sides:
+        """Return what a sequence begins with: one side memory that has learnt nothing."""
+        nothing = torch.zeros_like(self.weight)
+        return _Sides(self.usual, (), (), nothing, self.free_entries(), 0, math.inf)
+
+    def further(
+        self,
+        change: Float[Tensor, "d_in d_out"],
+        free: Bool[Tensor, "d_in d_out"],
+        group: Sequence[int],
+    ) -> Float[Tensor, "d_in d_out"]:
+        """Return a side memory's change after it learnt these examples too."""
         for start in range(0, len(group), self.settings.batch_size):
-            change = self._further(change, free, group[start : start + self.settings.batch_size])
+            change = self._trained_on(change, free, group[start : start + self.settings.batch_size])
         return change
 
     def least_difference(self, change: Float[Tensor, "d_in d_out"], group: Sequence[int]) -> float:
@@ -202,7 +314,7 @@ class _Training:
             )
         return least
 
-    def _further(
+    def _trained_on(
         self,
         change: Float[Tensor, "d_in d_out"],
         free: Bool[Tensor, "d_in d_out"],

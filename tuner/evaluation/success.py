@@ -25,7 +25,7 @@ from tuner.editing.likelihood import (
 )
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, LossKind, Split, SuccessRule
-from tuner.errors import ConfigError, EditError
+from tuner.errors import ConfigError, EditError, TaskError
 from tuner.evaluation.drawdown import DrawdownMeter, measures_drawdown, refuse_edited
 from tuner.evaluation.free_text import FreeTextMeter
 from tuner.evaluation.generation import generate_greedily
@@ -98,7 +98,7 @@ class SuccessMeter:
         self._hard = encode_continuations(
             model, [(row.prompt, row.target) for row in split.hard_negatives.rows]
         )
-        passages = encode_continuations(model, [("", passage.text) for passage in split.related])
+        passages = _whole(model, [passage.text for passage in split.related])
         self._related = [part for passage in passages for part in _parts(passage)]
         facts = rule is not SuccessRule.THRESHOLD
         self._canonical = _Rows.of(model, split.canonical.rows, rule) if facts else None
@@ -295,6 +295,27 @@ def _room(model: LanguageModel, prompt: Sequence[int], row: Continuation, alone:
     if tuple(prompt) == row.ids[: row.start]:
         return row.target_length
     return max(1, min(max(row.target_length, alone), model.context_length - len(prompt)))
+
+
+def _whole(model: LanguageModel, texts: Sequence[str]) -> list[Continuation]:
+    """Return texts of which all but the first token is judged.
+
+    They begin as the model's texts begin, with a first special token where the family has one.
+
+    Source: the code of Hewitt et al. 2024 (arXiv:2402.06155), which counts predicted tokens.
+
+    Raises:
+        TaskError: one exceeds the model's context.
+    """
+    found = []
+    for text, ids in zip(texts, model.encode_prompts(texts), strict=True):
+        if len(ids) > model.context_length:
+            raise TaskError(
+                f"A related text of {len(ids)} tokens exceeds the model's context of "
+                f"{model.context_length}: {text[:60]!r}…"
+            )
+        found.append(Continuation(ids=tuple(ids), start=1))
+    return found
 
 
 def _parts(text: Continuation) -> list[Continuation]:

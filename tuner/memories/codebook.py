@@ -1,6 +1,6 @@
 """Keys with radii, which grow edit by edit: how far each entry of a codebook reaches."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
@@ -35,6 +35,10 @@ class Codebook:
     keys: list[Float[Tensor, " d_in"]] = field(default_factory=list)
     radii: list[float] = field(default_factory=list)
     targets: list[Targets] = field(default_factory=list)
+
+    def copy(self) -> "Codebook":
+        """Return a codebook that grows apart from this one."""
+        return replace(self, keys=[*self.keys], radii=[*self.radii], targets=[*self.targets])
 
     def take(self, query: Float[Tensor, " d_in"], targets: Targets) -> int:
         """Make room for an edit and return the number of its entry, new or not."""

@@ -16,7 +16,7 @@ from tuner.memories.codebook import Targets
 from tuner.memories.layered import LayeredMemory, LayerPass
 from tuner.memories.memory import MemoryRecord, Surroundings
 
-Replacement = Literal["last", "prompt", "all"]
+Replacement = Literal["last", "prompt", "before_last", "all"]
 
 
 @final
@@ -46,8 +46,8 @@ class GraceDelta(LayeredMemory):
     targets: tuple[Targets, ...]
     """What each entry was made for."""
     replacement: Replacement
-    """Where the value speaks: at the prompt's last token, all over the prompt (its last token
-    included, other than in the published code), or everywhere."""
+    """Where the value speaks: at the prompt's last token, all over the prompt, all over it but
+    for its last token (what the published code calls `replace_prompt`), or everywhere."""
     kind: ClassVar[str] = "grace"
 
     @property
@@ -72,6 +72,8 @@ class GraceDelta(LayeredMemory):
                 places = seen.last
             case "prompt":
                 places = seen.prompt
+            case "before_last":
+                places = seen.prompt & ~seen.last
             case "all":
                 places = torch.ones_like(seen.last)
         values = self.values.to(seen.output)[entries]

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.editing.companions import Companions
+from tuner.editing.editor import Carried
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
 
@@ -141,3 +142,11 @@ class MemoryDelta(ABC):
     def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
         """Return which blocks of text it can change at all: without the network, any."""
         return torch.ones(len(blocks), dtype=torch.bool)
+
+
+@final
+@dataclass(frozen=True)
+class CarriedMemory(Carried):
+    """A memory that the next batch of edits goes into."""
+
+    memory: MemoryDelta

@@ -56,4 +56,6 @@ class Scope:
     @cached_property
     def _scorer(self) -> Scorer:
         # Strengths of a memory share this object, and so what is kept of its edits.
-        return self.classifier.network.scorer([edit.text for edit in self.edits])
+        read = self.classifier
+        texts = [read.form.text_of(edit, read.encoder) for edit in self.edits]
+        return read.network.scorer(texts)

@@ -8,7 +8,12 @@ import torch
 
 from tuner.cache import Cache
 from tuner.editing.amortised_training import Schedule
-from tuner.editing.counterfactual import Counterfactual, Reading, train_counterfactual
+from tuner.editing.counterfactual import (
+    Counterfactual,
+    Reading,
+    _Rows,
+    train_counterfactual,
+)
 from tuner.editing.edit_text import EditText, continuation_after
 from tuner.editing.likelihood import continuation_losses
 from tuner.editing.model import LanguageModel, load_model
@@ -155,10 +160,35 @@ def test_same_settings_same_weights_and_one_training(
         replace(reading, renamed_share=0.6),
         replace(reading, rows_per_edit=2),
         replace(reading, prompt_weight=0.5),
+        replace(reading, mean_over="examples"),
     ):
         train_counterfactual(small_model, training, few, cache, other)
     train_counterfactual(small_model, training, replace(few, seed=1), cache, reading)
-    assert len(list(tmp_path.glob("counterfactual/*.safetensors"))) == 7
+    assert len(list(tmp_path.glob("counterfactual/*.safetensors"))) == 8
+
+
+def test_answers_count_by_their_tokens_or_alike(small_model: LanguageModel) -> None:
+    """The two means written out, of answers of one token and of many."""
+    rows, token_means, tokens = [], [], []
+    for target in (" Lome", " Port Louis of Mauritius and Chile"):
+        edit = Example(prompt="The capital of Togo is", target=target, record="Togo")
+        rows.append((TrainingEdit(edit, (), ()), edit))
+        before = small_model.encode(f"{edit.prompt}{target} {edit.prompt}")
+        ids = torch.tensor([[*before, *small_model.encode(target)]])
+        with torch.no_grad():
+            said = small_model.network(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        losses = -said.gather(1, ids[0, 1:, None])[len(before) - 1 :, 0]
+        token_means.append(losses.mean())
+        tokens.append(losses)
+    assert len({len(losses) for losses in tokens}) == 2
+    expected = {"tokens": torch.cat(tokens).mean(), "examples": torch.stack(token_means).mean()}
+    assert abs(expected["tokens"] - expected["examples"]) > 0.01
+    for mean_over, mean in expected.items():
+        reading = replace(PLAIN, mean_over=mean_over)
+        with torch.no_grad():
+            found = _Rows(small_model, reading).loss(small_model.network, rows)
+        torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-5)
+    assert PLAIN.mean_over == "tokens"
 
 
 def test_stored_weights_belong_to_their_model(small_model: LanguageModel) -> None:

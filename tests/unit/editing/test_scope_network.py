@@ -8,6 +8,9 @@ import torch
 from encoders import save_bert
 
 from tuner.editing.amortised_training import changed_weights
+from tuner.editing.corpus import Corpus
+from tuner.editing.edit_text import EditText
+from tuner.editing.editor import Auxiliary
 from tuner.editing.encoder import Encoder, load_encoder
 from tuner.editing.scope_network import (
     ScopeClassifier,
@@ -15,6 +18,8 @@ from tuner.editing.scope_network import (
     ScopeNetwork,
     make_scope_network,
 )
+from tuner.editing.task import Split
+from tuner.editors.retrieve_and_prompt import RetrieveAndPrompt
 from tuner.errors import BaseMismatch
 
 EDITS = ("The capital of Togo is Lome", "a big town of Chile is Port Louis")
@@ -46,6 +51,38 @@ def _moved(network: ScopeNetwork) -> ScopeNetwork:
         for weight in network.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=random))
     return network
+
+
+def test_an_edit_is_read_as_published_where_that_is_asked_for(tmp_path: Path) -> None:
+    encoder = load_encoder(save_bert(tmp_path))
+    edit = EditText(prompt="The capital of Togo is", target=" Lome")
+    joined = ScopeForm(compares="embeddings", pooling="auto", most_tokens=32)
+    published = joined.model_copy(update={"separated": True})
+    assert joined.text_of(edit, encoder) == "The capital of Togo is Lome"
+    assert published.text_of(edit, encoder) == "The capital of Togo is [SEP] Lome [SEP]"
+    names = encoder.tokenizer.convert_ids_to_tokens(
+        encoder.encode(published.text_of(edit, encoder))
+    )
+    assert names == ["The", "capital", "of", "Togo", "is", "[SEP]", "Lome", "[SEP]"]
+    # As memories were stored before there was a choice.
+    old = {"compares": "embeddings", "pooling": "auto", "most_tokens": 32}
+    assert ScopeForm.model_validate(old) == joined
+
+
+def test_the_default_is_the_published_form_for_embeddings_of_an_encoder(
+    training: Split, corpus: Corpus, tiny: str, tmp_path: Path
+) -> None:
+    bert = save_bert(tmp_path)
+    aux = Auxiliary(corpus, training=training)
+    for settings, separated in (
+        ({"classifier": bert}, True),
+        ({"classifier": bert, "compares": "texts"}, False),
+        ({"classifier": bert, "edit_form": "joined"}, False),
+        ({"classifier": tiny}, False),
+        ({"classifier": tiny, "edit_form": "separated"}, True),
+    ):
+        editor = RetrieveAndPrompt.model_validate({"classifier_steps": 1, **settings})
+        assert editor.trained_classifier(aux).form.separated == separated
 
 
 def test_training_begins_at_even_odds(encoder: Encoder, form: ScopeForm) -> None:

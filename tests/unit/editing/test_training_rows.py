@@ -250,7 +250,7 @@ def test_facts_that_are_not_there_are_asked_for(
     only_edits = FACTS.model_copy(update={"rows": examples.rows})
     with pytest.raises(ConfigError, match="each of the 3 given has the prompt"):
         _rows(neox, examples, Auxiliary(corpus, facts=only_edits), **field)
-    earlier = Auxiliary(corpus, facts=FACTS, earlier=(FACTS,))
+    earlier = Auxiliary(corpus, facts=FACTS, earlier={row.prompt for row in FACTS.rows})
     with pytest.raises(ConfigError, match="each of the 4 given"):
         _rows(neox, examples, earlier, **field)
 

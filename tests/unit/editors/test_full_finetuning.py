@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import make_tiny_model
+from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary
@@ -13,7 +14,10 @@ from tuner.editing.likelihood import encode_example
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind
 from tuner.editors.full_finetuning import FullFinetuning
-from tuner.errors import EditError
+from tuner.editors.grace import Grace
+from tuner.editors.memit import Memit
+from tuner.editors.rome import Rome
+from tuner.errors import ConfigError, EditError
 from tuner.search.space import load_space
 
 
@@ -50,6 +54,55 @@ def test_a_band_does_what_it_does_within_all_weights(
     assert part.keys() < everything.keys()
     for name, tensor in part.items():
         torch.testing.assert_close(tensor, everything[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"width": 0.0, "center": 0.5}, [1]),
+        ({"width": 0.0, "center": 1.0}, [2]),
+        ({"first_layer": 2}, [2]),
+        ({"last_layer": 0}, [0]),
+        ({"first_layer": 1, "last_layer": 2}, [1, 2]),
+        ({"first_layer": 0, "width": 1.0}, [0]),
+    ],
+)
+def test_bands_of_one_layer_and_bands_by_number(
+    settings: dict[str, float],
+    layers: list[int],
+    neox: LanguageModel,
+    examples: ExampleSet,
+    corpus: Corpus,
+) -> None:
+    editor = FullFinetuning.model_validate({"learning_rate": 1e-3, "epochs": 1, **settings})
+    delta = _last(editor, neox, examples, Auxiliary(corpus))
+    assert sorted({int(name.split(".")[2]) for name in delta.changes}) == layers
+
+
+def test_layers_that_are_not_there_are_refused(neox: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="first_layer <= last_layer must hold, but got 2 and 1"):
+        FullFinetuning(learning_rate=1e-3, first_layer=2, last_layer=1)
+    for editor in (
+        FullFinetuning(learning_rate=1e-3, first_layer=3),
+        FullFinetuning(learning_rate=1e-3, first_layer=1, last_layer=3),
+        Memit(last_layer=3),
+        Rome(layer=3),
+        Grace(layer=3),
+    ):
+        with pytest.raises(ConfigError, match=r"has 3 \(0 to 2\), but got 3"):
+            editor.check_model(neox, Companions())
+    Rome(layer=2).check_model(neox, Companions())
+    assert Rome(layer=2, depth=0.0).layer_of(neox) == 2
+    assert Memit(first_layer=0, last_layer=1).layers(3) == [0, 1]
+
+
+def test_the_space_of_one_layer_interpolation_changes_one_layer(neox: LanguageModel) -> None:
+    (branch,) = load_space("one_layer").branches
+    for end in (0, 1):
+        values = {key: list(one.extremes.values())[-end] for key, one in branch.search.items()}
+        editor = branch.build(values)
+        assert isinstance(editor, FullFinetuning)
+        assert len(editor.layers(6)) == 1
 
 
 def test_every_weight_is_free_without_a_width(

@@ -6,7 +6,7 @@ import torch
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, Step
-from tuner.editing.likelihood import encode_example
+from tuner.editing.likelihood import Continuation, continuation_losses, encode_example
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import Example, ExampleSet, LossKind, load_task
 from tuner.editors.locft_bf import LocftBf
@@ -72,6 +72,29 @@ def test_it_ends_once_the_mean_loss_is_low_enough(corpus: Corpus) -> None:
     further = _steps(on, model, examples, corpus)
     assert len(further) == len(steps) + 2
     assert torch.equal(_only(further[len(steps) - 1])[1], _only(steps[-1])[1])
+
+
+def test_a_batch_that_is_learnt_already_makes_no_step(
+    neox: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    rows = [encode_example(neox, row).target for row in examples.rows]
+    means = []
+    for row in rows:
+        whole = Continuation((*row.ids, neox.end_id), row.start)
+        losses = continuation_losses(neox.network, [whole], neox.end_id)
+        means.append(float(losses[0]) / whole.target_length)
+    low, high = min(means), max(means)
+    editor = LocftBf(depth=0.5, epochs=1, batch_size=1, stop_below=None)
+    for limit, moves in ((low / 2, True), (high * 2, False)):
+        (step,) = _steps(editor.model_copy(update={"skip_below": limit}), neox, examples, corpus)
+        assert bool(_only(step)[1].any()) == moves
+    # One batch of all: its mean decides, as published.
+    mean = sum(means) / len(means)
+    together = LocftBf(depth=0.5, epochs=1, stop_below=None)
+    for limit, moves in ((mean * 0.99, True), (mean * 1.01, False)):
+        (step,) = _steps(together.model_copy(update={"skip_below": limit}), neox, examples, corpus)
+        assert bool(_only(step)[1].any()) == moves
+    assert together.skip_below == 1e-2
 
 
 @pytest.mark.parametrize("loss", [LossKind.SUPPRESS, LossKind.PREFER])

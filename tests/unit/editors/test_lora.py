@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
-from tuner.editing.architectures import layer_band
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary
+from tuner.editing.layers import layer_band
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors.lora import Lora
@@ -19,6 +19,9 @@ def test_band_is_centred_and_stays_inside() -> None:
     # The published formula with L = 12: c = ⌈pL⌉, from 6 − ⌊c/2⌋ to 6 + ⌈c/2⌉.
     assert list(layer_band(12, 0.5, 0.3)) == [4, 5, 6, 7, 8]
     assert list(layer_band(12, 0.5, 0.25)) == [5, 6, 7, 8]
+    # With c = 0 the band is the middle layer alone.
+    assert list(layer_band(12, 0.5, 0.0)) == [6]
+    assert list(layer_band(12, 1.0, 0.0)) == [11]
     for count in (1, 2, 4, 6, 32):
         for center in (0.0, 0.3, 0.5, 1.0):
             for width in (0.01, 0.5, 1.0):
@@ -73,6 +76,23 @@ def test_rank_and_layers_are_those_asked_for(
     layers = {int(name.split(".")[2]) for name in step.delta.changes}
     assert layers == {0, 1}
     assert all(c.left.shape[1] == 5 for c in step.delta.changes.values() if isinstance(c, LowRank))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_gate_is_trained_only_where_asked(
+    family: str, model: LanguageModel, examples: ExampleSet, corpus: Corpus
+) -> None:
+    gated = len(model.architecture.mlp_in) == 2
+    for maps, count in (("up_down", 2), ("mlp", 3 if gated else 2)):
+        editor = Lora.model_validate(
+            {"learning_rate": 1e-2, "epochs": 1, "first_layer": 1, "maps": maps}
+        )
+        (step,) = editor.edit(model, examples, Auxiliary(corpus), seed=0)
+        assert isinstance(step.delta, WeightDelta)
+        assert len(step.delta.changes) == count
+        if maps == "up_down":
+            assert not any("gate" in name for name in step.delta.changes)
+    assert Lora(learning_rate=1e-3).maps == "up_down"
 
 
 @pytest.mark.parametrize("field", ["rank", "learning_rate", "width"])

@@ -15,15 +15,23 @@ from tuner.editing.editor import Auxiliary
 from tuner.editing.gradient_network import GradientNetwork
 from tuner.editing.gradient_training import (
     GradientSettings,
+    _Training,
     edited_maps,
     gradient_network,
     held_out_loss,
     new_network,
 )
-from tuner.editing.likelihood import EncodedExample, encode_example, training_losses
+from tuner.editing.likelihood import (
+    EncodedExample,
+    MeanOver,
+    encode_example,
+    shares_of,
+    success_losses,
+    training_losses,
+)
 from tuner.editing.model import LanguageModel
 from tuner.editing.spreading import Factors
-from tuner.editing.task import ExampleSet, Split, Task
+from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
 from tuner.editing.token_gradients import TokenGradients, moved_maps, token_gradients
 from tuner.editors.mend import Mend
 from tuner.errors import ConfigError, EditError
@@ -70,7 +78,8 @@ def test_the_untrained_network_is_plain_gradient_descent(
     network = model.twin(own=[f"{name}.weight" for name in maps])
     weights = [network.get_parameter(f"{name}.weight").requires_grad_(True) for name in maps]
     rows = _rows(model, examples)
-    loss = training_losses(network, examples.loss, rows, model.end_id).mean()
+    losses = training_losses(network, examples.loss, rows, model.end_id)
+    loss = (losses * shares_of(rows, "tokens")).mean()
     with torch.no_grad():
         changes = new_network(model, SETTINGS)(_found(model, examples))
     for name, gradient in zip(maps, torch.autograd.grad(loss, weights), strict=True):
@@ -86,10 +95,74 @@ def test_a_batch_of_edits_is_one_mean_loss_and_one_sum_over_tokens(
     together = _found(neox, examples)
     apart = [_found(neox, examples.model_copy(update={"rows": (row,)})) for row in examples.rows]
     for name, tokens in together.items():
-        mean = sum(one[name].gradients.T @ one[name].inputs for one in apart) / len(apart)
+        lengths = [row.target.target_length for row in _rows(neox, examples)]
+        mean = sum(
+            one[name].gradients.T @ one[name].inputs * length / sum(lengths)
+            for one, length in zip(apart, lengths, strict=True)
+        )
         torch.testing.assert_close(tokens.gradients.T @ tokens.inputs, mean, rtol=1e-4, atol=1e-6)
         # Padding adds no token.
         assert len(tokens.inputs) == sum(len(one[name].inputs) for one in apart)
+
+
+@pytest.mark.parametrize("mean_over", ["tokens", "examples"])
+def test_edits_count_by_their_targets_tokens_or_alike(
+    mean_over: MeanOver, neox: LanguageModel
+) -> None:
+    """The gradient of the mean over all target tokens, written out."""
+    examples = ExampleSet(
+        loss=LossKind.LIKELIHOOD,
+        rows=(
+            Example(prompt="The capital of Togo is", target=" Lome"),
+            Example(prompt="A big town is", target=" Port Louis of Mauritius and Chile"),
+        ),
+    )
+    (name,) = list(edited_maps(neox, 1))[-1:]
+    network = neox.twin(own=[f"{name}.weight"])
+    weight = network.get_parameter(f"{name}.weight").requires_grad_(True)
+    losses = []
+    for row in _rows(neox, examples):
+        said = network(input_ids=torch.tensor([row.target.ids])).logits[0].log_softmax(-1)
+        places = range(row.target.start, len(row.target.ids))
+        losses.append(-torch.stack([said[place - 1, row.target.ids[place]] for place in places]))
+    assert len(losses[0]) < len(losses[1])
+    means = {
+        "tokens": torch.cat(losses).mean(),
+        "examples": (losses[0].mean() + losses[1].mean()) / 2,
+    }
+    (expected,) = torch.autograd.grad(means[mean_over], weight)
+    rows = _rows(neox, examples)
+    found = token_gradients(neox.network, (name,), examples.loss, rows, neox.end_id, mean_over)[
+        name
+    ]
+    torch.testing.assert_close(found.gradients.T @ found.inputs, expected, rtol=1e-3, atol=1e-6)
+    assert Mend().mean_over == "tokens"
+
+
+def test_the_loss_in_training_is_a_mean_over_tokens(
+    neox: LanguageModel, corpus: Corpus, training: Split
+) -> None:
+    """Where an edit changes nothing, the loss is that of the in-scope rows' own tokens."""
+    rows = tuple(
+        row.model_copy(update={"target": " Port Louis of Chile" if place % 2 else " big"})
+        for place, row in enumerate(training.ood.rows)
+    )
+    # One row in scope of each edit, so that none is drawn.
+    ood = training.ood.model_copy(update={"rows": rows[:6]})
+    split = training.model_copy(update={"ood": ood})
+    settings = replace(SETTINGS, step_size=1e-30, edits_per_step=6, held_out=0.5)
+    found = {}
+    for mean_over in ("tokens", "examples"):
+        changed = replace(settings, mean_over=mean_over)
+        found[mean_over] = held_out_loss(neox, split, corpus, changed, new_network(neox, changed))
+    held = _Training(neox, split, corpus, settings).held_out
+    encoded = [edit.in_scope[0] for edit in held]
+    with torch.no_grad():
+        sums = success_losses(neox.network, LossKind.LIKELIHOOD, encoded, neox.end_id)
+    lengths = torch.tensor([float(row.target.target_length) for row in encoded])
+    assert len(lengths.unique()) > 1
+    assert found["tokens"] == pytest.approx(float(sums.sum() / lengths.sum()), rel=1e-4)
+    assert found["examples"] == pytest.approx(float((sums / lengths).mean()), rel=1e-4)
 
 
 def test_after_normalisation_the_step_still_goes_downhill(

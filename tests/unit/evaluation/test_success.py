@@ -7,8 +7,6 @@ import torch
 
 from tuner.editing.constraint import Metric
 from tuner.editing.likelihood import (
-    continuation_losses,
-    encode_continuation,
     encode_example,
     success_losses,
 )
@@ -82,13 +80,17 @@ def test_scores_hold_all_that_is_reported(model: LanguageModel, task: Task) -> N
 def test_related_text_is_judged_whole_and_a_memory_cannot_hide_from_it(
     model: LanguageModel, task: Task
 ) -> None:
-    texts = ("Santiago is a big town and Lome is a city of Togo .", "Port")
+    texts = ("Santiago is a big town and Lome is a city of Togo .", "Port Louis", "a")
     split = task.val.model_copy(update={"related": tuple(Passage(text=text) for text in texts)})
     meter = SuccessMeter(model, split, 1.0)
-    rows = [encode_continuation(model, "", text) for text in texts]
-    with torch.no_grad():
-        losses = continuation_losses(model.network, rows, model.end_id)
-    mean = float(losses.sum()) / sum(row.target_length for row in rows)
+    # All tokens count that others predict: nothing stands before the first.
+    losses = []
+    for text in texts:
+        ids = torch.tensor([model.tokenizer.encode(text)])
+        with torch.no_grad():
+            said = model.network(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        losses += (-said.gather(1, ids[0, 1:, None])[:, 0]).tolist()
+    mean = sum(losses) / len(losses)
     found = meter.scores((Metric.RELATED_LOSS,)).related_loss
     assert found == pytest.approx(mean, rel=1e-4)
     keys = torch.zeros(1, model.network.config.hidden_size)

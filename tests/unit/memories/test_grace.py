@@ -142,7 +142,13 @@ def test_edits_that_share_an_entry_train_it_one_after_the_other(
 
 
 @pytest.mark.parametrize(
-    ("replacement", "places"), [("last", [3]), ("prompt", [0, 1, 2, 3]), ("all", [0, 1, 2, 3, 4])]
+    ("replacement", "places"),
+    [
+        ("last", [3]),
+        ("prompt", [0, 1, 2, 3]),
+        ("before_last", [0, 1, 2]),
+        ("all", [0, 1, 2, 3, 4]),
+    ],
 )
 def test_the_value_stands_where_it_should(
     neox: LanguageModel, corpus: Corpus, replacement: Replacement, places: list[int]

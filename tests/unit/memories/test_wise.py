@@ -45,7 +45,10 @@ def test_ties_is_as_by_hand() -> None:
     assert torch.equal(ties_merged(changes, 1.0), expected)
     # Of five and four non-zero entries the largest three and two: 4, 3, 2 and −5, −4.
     expected = torch.tensor([[4.0, -5.0, -4.0], [0.0, 2.0, 0.0]])
-    assert torch.equal(ties_merged(changes, 0.5), expected)
+    assert torch.equal(ties_merged(changes, 0.5, "changed"), expected)
+    # Of all six entries the largest three: the second loses its 1, the first its −1 and ½.
+    expected = torch.tensor([[3.0, -5.0, -4.0], [0.0, 2.0, 0.0]])
+    assert torch.equal(ties_merged(changes, 0.5, "all"), expected)
 
 
 def test_ties_leaves_nothing_of_nothing() -> None:
