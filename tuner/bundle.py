@@ -38,7 +38,7 @@ from tuner.memories.retrieval import RetrievalDelta, RetrievalRecord
 from tuner.memories.serac import SeracDelta, SeracRecord
 from tuner.memories.wise import WiseDelta, WiseRecord
 from tuner.records import Answer, Rule, SplitName
-from tuner.text_file import is_file, open_file, read_text_if_any, reason
+from tuner.text_file import is_file, is_taken, open_file, read_text_if_any, reason
 from tuner.trial import TrialResult
 from tuner.validation import show_path
 
@@ -389,7 +389,7 @@ def check_place(folder: str | Path) -> None:
     """
     target = Path(os.path.realpath(folder))
     try:
-        used = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        used = is_taken(target)
     except OSError as error:
         raise ConfigError(f"{show_path(folder)} cannot be written: {reason(error)}.") from None
     if used and not is_file(target / MANIFEST_FILE):

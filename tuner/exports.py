@@ -23,6 +23,7 @@ from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError, unknown_name
 from tuner.export_card import card_of_adapter, card_of_merged
+from tuner.text_file import is_taken
 
 Format = Literal["delta", "peft", "merged"]
 AnyBundle: TypeAlias = Bundle | StoredBundle
@@ -79,7 +80,7 @@ def export(
     target = Path(os.path.realpath(folder))
     if target == Path.cwd().resolve():
         raise ConfigError("An export needs a folder of its own, not the one you are in.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if is_taken(target):
         raise ConfigError(f"{target} exists and is not empty; choose another folder.")
     format = format or suited_format(bundle, rank)
     stored = bundle.stored if isinstance(bundle, Bundle) else bundle

@@ -133,6 +133,22 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)
 
 
+def exists(path: Path | str) -> bool:
+    """Whether there is anything; never an exception, whatever the path is."""
+    return os.path.exists(path)
+
+
+def is_taken(path: Path | str) -> bool:
+    """Whether something other than an empty folder is there, or may be for all we can see."""
+    if not is_folder(path):
+        return os.path.lexists(path)
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return True
+
+
 def reason(problem: OSError | ValueError) -> str:
     """Return in words why a file could not be opened, read or written."""
     if not isinstance(problem, OSError):

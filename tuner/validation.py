@@ -6,12 +6,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_TOLD = 20
+"""Broken rules of a file that are told: one mistake may break thousands."""
 _SHOWN = 100
 """Characters of a value that a message repeats: enough to recognise it."""
 
 # What stands under these keys is never repeated.
 _MAY_BE_SECRET = frozenset({"storage", "ledger", "username", "password", "token"})
-_LOGIN = re.compile(r"(\w://)[^\s/'\"]*@")
+# A path that is made of a URL has but one slash.
+_LOGIN = re.compile(r"(\w:/{1,2})[^\s/'\"]*@")
 
 _WORDS = {
     "model_type": "must be a mapping of keys to values",
@@ -25,8 +28,16 @@ _WITHOUT_VALUE = frozenset({"missing", "extra_forbidden", "string_unicode"})
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Return all of pydantic's complaints on one line."""
-    return "; ".join(describe_problem(problem) for problem in error.errors(include_url=False))
+    """Return pydantic's complaints on one line."""
+    problems, rest = first_problems(error)
+    return "; ".join([*map(describe_problem, problems), *rest])
+
+
+def first_problems(error: ValidationError) -> tuple[list[Any], list[str]]:
+    """Return pydantic's first error records, and in words how many others there are, if any."""
+    problems = error.errors(include_url=False)
+    more = len(problems) - _TOLD
+    return list(problems[:_TOLD]), [f"and {more:,} more of the kind"] if more > 0 else []
 
 
 def describe_problem(problem: Any) -> str:
@@ -52,7 +63,7 @@ def show_value(value: object) -> str:
 
 def show_path(path: str | Path) -> str:
     """Return a path, or another name, as a message shows it: printable and not overlong."""
-    text = printable(str(path))
+    text = printable(_LOGIN.sub(r"\1…@", str(path)))
     return text if len(text) <= 4 * _SHOWN else f"{text[: 2 * _SHOWN]}…{text[-_SHOWN:]}"
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tuner.errors import ConfigError
 from tuner.text_file import read_text
-from tuner.validation import describe_problem, show_path, show_value
+from tuner.validation import describe_problem, first_problems, show_path, show_value
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -97,10 +97,12 @@ def line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
 
 def describe_errors(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
     """Return one line per broken rule: where, what must hold, what came."""
-    return "\n".join(
+    problems, rest = first_problems(error)
+    lines = (
         f"{show_path(path)}:{line_of(node, problem['loc'])}: {describe_problem(problem)}"
-        for problem in error.errors(include_url=False)
+        for problem in problems
     )
+    return "\n".join([*lines, *(f"{show_path(path)}: {more}" for more in rest)])
 
 
 def dump_yaml(value: Any) -> str:

@@ -66,7 +66,7 @@ def test_plain_data_is_read_and_a_date_is_text() -> None:
 
 def test_a_misspelt_key_does_not_show_its_password(tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
-    path.write_text("storge: postgresql://u:hush@db/x\nname: [postgresql://u:hush@db/x]\nrate: x\n")
+    path.write_text("storge: postgresql://u:hush@db/x\nname: [postgresql:/u:hush@db/x]\nrate: x\n")
     with pytest.raises(ConfigError) as error:
         load_yaml(path, Settings)
     said = str(error.value)

@@ -9,6 +9,7 @@ import typer
 from tuner.cli.output import messages
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import epsilon_name, epsilon_of_name
+from tuner.text_file import is_file, is_folder
 
 if TYPE_CHECKING:
     from tuner.bundle import Bundle, Manifest, StoredBundle
@@ -80,7 +81,7 @@ def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
     Raises:
         ConfigError: there is none, or it is not clear which.
     """
-    if (Path(name) / "delta.json").is_file():
+    if is_file(Path(name) / "delta.json"):
         return Path(name)
     study = folder / name
     winners = {
@@ -88,7 +89,7 @@ def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
         for path in study.glob("winners/[0-9]*/delta.json")
         if (budget := epsilon_of_name(path.parent.name)) is not None
     }
-    if not study.is_dir():
+    if not is_folder(study):
         raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
     if not winners:
         raise ConfigError(f"The study {name!r} has no winner yet; see `tuner status {name}`.")

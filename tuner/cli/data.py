@@ -10,6 +10,7 @@ import typer
 from tuner.cli.options import SeedOption
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.errors import ConfigError, TunerError
+from tuner.text_file import exists, is_file, is_taken
 
 if TYPE_CHECKING:
     from tuner.editing.task import Task
@@ -190,7 +191,7 @@ def _counts(task: "Task") -> Mapping[str, int]:
 
 
 def _present(path: Path) -> str | None:
-    return str(path) if path.is_file() else None
+    return str(path) if is_file(path) else None
 
 
 def _data_folder(chosen: Path | None) -> Path:
@@ -221,7 +222,7 @@ def fetch(
     file = find_published(name)
     folder = _data_folder(out)
     say = messages()
-    if not (folder / file.file_name).exists():
+    if not exists(folder / file.file_name):
         size = download.published_size(file, mirror)
         said = "the server does not say" if size is None else f"{size / 1e6:,.1f} MB"
         for what, value in (
@@ -394,7 +395,7 @@ def _selection(val: int | None, test: int | None, facts: int | None, seed: int) 
 
 def _name(out: Path) -> str:
     """Return the task's name, that of its folder; a full folder is refused before the work."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out):
         raise ConfigError(f"{out} exists and is not empty; choose another folder.")
     return out.resolve().name
 

@@ -16,7 +16,7 @@ from tuner.cli.options import STUDIES, FolderOption
 from tuner.cli.output import JsonFlag, console, make_table, print_json
 from tuner.errors import TunerError, unknown_name
 from tuner.shipped import shipped_folder
-from tuner.text_file import read_text
+from tuner.text_file import is_file, is_folder, read_text
 from tuner.yaml_file import read_yaml
 
 _PACKAGES = {
@@ -71,7 +71,7 @@ def _problems(name: str) -> list[str]:
 
     try:
         path = _located(name)
-        if path.is_dir() or path.name == "task.yaml":
+        if is_folder(path) or path.name == "task.yaml":
             load_task(path.parent if path.name == "task.yaml" else path)
             return []
         _, content = read_yaml(path)
@@ -106,7 +106,7 @@ def _hints(path: Path) -> list[str]:
     from tuner.editing.task_hints import task_hints
 
     task: str | Path = path.parent if path.name == "task.yaml" else path
-    if not (path.is_dir() or path.name == "task.yaml"):
+    if not (is_folder(path) or path.name == "task.yaml"):
         _, content = read_yaml(path)
         if not isinstance(content, dict) or "task" not in content:
             return []  # a space
@@ -220,7 +220,7 @@ def doctor(folder: FolderOption = STUDIES, json_: JsonFlag = False) -> None:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "cache": str(cache),
-        "cache_bytes": sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()),
+        "cache_bytes": sum(file.stat().st_size for file in cache.rglob("*") if is_file(file)),
         "studies": str(folder.resolve()),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }

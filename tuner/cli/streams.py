@@ -24,6 +24,7 @@ from tuner.cli.output import (
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError, MissingExtra
+from tuner.text_file import exists, is_file, is_folder, is_taken
 
 
 def register(app: typer.Typer) -> None:
@@ -67,9 +68,9 @@ def stream(
     Writes stream.jsonl, a line per edit, and retention.html, a plot.
     """
     method = read_editor(editor, read_settings(settings or []))
-    if out.exists() and not out.is_dir():
+    if exists(out) and not is_folder(out):
         raise ConfigError(f"{out} is a file; choose another folder.")
-    if out.exists() and any(out.iterdir()) and not (out / "stream.jsonl").is_file():
+    if is_taken(out) and not is_file(out / "stream.jsonl"):
         raise ConfigError(f"{out} exists and holds no stream; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

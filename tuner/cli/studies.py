@@ -52,6 +52,7 @@ from tuner.records import (
     TrialState,
     Winner,
 )
+from tuner.text_file import exists, is_folder
 from tuner.validation import describe_problem
 
 if TYPE_CHECKING:
@@ -398,7 +399,11 @@ def _telling(winner: Winner) -> dict[str, Any]:
     """Return the hyperparameters that differ from the editor's defaults."""
     from tuner.editors import find_editor
 
-    editor = find_editor(winner.editor).model_validate(winner.hyperparameters)
+    try:
+        editor = find_editor(winner.editor).model_validate(winner.hyperparameters)
+    except (ConfigError, ValidationError):
+        # Of another version of tuner, or of an outsider's editor that is not here.
+        return dict(winner.hyperparameters)
     return editor.model_dump(exclude_defaults=True)
 
 
@@ -440,7 +445,7 @@ def status(
             _EXPERIMENT,
             _with_winners(record),
             folder,
-            report_path=report if report.exists() else None,
+            report_path=report if exists(report) else None,
             figures=tuple(sorted((folder / name / "figures").glob("*.html"))),
         )
         messages().print(sent.message or "MLflow is up to date.", soft_wrap=True)
@@ -716,14 +721,14 @@ def _until(holds: Callable[[], bool], seconds: float) -> bool:
 def _open(folder: Path, name: str) -> "StudyResult":
     from tuner.search import open_study
 
-    if not (folder / name).is_dir():
+    if not is_folder(folder / name):
         raise unknown_name(f"study in {folder}", name, _study_names(folder))
     return open_study(folder / name, _storage_of(folder / name))
 
 
 def _storage_of(folder: Path) -> SecretStr | None:
     """Return where the ledger of a study is, if not in its folder."""
-    if not (folder / "trials").is_dir() or (folder / "ledger.journal").exists():
+    if not is_folder(folder / "trials") or exists(folder / "ledger.journal"):
         return None
     url = os.environ.get(_STORAGE)
     if not url:

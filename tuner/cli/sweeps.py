@@ -21,6 +21,7 @@ from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.cli.values import read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import epsilon_name
+from tuner.text_file import exists, is_folder
 
 if TYPE_CHECKING:
     from tuner.editing.editor import Editor
@@ -81,7 +82,7 @@ def sweep(
         raise ConfigError(
             f"0 < epsilon < 1 must hold for every budget, but got {epsilon_name(epsilon)}."
         )
-    if out.exists() and not out.is_dir():
+    if exists(out) and not is_folder(out):
         raise ConfigError(f"{out} is a file; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

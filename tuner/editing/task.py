@@ -16,7 +16,7 @@ from tuner.errors import ConfigError, TaskError, unknown_name
 from tuner.json_file import JsonError, parse_json
 from tuner.paths import absolute, is_spelled_as_path
 from tuner.shipped import shipped_folder
-from tuner.text_file import read_lines
+from tuner.text_file import exists, is_file, is_folder, read_lines
 from tuner.validation import describe_problems, show_path, show_value
 from tuner.yaml_file import dump_yaml, load_yaml
 
@@ -468,12 +468,12 @@ def save_task(task: Task, folder: Path) -> None:
         TaskError: the folder exists and holds something else.
         DiskError: it cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise TaskError(f"{folder} is a file; choose another folder.")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not exists(folder) or not any(folder.iterdir()):
         with whole_folder(folder) as draft:
             _write_task(task, draft)
-    elif (folder / "task.yaml").is_file():
+    elif is_file(folder / "task.yaml"):
         _write_task(task, folder)
     else:
         raise TaskError(f"{folder} exists and is not a task; choose another folder.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tuner.editing.task import Example, GenerationPrompt, LossKind, find_task, read_rows
+from tuner.text_file import is_file
 from tuner.validation import show_path, show_value
 
 _Numbered = list[tuple[int, Example]]
@@ -28,13 +29,13 @@ def task_hints(name_or_path: str | Path, loss: LossKind) -> list[str]:
     for split in _SPLITS:
         for part in _PARTS:
             path = folder / split / f"{part}.jsonl"
-            if path.is_file():
+            if is_file(path):
                 rows = list(read_rows(path, Example))
                 found += _about_borders(path, rows)
                 if part == "canonical":
                     found += _about_repetition(path, rows, loss)
         path = folder / split / "generations.jsonl"
-        if path.is_file():
+        if is_file(path):
             prompts = [
                 (number, Example(prompt=row.prompt, target=" "))
                 for number, row in read_rows(path, GenerationPrompt)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tuner.editing.editor import Editor
 from tuner.errors import ConfigError, unknown_name
 from tuner.paths import absolute
+from tuner.validation import show_value
 
 
 def editor_names() -> tuple[str, ...]:
@@ -48,8 +49,10 @@ def _find_outsider(name: str, beside: Path | None) -> type[Editor]:
     # A stranger's module may raise anything.
     except Exception as error:
         raise ConfigError(
-            f"The editor {name!r} cannot be imported: {type(error).__name__}: {error}."
+            f"The editor {show_value(name)} cannot be imported: {type(error).__name__}: {error}."
         ) from None
     if not (inspect.isclass(found) and issubclass(found, Editor)) or inspect.isabstract(found):
-        raise ConfigError(f"{name!r} is no editor: it must subclass tuner.Editor and have edit().")
+        raise ConfigError(
+            f"{show_value(name)} is no editor: it must subclass tuner.Editor and have edit()."
+        )
     return found

@@ -8,6 +8,7 @@ from tuner.errors import ConfigError
 from tuner.evaluation.constraints import check_measured
 from tuner.search import StudyConfig, load_space
 from tuner.search.space import resolved_space
+from tuner.text_file import is_folder
 from tuner.yaml_file import read_yaml
 
 
@@ -33,7 +34,7 @@ def check_space(study: StudyConfig) -> None:
         TaskError: the task is malformed.
     """
     space = load_space(study.space)
-    if study.task in task_names() or Path(study.task).is_dir():
+    if study.task in task_names() or is_folder(Path(study.task)):
         task = load_task(study.task, study.edits)
         space.check_task(task)
         check_measured((*task.constraints, *study.constraints), task)

@@ -30,6 +30,7 @@ from tuner.search.journal import Journal, cut_half_line
 from tuner.search.objective import Objective
 from tuner.search.sampler import quiet_optuna
 from tuner.search.space import Space
+from tuner.text_file import exists, is_folder
 
 _FAILURE = "failure"
 _ASKED = "asked"
@@ -118,7 +119,7 @@ class Ledger:
             ConfigError: there is no such study, or the storage is not to be had.
             ClusterError: the ledger cannot be opened.
         """
-        if storage is None and not folder.journal.exists():
+        if storage is None and not exists(folder.journal):
             raise ConfigError(f"There is no study in {folder.root}.")
         database = Database.at(storage, patience_s) if storage is not None else None
         reach = database or AtOnce()
@@ -272,10 +273,10 @@ class Ledger:
 
     def _bundles(self, number: int) -> Iterator[tuple[float, Path]]:
         folder = self.folder.trial(number)
-        if folder.is_dir():
+        if is_folder(folder):
             for path in sorted(folder.iterdir()):
                 epsilon = epsilon_of_name(path.name)
-                if epsilon is not None and path.is_dir():
+                if epsilon is not None and is_folder(path):
                     yield epsilon, path
 
 

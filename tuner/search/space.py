@@ -27,7 +27,7 @@ from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
 from tuner.paths import absolute, is_spelled_as_path
 from tuner.shipped import shipped_folder
-from tuner.validation import describe_problem
+from tuner.validation import describe_problem, first_problems
 from tuner.yaml_file import line_of, parse_yaml, read_yaml
 
 EDITOR = "editor"
@@ -451,7 +451,7 @@ class _Problems:
         self, error: ValidationError, within: tuple[int | str, ...] = (), skip: int = 0
     ) -> None:
         """Add pydantic's complaints about the part `within`; `skip` drops a union's tag."""
-        for problem in error.errors(include_url=False):
+        for problem in first_problems(error)[0]:
             location = (*within, *problem["loc"][skip:])
             self.add(location, describe_problem({**problem, "loc": location}))
 

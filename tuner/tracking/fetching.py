@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tuner.atomic_file import whole_folder
 from tuner.errors import ConfigError, unknown_name
 from tuner.evaluation.budget import epsilon_label, epsilon_name, epsilon_of_label
+from tuner.text_file import exists
 from tuner.tracking.content import STUDY_TAG
 from tuner.tracking.location import located_uri, masked
 from tuner.tracking.runs import open_client, translated
@@ -34,7 +35,7 @@ def fetch_bundle(
         DiskError: `out` cannot be written.
     """
     require_mlflow()
-    if out.exists():
+    if exists(out):
         raise ConfigError(f"{out} exists already: a bundle is written into a new folder.")
     uri = located_uri(tracking_uri, out)
     with brief_requests(), quiet_here(), translated(uri):
