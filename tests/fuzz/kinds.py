@@ -668,7 +668,7 @@ def _read_study_folder(folder: Path) -> object:
     result = open_study(place.root)
     json.dumps(result.record.model_dump(mode="json"))
     with Ledger.drive(place, "study") as ledger:
-        for number in range(6):
+        for number in ledger.running():
             ledger.left_behind(number)
         ledger.trials()
         ledger.history()

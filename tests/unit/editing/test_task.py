@@ -286,7 +286,7 @@ def test_a_file_that_is_there_but_cannot_be_read_is_not_taken_for_absent(tmp_pat
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "x/" * 3000])
 def test_a_name_that_no_folder_can_have_is_told_in_words(name: str) -> None:
-    with pytest.raises(ConfigError, match="[Nn]o task") as error:
+    with pytest.raises(ConfigError, match="o task ") as error:
         load_task(name)
     assert len(str(error.value)) < 2000
 
