@@ -10,6 +10,7 @@ from tuner.cli.output import messages
 from tuner.errors import ConfigError
 from tuner.evaluation.budget import epsilon_name, epsilon_of_name
 from tuner.text_file import is_file, is_folder
+from tuner.validation import show_path, show_value
 
 if TYPE_CHECKING:
     from tuner.bundle import Bundle, Manifest, StoredBundle
@@ -84,13 +85,15 @@ def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
     if is_file(Path(name) / "delta.json"):
         return Path(name)
     study = folder / name
+    if not is_folder(study):
+        raise ConfigError(
+            f"{show_value(name)} is neither a bundle's folder nor a study in {show_path(folder)}."
+        )
     winners = {
         budget: path.parent
         for path in study.glob("winners/[0-9]*/delta.json")
         if (budget := epsilon_of_name(path.parent.name)) is not None
     }
-    if not is_folder(study):
-        raise ConfigError(f"{name!r} is neither a bundle's folder nor a study in {folder}.")
     if not winners:
         raise ConfigError(f"The study {name!r} has no winner yet; see `tuner status {name}`.")
     if epsilon is None:

@@ -21,3 +21,10 @@ def test_a_winner_is_found_by_all_digits_of_its_budget(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"it has 0\.006666666666666667, 1e-05\.") as refused:
         bundle_folder("study", 0.00666667, tmp_path)
     assert "no winner for 0.00666667" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["nothing", "x/" * 3000, "a\0b"])
+def test_a_name_of_nothing_is_told_in_words(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither a bundle's folder nor a study") as refused:
+        bundle_folder(name, None, tmp_path)
+    assert len(str(refused.value)) < 1000
