@@ -291,8 +291,10 @@ def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]
         write_text(path, line)
         return ()
     found = StreamRecord.load(path)
-    if found.header != header:
-        ours, theirs = header.model_dump(), found.header.model_dump()
+    # The base is known by its fingerprint; its folder may be spelled otherwise, or have moved.
+    begun_with = found.header.model_copy(update={"base": header.base})
+    if begun_with != header:
+        ours, theirs = header.model_dump(), begun_with.model_dump()
         other = ", ".join(name for name in ours if ours[name] != theirs[name])
         raise ConfigError(
             f"{path} holds a stream that differs in {other}. Choose another place, or repeat the "

@@ -36,6 +36,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     world = make_world(place / "Wörter und mehr")
     (world / "general.txt").rename(world / "text.txt")
+    for split in ("val", "test"):
+        edits = len((world / "task" / split / "canonical.jsonl").read_text().splitlines())
+        for part in ("canonical", "ood", "hard_negatives"):
+            path = world / "task" / split / f"{part}.jsonl"
+            rows = (json.loads(row) for row in path.read_text().splitlines())
+            named = (row | {"record": str(number % edits)} for number, row in enumerate(rows))
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in named))
     (world / "study.yaml").write_text(STUDY)
     for name in ("hier arbeiten", "anderswo"):
         (place / name).mkdir()
@@ -95,12 +102,11 @@ def test_a_study_goes_on_from_elsewhere_and_by_other_names_of_the_same_files(
     code, out, err = run("search", *study, *copied, "--json")
     assert code == 0, err
     assert json.loads(out)["result"]["winners"] == searched["result"]["winners"]
-    (place / "kopie" / "text.txt").write_text("My lamp was red .\n" * 3 + "".join(
-        f"The boat is {word} . My cup was {word} .\n" for word in map(str, range(3000))
-    ))  # fmt: skip
-    code, _, err = run("search", *study, *copied)
+    words = "".join(f"The boat is {n} . My cup was {n} .\n" for n in range(3000))
+    (place / "kopie" / "anders.txt").write_text(words)
+    code, _, err = run("search", *study, *copied, "--general", "../kopie/anders.txt")
     assert code == 2
-    assert "began with other general text" in err
+    assert "began with other general text" in " ".join(err.split())
     with (place / "kopie" / "task" / "val" / "ood.jsonl").open("a") as file:
         file.write('\n{"prompt": "The sky is", "target": " blue"}\n')
     code, _, err = run("search", *study, *copied)
@@ -175,7 +181,14 @@ def test_streams_and_sweeps_are_written_to_relative_folders(here: Path, run: Run
     if code == 2:  # the task has no pool
         code, _, err = run("stream", *GIVEN, *EDIT, "--every", "5", "--out", "ein Stück")
     assert code == 0, err
-    assert (here / "ein Stück" / "stream.jsonl").is_file()
+    file = here / "ein Stück" / "stream.jsonl"
+    begun = file.read_text()
+    # Streams from before bore the base as it was spelled.
+    file.write_text(begun.replace(str(here.parent / WORLD[3:] / "model"), "./m"))
+    assert '"base":"./m"' in file.read_text()
+    code, _, err = run("stream", *GIVEN, *EDIT, "--every", "5", "--out", "ein Stück")
+    assert code == 0, err
+    assert file.read_text().splitlines()[1:] == begun.splitlines()[1:]
     counts = ["--edits", "2", "--draws", "1", "--epsilon", "0.5"]
     code, _, err = run("sweep", *GIVEN, *EDIT, *counts, "--out", "./viele")
     assert code == 0, err
@@ -223,6 +236,7 @@ def test_data_is_imported_into_a_relative_folder_and_used_from_there(
             "case_id": number,
             "requested_rewrite": {
                 "prompt": "The colour of {} is",
+                "relation_id": "P1",
                 "subject": f"thing {number}",
                 "target_new": {"str": "blue"},
                 "target_true": {"str": "red"},

@@ -351,7 +351,8 @@ def export(
     found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
     tell_doubts(found)
     chosen = format_ or suited_format(found, rank)
-    base = _load_base(found.manifest, model, device) if chosen == "merged" else None
+    loads_base = chosen == "merged" and not found.manifest.runs_beside
+    base = _load_base(found.manifest, model, device) if loads_base else None
     written = write(found, out, format=chosen, model=base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
