@@ -101,23 +101,16 @@ def terminate(driver: int) -> None:
 class Terminal:
     """A command on a terminal of its own, which can be closed."""
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
-        """Start it; what it says on stderr goes to the terminal, its exit code to `log`."""
-        self._log = log
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+        """Start it as the terminal's own process, which the system tells of the end of it."""
         self._ours, theirs = pty.openpty()
-        # A shell in the same session: it outlives the terminal, and tells how the command ended.
-        script = 'trap "" HUP; (trap - HUP; exec "$@"); echo $? > "$0"'
-        self._shell = subprocess.Popen(
-            ["setsid", "--ctty", "sh", "-c", script, str(log), *command],
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *command],
             stdin=theirs, stdout=theirs, stderr=theirs, env=dict(variables),
+            preexec_fn=_heed_hangup,
         )  # fmt: skip
         os.close(theirs)
         os.set_blocking(self._ours, False)
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The shell above the command."""
-        return self._shell
 
     def read(self) -> str:
         """What was shown since the last call."""
@@ -133,10 +126,10 @@ class Terminal:
         """Close the terminal: all that runs on it is sent SIGHUP, and can write no more."""
         os.close(self._ours)
 
-    def code(self, seconds: float) -> int:
-        """How the command ended."""
-        self._shell.wait(seconds)
-        return int(self._log.read_text())
+
+def _heed_hangup() -> None:
+    """Undo what nohup asked for, should the tests themselves run under it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # The machine
