@@ -14,7 +14,7 @@ from tuner.evaluation.scores import Scores
 from tuner.validation import printable
 
 # vLLM takes no other values for --max-lora-rank, and 16 where none is given.
-# Source: `MaxLoRARanks` of vllm/config/lora.py, vLLM 0.12 to 0.27; before 0.9 they ended at 256.
+# Source: `MaxLoRARanks` of vllm/config/lora.py (commit 01230b40).
 _SERVED_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
 

@@ -57,6 +57,24 @@ class Scripted(Editor):
             yield Step(WeightDelta({name: Dense(strength * direction)}))
 
 
+class Greedy(Editor):
+    """Asks for more memory than any machine has."""
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        torch.empty(2**60, dtype=torch.uint8)
+        yield Step(WeightDelta({}))
+
+
+def test_a_trial_that_asks_for_too_much_memory_fails_in_words(bench: Bench) -> None:
+    record = bench.run(Greedy(), seed=0).record
+    assert record.outcome is Outcome.FAILED
+    assert record.failure is not None
+    assert record.failure.startswith("Memory ran out: ")
+    bench.check_unchanged()
+
+
 def test_every_rule_answers_every_budget(bench: Bench) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
     seen: list[EpochRecord] = []
