@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -80,8 +81,9 @@ def append_text(path: Path, text: str) -> None:
     A kill may leave a part of the text; a full disk leaves none of it.
 
     Raises:
-        DiskError: it cannot be written; the file is as it was.
+        DiskError: it cannot be written, or is not a regular file; the file is as it was.
     """
+    _refuse_special(path, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
@@ -104,10 +106,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give the place of a new file to write; it stands at `path` once the block has ended well.
 
     Raises:
-        DiskError: it cannot be written; a file that was there before is as it was.
+        DiskError: it cannot be written, or something other than a regular file is there; what was
+            there before is as it was.
     """
     # What a link points to is replaced, not the link.
-    with _moved_to(Path(os.path.realpath(path)), told=path) as draft:
+    target = Path(os.path.realpath(path))
+    _refuse_special(target, told=path)
+    with _moved_to(target, told=path) as draft:
         yield draft
         _flush(draft)
 
@@ -182,6 +187,19 @@ def cannot_write(path: Path, error: OSError) -> DiskError:
             f"{path} cannot be written: {why}. Choose another place, or change who may write there."
         )
     return DiskError(f"{path} cannot be written: {why}.")
+
+
+def _refuse_special(path: Path, told: Path) -> None:
+    """Refuse what is not a regular file: root may replace even the system's devices."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # absent, or writing it says why not
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "device, pipe or socket"
+        raise DiskError(
+            f"{told} cannot be written: it is a {kind}, not a file. Choose another place."
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -164,13 +165,21 @@ def put_special(path: Path, draw: Random) -> str:
         case "circle":
             path.symlink_to(path.name)
         case "device":
-            path.symlink_to(draw.choice(("/dev/zero", "/dev/null", "/dev/tty")))
+            _make_device(path)
         case "link":
             path.symlink_to("nothing here")
         case "forbidden":
             path.write_bytes(content)
             path.chmod(0)
     return way
+
+
+def _make_device(path: Path) -> None:
+    """Put an endless device there, one of our own; a pipe where none can be made."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except PermissionError:
+        os.mkfifo(path)
 
 
 def change_lines(path: Path, draw: Random) -> str:

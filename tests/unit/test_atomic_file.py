@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,38 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FULL
 
     monkeypatch.setattr(os, "fsync", refuse)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _device(path: Path) -> None:
+    try:
+        # One of our own: never the system's, which a mistake would take from everybody.
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("no device can be made here")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, _device, _folder])
+@pytest.mark.parametrize("linked", [False, True])
+def test_only_regular_files_are_written(
+    make: Callable[[Path], object], linked: bool, tmp_path: Path
+) -> None:
+    special = tmp_path / "special"
+    make(special)
+    before = special.stat()
+    path = special
+    if linked:
+        path = tmp_path / "link.json"
+        path.symlink_to(special)
+    for write in (write_text, append_text):
+        with pytest.raises(DiskError, match="not a file"):
+            write(path, "{}")
+    after = special.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert path.is_symlink() is linked
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_impossible_lengths_are_refused(neox: LanguageModel, bad: dict[str, Any]
         _sample(neox, **bad)
 
 
-def test_a_prompt_follows_as_a_sentence() -> None:
-    assert prepend("So it was", "The capital is") == "So it was. The capital is"
-    assert prepend("", "The capital is") == "The capital is"
-    assert prepend("a {brace}", "{x} is") == "a {brace}. {x} is"
+def test_a_prompt_follows_as_a_sentence(neox: LanguageModel) -> None:
+    assert prepend(neox, "So it was", "The capital is") == "So it was. The capital is"
+    assert prepend(neox, "", "The capital is") == "The capital is"
+    assert prepend(neox, "a {brace}", "{x} is") == "a {brace}. {x} is"

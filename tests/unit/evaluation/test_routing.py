@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tuner.editing.corpus import Corpus
+from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Routes
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
@@ -70,7 +72,9 @@ def split_of(
     return Split(canonical=of(canonical), ood=of(ood), hard_negatives=of(hard))
 
 
-def test_a_look_up_cache_finds_its_own_prompts_and_their_entries(model: LanguageModel) -> None:
+def test_a_look_up_cache_finds_its_own_prompts_and_their_entries(
+    model: LanguageModel, corpus: Corpus
+) -> None:
     canonical = (
         *rows("The capital of Togo is", of="a"),
         *rows("Port Louis is a big town of", of="b"),
@@ -78,7 +82,7 @@ def test_a_look_up_cache_finds_its_own_prompts_and_their_entries(model: Language
     # Out of scope, one prompt of an edit counts for the edit.
     hard = rows("Santiago Santiago", "The capital of Togo is", of="a")
     split = split_of(canonical, rows("The capital of Togo is", of="a"), hard)
-    (step,) = LookUp(threshold=1e-3).edit(model, split.canonical, None, seed=0)
+    (step,) = LookUp(threshold=1e-3).edit(model, split.canonical, Auxiliary(general=corpus), seed=0)
     found = scope_figures(model, step.delta, split)
     assert found == {
         "scope_precision": 1.0,
@@ -88,17 +92,22 @@ def test_a_look_up_cache_finds_its_own_prompts_and_their_entries(model: Language
     }
     # An OOD row that is said to be of the other edit is found, but not by its entry.
     astray = split_of(canonical, rows("The capital of Togo is.", of="b"), hard)
-    (step,) = LookUp(threshold=1e3).edit(model, astray.canonical, None, seed=0)
+    (step,) = LookUp(threshold=1e3).edit(model, astray.canonical, Auxiliary(general=corpus), seed=0)
     wide = scope_figures(model, step.delta, astray)
     assert wide["scope_recall"] == 1.0
     assert wide["scope_entry_recall"] == pytest.approx(2 / 3)
     assert wide["scope_precision"] == 3 / 4
 
 
-def test_routes_are_read_in_batches_in_the_order_of_the_prompts(neox: LanguageModel) -> None:
+def test_routes_are_read_in_batches_in_the_order_of_the_prompts(
+    neox: LanguageModel, corpus: Corpus
+) -> None:
     prompts = ["is", "The capital of Togo is", "a big town of Chile is", "Togo"] * 20
     (step,) = LookUp().edit(
-        neox, ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows("Togo", of="a")), None, seed=0
+        neox,
+        ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows("Togo", of="a")),
+        Auxiliary(general=corpus),
+        seed=0,
     )
     together = route_prompts(neox, step.delta, prompts)
     alone = [route_prompts(neox, step.delta, [prompt]).needed for prompt in prompts]
