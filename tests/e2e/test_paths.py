@@ -124,6 +124,7 @@ def test_studies_are_shown_from_a_relative_folder(
         ["compare", "meine", "--epsilon", "1e-2"],
         ["best", "meine"],
         ["stop", "meine"],
+        ["repair", "meine"],
     ):
         code, _, err = run(*verb, *folder)
         assert (code, err) == (0, "")

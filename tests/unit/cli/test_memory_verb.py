@@ -95,6 +95,25 @@ def test_edits_are_listed(run: Run, bundle: Path, editor: str, examples: Example
     assert found["edits"] == [{"prompt": row.prompt, "target": row.target} for row in examples.rows]
 
 
+def test_relative_paths_start_at_the_working_directory(
+    run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anderswo ü").mkdir()
+    monkeypatch.chdir(tmp_path / "anderswo ü")
+    _lines(Path("mehr.jsonl"), NEW)
+    code, _, err = run("memory", "../bundle", "--add", "mehr.jsonl", "--out", "neu & größer")
+    assert code == 0, err
+    assert _kept(tmp_path / "anderswo ü" / "neu & größer")[-1] == NEW["prompt"]
+    code, out, err = run("memory", "neu & größer", "--json")
+    assert (code, len(json.loads(out)["edits"])) == (0, 4), err
+
+
+def _kept(bundle: Path) -> list[str]:
+    delta = Bundle.load(bundle).delta
+    assert isinstance(delta, ScopedMemory)
+    return [edit.prompt for edit in delta.edits]
+
+
 def test_edits_are_added_and_removed_into_another_bundle(
     run: Run, bundle: Path, examples: ExampleSet, tmp_path: Path
 ) -> None:
