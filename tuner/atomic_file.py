@@ -29,7 +29,8 @@ _DRAFT: Final = re.compile(r"\.tuner-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a
 # are made when everything is at hand, and are there for seconds.
 _ABANDONED_AFTER_S = 3600.0
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What the system answers where a disk is full, or a user's share of it."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -169,14 +170,14 @@ def disk_trouble_in_words() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (*_FULL, *_FORBIDDEN, errno.EIO):
+        if error.errno not in (*FULL, *_FORBIDDEN, errno.EIO):
             raise
         raise cannot_write(Path(str(error.filename or "A file")), error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> DiskError:
     """Return in words why something cannot be written, and what to do about it."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return DiskError(
             f"{path} cannot be written: the disk is full, or your share of it is used up. "
             "Make room and run the same command again."

@@ -6,6 +6,8 @@ folder and is adopted, what it had not is run again under the same number. Every
 repeated: whether an earlier attempt was kept is read first.
 """
 
+import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -20,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, create_trial
 from optuna.trial import TrialState as OptunaState
 from pydantic import SecretStr
 
+from tuner.atomic_file import FULL, cannot_write
 from tuner.errors import ClusterError, ConfigError, DiskError, TunerError
 from tuner.evaluation.budget import epsilon_of_name
 from tuner.file_lock import LockHeld, file_lock, is_locked
@@ -310,14 +313,30 @@ def _storage(folder: StudyFolder, url: SecretStr | None, database: Database | No
     return JournalStorage(Journal(folder.journal))
 
 
+def _check_place(folder: StudyFolder) -> None:
+    """Refuse a folder that no study can be kept in: no room made later would help."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno in FULL:
+            raise cannot_write(folder.root, error) from None
+        raise ConfigError(
+            f"The study cannot be kept in {folder.root}: {error.strerror}. Choose another folder "
+            "with --folder."
+        ) from None
+
+
 @contextmanager
 def _locked(folder: StudyFolder) -> Iterator[None]:
     """Hold the lock of a study's folder.
 
     Raises:
-        ConfigError: another process holds it.
-        DiskError: the folder cannot be written, or its disk lends no locks.
+        ConfigError: another process holds it, or the folder is not one that can be written.
+        DiskError: the disk is full, or lends no locks.
     """
+    _check_place(folder)
     with ExitStack() as held:
         try:
             # A reader that looks whether anybody drives holds the lock for a moment.
