@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-_CLOCK_LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/local/lib/faketime/*MT.so.1")
+_CLOCK = ROOT / "tests" / "jumping_clock"
 
 
 def search_command(world: Path, studies: Path, trials: int, *options: str) -> list[str]:
@@ -148,17 +148,11 @@ def can_unshare() -> bool:
 
 
 class JumpingClock:
-    """A wall clock, for the processes of an environment, that can be put forward or back."""
+    """A wall clock, for Python's processes of an environment, that can be put forward or back."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "clock"
         self.jump(0)
-
-    @staticmethod
-    def library() -> Path | None:
-        """Libfaketime, if it is installed."""
-        found = (path for like in _CLOCK_LIBRARIES for path in Path("/").glob(like[1:]))
-        return next(found, None)
 
     def jump(self, seconds: int) -> None:
         """Put the clock so far from the true time."""
@@ -168,9 +162,6 @@ class JumpingClock:
     def variables(self) -> dict[str, str]:
         """What a process needs to live by this clock. Monotonic time goes on as it does."""
         return {
-            "LD_PRELOAD": str(self.library()),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
+            "PYTHONPATH": os.pathsep.join([str(_CLOCK), environment()["PYTHONPATH"]]),
+            "TUNER_TEST_CLOCK": str(self._file),
         }

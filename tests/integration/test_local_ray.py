@@ -270,7 +270,6 @@ def test_a_search_runs_where_shared_memory_is_small(world: Path, tmp_path: Path)
     _complete(tmp_path, 2)
 
 
-@pytest.mark.skipif(JumpingClock.library() is None, reason="needs libfaketime")
 def test_a_search_goes_on_when_the_clock_jumps(world: Path, tmp_path: Path) -> None:
     clock = JumpingClock(tmp_path)
     log = tmp_path / "log"
