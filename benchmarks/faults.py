@@ -159,7 +159,9 @@ class Site:
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.networks['mlflow'].port}",
         }
         if self.clock is not None:
+            path = given["PYTHONPATH"]
             given |= self.clock.variables
+            given["PYTHONPATH"] += os.pathsep + path
         return os.environ | given
 
     @contextmanager
