@@ -128,10 +128,7 @@ class _Connection:
             case Cut.CLOSED:
                 self._end()
             case Cut.RESET:
-                linger = struct.pack("ii", 1, 0)
-                self._client.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, linger
-                )
+                _reset_on_close(self._client.get_extra_info("socket"))
                 self._end(abort=True)
             case Cut.HALF_CLOSED:
                 self._flows.clear()
@@ -157,6 +154,12 @@ class _Connection:
                 writer.transport.abort()
             elif writer is not None:
                 writer.close()
+
+
+def _reset_on_close(holder: Any) -> None:
+    """Let a socket end by RST, unless it has ended already."""
+    if holder is not None and holder.fileno() >= 0:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _drop_packets(holder: Any, drops: bool) -> None:
