@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 ROOT = Path(__file__).parents[1]
+_CGROUPS = Path("/sys/fs/cgroup/memory")
 _CLOCK = ROOT / "tests" / "jumping_clock"
 
 
@@ -145,6 +147,35 @@ def can_unshare() -> bool:
     """Whether this user may have a mount namespace."""
     done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     return done.returncode == 0
+
+
+@contextmanager
+def memory_limit(bytes: int) -> Iterator[Path]:
+    """A control group whose processes may use so much memory; root only, version 1.
+
+    What exceeds it is killed, as in a container.
+    """
+    group = _CGROUPS / f"tuner-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(bytes))
+        yield group
+    finally:
+        for process in (group / "cgroup.procs").read_text().split():
+            os.kill(int(process), signal.SIGKILL)
+        while (group / "cgroup.procs").read_text():
+            time.sleep(0.1)
+        group.rmdir()
+
+
+def can_limit_memory() -> bool:
+    """Whether this user may make such a group."""
+    return (_CGROUPS / "memory.limit_in_bytes").is_file() and os.access(_CGROUPS, os.W_OK)
+
+
+def within(group: Path, command: Sequence[str]) -> list[str]:
+    """The command as a process of a control group."""
+    return ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "sh", *command]
 
 
 class JumpingClock:

@@ -417,6 +417,38 @@ def test_a_study_is_stopped_and_resumed(
     assert _posts(fake, "/rayjobs") == 1
 
 
+def test_relative_files_are_taken_from_where_each_command_is_given(
+    run: Run,
+    fake: FakeKubernetes,
+    tmp_path: Path,
+    playing: Playing,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, elsewhere = tmp_path / "mein Gerät", tmp_path / "anderswo"
+    there.mkdir()
+    elsewhere.mkdir()
+    _write(there)
+    preset = Path(__file__).parents[2] / "tuner/launch/presets/local.yaml"
+    (there / "Cluster eins.yaml").write_text(preset.read_text())
+    (there / "config").write_bytes((tmp_path / "config").read_bytes())
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("KUBECONFIG", "../mein Gerät/config")
+    with playing("running") as kuberay:
+        place = ("--cluster", "Cluster eins.yaml")
+        assert run("launch", "study.yaml", *place, "--detach")[0] == 0
+        _until(lambda: _status(fake) == "Running")
+        monkeypatch.chdir(elsewhere)
+        place = ("--cluster", "../mein Gerät/Cluster eins.yaml")
+        code, out, err = run("logs", NAME, *place)
+        assert (code, out) == (0, "Searching · 0/2 trials done\n"), err
+        assert run("stop", NAME, *place)[0] == 0
+        kuberay.release()
+        code, _, err = run("resume", NAME, *place)
+        assert code == 0, err
+        assert "goes on" in err
+    assert run("status", NAME, *place)[0] == 0
+
+
 def test_a_study_that_has_ended_is_resumed_under_its_name(
     run: Run, fake: FakeKubernetes, study: str, playing: Playing
 ) -> None:

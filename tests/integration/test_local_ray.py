@@ -10,20 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hungry
 import psutil
 import pytest
 from ray_faults import (
     JumpingClock,
     Terminal,
+    can_limit_memory,
     can_unshare,
     ended_trials,
     environment,
     listeners,
     lose,
+    memory_limit,
     outer_address,
     search_command,
     terminate,
     until,
+    within,
     with_small_shared_memory,
 )
 from search_world import make_world
@@ -268,6 +272,38 @@ def test_a_search_runs_where_shared_memory_is_small(world: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert [raw for raw in _RAW if raw in done.stderr] == []
     _complete(tmp_path, 2)
+
+
+@pytest.mark.skipif(not can_limit_memory(), reason="needs the right to limit memory")
+def test_trials_that_want_too_much_memory_fail_in_words_and_the_search_goes_on(
+    world: Path, tmp_path: Path
+) -> None:
+    space = tmp_path / "space.yaml"
+    rates = "{type: float, low: 1.0e-3, high: 1.0e-1, log: true}"
+    space.write_text(f"editor: hungry:Hungry\nsearch:\n  learning_rate: {rates}\n")
+    variables = environment()
+    variables["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1])
+    command = search_command(world, tmp_path, 4, "--no-track", "--space", str(space))
+    with memory_limit(5 * 2**30) as group:
+        done = subprocess.run(
+            within(group, command),
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert [raw for raw in _RAW if raw in done.stderr] == []
+    trials = open_study(tmp_path / "tiny").trials
+    assert [entry.number for entry in trials] == [0, 1, 2, 3]
+    refused, killed = trials[hungry.REFUSED], trials[hungry.KILLED]
+    assert refused.failure is not None
+    assert refused.failure.startswith("Memory ran out: ")
+    assert killed.failure is not None
+    assert killed.failure.startswith("Its worker died 3 times. Where memory runs out")
+    for entry in (trials[0], trials[3]):
+        assert entry.state is TrialState.COMPLETED
 
 
 def test_a_search_goes_on_when_the_clock_jumps(world: Path, tmp_path: Path) -> None:
