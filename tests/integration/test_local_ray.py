@@ -27,8 +27,8 @@ from ray_faults import (
     search_command,
     terminate,
     until,
-    within,
     with_small_shared_memory,
+    within,
 )
 from search_world import make_world
 
