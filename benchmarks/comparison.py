@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import tuner
-from tuner.records import StudyResultRecord
 from tuner.search import Study, StudyConfig
+from tuner.trial.records import StudyResultRecord
 
 Row = dict[str, Any]
 _STUDY = ("model", "task", "editor")

@@ -22,12 +22,12 @@ import torch
 from tqdm import tqdm
 
 import tuner
-from tuner.cache import Cache, cache_folder
 from tuner.editing.corpus import Corpus, Part, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import block_losses
-from tuner.evaluation.deviation import DeviationMeter
+from tuner.evaluation.deviation.meter import DeviationMeter
+from tuner.files.cache import Cache, cache_folder
 
 TRUTH_TOKENS = 400_000
 SEARCH_TOKENS = 100_000

@@ -16,9 +16,9 @@ from typing import Any
 
 import tuner
 from tuner.editors import editor_names
-from tuner.evaluation.budget import Budget
-from tuner.records import Rule, StudyResultRecord
+from tuner.evaluation.deviation.budget import Budget
 from tuner.search import Study, StudyConfig
+from tuner.trial.records import Rule, StudyResultRecord
 
 TASKS = ("counterfact_world", "country_capital")
 EPSILON = 1e-3

@@ -30,18 +30,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT))
 
-from postgres_server import PostgresServer  # noqa: E402
-from ray_faults import JumpingClock  # noqa: E402
-from resting import RELEASED  # noqa: E402
-from search_world import make_world, tiny_config  # noqa: E402
-from tcp_proxy import Cut, TcpProxy  # noqa: E402
-from warm_mlflow import WarmMlflow, WarmServer  # noqa: E402
-
-from tuner.evaluation.budget import Budget  # noqa: E402
-from tuner.records import StudyResultRecord, TrialState  # noqa: E402
+from tests.support.postgres_server import PostgresServer  # noqa: E402
+from tests.support.ray_faults import JumpingClock  # noqa: E402
+from tests.support.resting import RELEASED  # noqa: E402
+from tests.support.search_world import make_world, tiny_config  # noqa: E402
+from tests.support.tcp_proxy import Cut, TcpProxy  # noqa: E402
+from tests.support.warm_mlflow import WarmMlflow, WarmServer  # noqa: E402
+from tuner.evaluation.deviation.budget import Budget  # noqa: E402
 from tuner.search import open_study  # noqa: E402
+from tuner.trial.records import StudyResultRecord, TrialState  # noqa: E402
 
 EXAMPLES = """\
 examples:
@@ -149,7 +148,7 @@ class Site:
     def environment(self) -> dict[str, str]:
         """What the command line is given."""
         given = {
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+            "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             # As its driver, and no less: on a busy machine it would not move.
             "RAY_worker_niceness": "0",
@@ -172,7 +171,11 @@ class Site:
         rates = {"type": "float", "low": 1e-3, "high": 1e-1, "log": True}
         space.write_text(
             yaml.safe_dump(
-                {"editor": "resting:Resting", "fixed": fixed, "search": {"learning_rate": rates}}
+                {
+                    "editor": "tests.support.resting:Resting",
+                    "fixed": fixed,
+                    "search": {"learning_rate": rates},
+                }
             )
         )
         config = tiny_config(

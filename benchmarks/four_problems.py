@@ -15,10 +15,10 @@ from comparison import Row, comparison_parser, keep_rows, known_rows, run_study,
 
 import tuner
 from tuner.editing.task import load_task
-from tuner.evaluation.confidence import clustered_interval
 from tuner.evaluation.scores import Scores
-from tuner.records import SplitName, StudyResultRecord
-from tuner.trial import Bench
+from tuner.evaluation.statistics.confidence import clustered_interval
+from tuner.trial.records import SplitName, StudyResultRecord
+from tuner.trial.run import Bench
 
 TASKS = ("qa_world", "qa_hard_world", "fact_check_world", "dialogue_world")
 EDITORS = (

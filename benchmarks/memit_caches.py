@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 import tuner
-from tuner.cache import Cache
 from tuner.editing.corpus import load_general_text
-from tuner.records import Phase, Rule
-from tuner.trial import Bench
+from tuner.files.cache import Cache
+from tuner.trial.records import Phase, Rule
+from tuner.trial.run import Bench
 
 EPSILON = 1e-3
 

@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 import tuner
 from tuner.editing.corpus import load_general_text
-from tuner.records import Rule, TrialRecord
 from tuner.search import SamplerName, Space, load_space
 from tuner.search.objective import BUDGET, Objective, log_ratio, objective_of
 from tuner.search.sampler import Proposer
+from tuner.trial.records import Rule, TrialRecord
 
 EPSILON = 1e-3
 ARMS = ("default", "random", "blind TPE")

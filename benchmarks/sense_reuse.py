@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 import tuner
 from tuner.backpack import BackpackForCausalLM
-from tuner.cache import Cache
 from tuner.editing.corpus import load_general_text
-from tuner.records import Phase, TrialRecord
-from tuner.trial import Bench
+from tuner.files.cache import Cache
+from tuner.trial.records import Phase, TrialRecord
+from tuner.trial.run import Bench
 
 
 def make_bench(reuse: bool, folder: Path) -> Bench:

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 import tuner
-from tuner.cache import Cache, cache_folder
 from tuner.editing.corpus import load_general_text
 from tuner.editing.editor import EditSequence
 from tuner.editing.task import Example, ExampleSet, Task
-from tuner.records import SplitName
+from tuner.files.cache import Cache, cache_folder
+from tuner.trial.records import SplitName
 
 _VECTORS = {"target_steps": 2, "prefixes": 1, "clamp": 4.0, "learning_rate": 2.0}
 EDITORS = {

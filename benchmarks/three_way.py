@@ -15,7 +15,7 @@ import math
 
 from comparison import Row, comparison_parser, keep_rows, known_rows, run_study, trial_seconds
 
-from tuner.records import StudyResultRecord
+from tuner.trial.records import StudyResultRecord
 
 TASKS = (
     "stereotype",

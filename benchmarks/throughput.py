@@ -20,12 +20,12 @@ from pathlib import Path
 import ray
 
 from tuner.editing.editor import Editor
-from tuner.evaluation.budget import Budget, Deviation, Verdict
+from tuner.evaluation.deviation.budget import Budget, Deviation, Verdict
 from tuner.evaluation.scores import Scores
-from tuner.records import Answer, Outcome, Rule, SplitName, TrialRecord
 from tuner.search import Study, StudyConfig
-from tuner.search.worker import make_bench
-from tuner.trial import Bench, TrialResult
+from tuner.search.ray.worker import make_bench
+from tuner.trial.records import Answer, Outcome, Rule, SplitName, TrialRecord
+from tuner.trial.run import Bench, TrialResult
 
 SLOTS = (1, 2, 4)
 

@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle, StoredBundle, make_bundle
+    from tuner.bundle.bundle import Bundle, StoredBundle, make_bundle
+    from tuner.bundle.export import export
     from tuner.editing.corpus import load_general_text
     from tuner.editing.delta import Delta, WeightDelta
     from tuner.editing.editor import Auxiliary, Editor, Step
@@ -16,14 +17,13 @@ if TYPE_CHECKING:
     from tuner.editing.task import Example, Task, load_task
     from tuner.editors import editor_names, find_editor
     from tuner.errors import TunerError
-    from tuner.evaluation.budget import Budget, Certificate, Deviation, Verdict
-    from tuner.exports import export
-    from tuner.records import Rule, TrialRecord
-    from tuner.stream import StreamRecord, run_stream
-    from tuner.trial import Bench, TrialResult, run_trial
+    from tuner.evaluation.deviation.budget import Budget, Certificate, Deviation, Verdict
+    from tuner.protocols.sequential import StreamRecord, run_stream
+    from tuner.trial.records import Rule, TrialRecord
+    from tuner.trial.run import Bench, TrialResult, run_trial
 
 _HOMES = {
-    "tuner.bundle": ("Bundle", "StoredBundle", "make_bundle"),
+    "tuner.bundle.bundle": ("Bundle", "StoredBundle", "make_bundle"),
     "tuner.editing.corpus": ("load_general_text",),
     "tuner.editing.delta": ("Delta", "WeightDelta"),
     "tuner.editing.editor": ("Auxiliary", "Editor", "Step"),
@@ -31,11 +31,11 @@ _HOMES = {
     "tuner.editing.task": ("Example", "Task", "load_task"),
     "tuner.editors": ("editor_names", "find_editor"),
     "tuner.errors": ("TunerError",),
-    "tuner.evaluation.budget": ("Budget", "Certificate", "Deviation", "Verdict"),
-    "tuner.exports": ("export",),
-    "tuner.records": ("Rule", "TrialRecord"),
-    "tuner.stream": ("StreamRecord", "run_stream"),
-    "tuner.trial": ("Bench", "TrialResult", "run_trial"),
+    "tuner.evaluation.deviation.budget": ("Budget", "Certificate", "Deviation", "Verdict"),
+    "tuner.bundle.export": ("export",),
+    "tuner.trial.records": ("Rule", "TrialRecord"),
+    "tuner.protocols.sequential": ("StreamRecord", "run_stream"),
+    "tuner.trial.run": ("Bench", "TrialResult", "run_trial"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
 from peft import PeftModel
-from search_world import make_world
 from transformers import AutoModelForCausalLM
 
-from tuner.builtin.text import general_documents
+from tests.support.clone import ROOT
+from tests.support.command_line import Run
+from tests.support.search_world import make_world
 from tuner.editing.model import load_model
+from tuner.world.text import general_documents
 
 
 @pytest.fixture(scope="module")
@@ -351,5 +352,5 @@ def test_the_readme_shows_the_help(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = run("--help")
     shown = "\n".join(line.rstrip() for line in out.strip().splitlines())
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     assert shown in readme, "paste the output of `COLUMNS=80 tuner --help` into README.md"

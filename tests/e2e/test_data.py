@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
 
+from tests.support.command_line import Run
 from tuner.editing.task import load_task
 
 

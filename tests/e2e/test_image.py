@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.clone import ROOT
+
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +28,7 @@ def test_an_installed_tuner_finds_its_spaces_tasks_and_model(wheel: Path, tmp_pa
         timeout=120,
     )
     code = (
-        "import tuner, tuner.shipped, pathlib;"
+        "import tuner, tuner.files.shipped, pathlib;"
         f"assert pathlib.Path(tuner.__file__).is_relative_to({str(site)!r}), tuner.__file__;"
         "from tuner.search import load_space;"
         "print(tuner.load_task('country_capital').name, load_space('lora') is not None,"
@@ -58,6 +56,7 @@ import sys
 for name in {SERVICES!r}:
     sys.modules[name] = None  # as if it were not installed, also for those who only look
 import tuner
+from tests.support.clone import ROOT
 from tuner.editing.corpus import load_general_text, Part
 model = tuner.load_model("builtin:neox")
 general = load_general_text(None, model, tokens={{Part.SEARCH: 8000, Part.AUXILIARY: 4000}})

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import open_browser, until
-from made_up_study import made_up_study
-from mlflow_server import MlflowServer
 
+from tests.support.browser import open_browser, until
+from tests.support.made_up_study import made_up_study
+from tests.support.mlflow_server import MlflowServer
 from tuner.report import write_figures, write_report
 from tuner.tracking import compare_url, study_url, sync
 

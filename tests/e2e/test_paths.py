@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
-from search_world import make_world
+
+from tests.support.command_line import Run
+from tests.support.search_world import make_world
 
 WORLD = "../Wörter und mehr"
 EDIT = ["--editor", "lora", "--set", "learning_rate=3e-2", "--set", "epochs=3"]

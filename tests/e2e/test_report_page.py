@@ -1,9 +1,9 @@
 """The report as a person sees it, on a desk and on a phone."""
 
 import pytest
-from browser import open_browser, until
-from made_up_study import made_up_study
 
+from tests.support.browser import open_browser, until
+from tests.support.made_up_study import made_up_study
 from tuner.report import write_figures, write_report
 
 _DRAW_ALL = """

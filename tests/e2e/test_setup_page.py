@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
-from conftest import Run
 from typer.testing import CliRunner
 
+from tests.support.clone import ROOT
+from tests.support.command_line import Run
 from tuner.cli import app
 from tuner.launch import cluster_names
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "k8s/README.md").read_text(encoding="utf-8")
 
 # Commands that are not run here, by how they begin, each with the reason. Those of tuner are run by

@@ -12,9 +12,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-# The tests' own modules stand beside each other, as pytest sees them.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-# After that, and quietly: what is read here is odd on purpose.
+# What is read here is odd on purpose.
 warnings.simplefilter("ignore")
 
 

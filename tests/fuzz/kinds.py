@@ -10,9 +10,9 @@ from random import Random
 from typing import Any, Protocol
 
 import torch
-from made_up_study import made_up_study
-from search_world import make_world
-from unit.published.published_shapes import (
+
+from tests.support.made_up_study import made_up_study
+from tests.support.published_rows import (
     claim_record,
     counterfact_record,
     question_record,
@@ -21,35 +21,35 @@ from unit.published.published_shapes import (
     write_rows,
     zsre_record,
 )
-
-from tuner.bundle import Bundle
-from tuner.cache import Cache
+from tests.support.search_world import make_world
+from tuner.bundle.bundle import Bundle
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import FileDocuments, GeneralText, Part
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import load_model
 from tuner.editing.task import Example, ExampleSet, Split, Task, load_task, read_rows, save_task
 from tuner.editors import find_editor
-from tuner.evaluation.budget import Budget, Certificate
+from tuner.editors._retrieval.memory import ScopedMemory
+from tuner.evaluation.deviation.budget import Budget, Certificate
 from tuner.evaluation.scores import Scores
-from tuner.launch.cluster import load_cluster
-from tuner.memories.scoped import ScopedMemory
-from tuner.published.canonical_examples import import_canonical_examples
-from tuner.published.counterfact import import_counterfact
-from tuner.published.scoped_edits import EditCounts
-from tuner.published.selection import Selection
-from tuner.published.serac_dialogue import import_serac_dialogue
-from tuner.published.serac_fact_checking import import_serac_fact_checking
-from tuner.published.serac_qa import import_serac_qa, import_serac_qa_hard
-from tuner.published.zsre import import_zsre
-from tuner.records import SeedResult, StudyResultRecord
+from tuner.files.cache import Cache
+from tuner.importers.canonical_examples import import_canonical_examples
+from tuner.importers.counterfact import import_counterfact
+from tuner.importers.scoped_edits import EditCounts
+from tuner.importers.selection import Selection
+from tuner.importers.serac.dialogue import import_serac_dialogue
+from tuner.importers.serac.fact_checking import import_serac_fact_checking
+from tuner.importers.serac.qa import import_serac_qa, import_serac_qa_hard
+from tuner.importers.zsre import import_zsre
+from tuner.launch.kubernetes.cluster import load_cluster
+from tuner.protocols.sequential import run_stream
 from tuner.search import StudyConfig, check_study, load_space, load_study, open_study
-from tuner.search.folder import StudyFolder, TrialFile, read_whole
-from tuner.search.ledger import Ledger
 from tuner.search.objective import Objective
 from tuner.search.space import Space
-from tuner.stream import run_stream
-from tuner.trial import Bench
+from tuner.search.storage.folder import StudyFolder, TrialFile, read_whole
+from tuner.search.storage.ledger import Ledger
+from tuner.trial.records import SeedResult, StudyResultRecord
+from tuner.trial.run import Bench
 
 from .mutations import VALUES, Format, change_file
 from .run import Refused
@@ -290,7 +290,7 @@ def _write_cluster(folder: Path) -> list[tuple[str, Format]]:
 
 def _read_cluster(folder: Path) -> object:
     from tuner.launch import as_yaml
-    from tuner.launch.rendering import render
+    from tuner.launch.kubernetes.render import render
 
     cluster = load_cluster(str(folder / "cluster.yaml"))
     study = StudyConfig(name="capitals", task="country_capital", model="builtin:neox")
@@ -503,7 +503,7 @@ def _training(task: Task) -> Split:
 
 def _write_bundles(kind: BundleKind, folder: Path) -> None:
     """Write a bundle of each editor; they are made once and copied from then on."""
-    from bundles import bundle_of
+    from tests.support.bundles import bundle_of
 
     bench = kind.bench(folder)
     store = _WORLD.at(folder).parent / "bundles"

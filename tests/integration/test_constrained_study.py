@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from search_world import make_world, tiny_config
 
+from tests.support.search_world import make_world, tiny_config
 from tuner.errors import ConfigError
 from tuner.search import Study, open_study
-from tuner.search.ledger import Ledger
+from tuner.search.storage.ledger import Ledger
 
 OF_TASK = "related_loss.rise"
 OF_STUDY = "hard_negative_loss.rise"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kubernetes import FakeKubernetes
 from kubernetes.aio import client, config
+
+from tests.support.fake_kubernetes import FakeKubernetes
 
 REAL = os.environ.get("TUNER_TEST_KUBECONFIG")
 NAMESPACE = os.environ.get("TUNER_TEST_NAMESPACE", "tuner")

@@ -6,14 +6,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from search_world import make_world
+
+from tests.support.clone import ROOT
+from tests.support.search_world import make_world
 
 pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")
 def faults() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+    path = ROOT / "benchmarks" / "faults.py"
     spec = importlib.util.spec_from_file_location("faults", path)
     assert spec is not None
     assert spec.loader is not None

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundles import bundle_of
-from conftest import Run
-from made_up_study import made_up_study
-from mlflow_server import MlflowServer
-from s3_server import S3Server
 
+from tests.support.bundles import bundle_of
+from tests.support.command_line import Run
+from tests.support.made_up_study import made_up_study
+from tests.support.mlflow_server import MlflowServer
+from tests.support.s3_server import S3Server
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.model import load_model
-from tuner.evaluation.budget import epsilon_name
-from tuner.records import StudyResultRecord
+from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.tracking import sync
+from tuner.trial.records import StudyResultRecord
 
 pytest.importorskip("mlflow")
 

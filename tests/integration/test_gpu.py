@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from search_world import make_world, tiny_config
 
 import tuner
+from tests.support.search_world import make_world, tiny_config
 from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.model import Dtype
-from tuner.records import TrialState
 from tuner.search import Study
+from tuner.trial.records import TrialState
 
 pytestmark = [
     pytest.mark.gpu,

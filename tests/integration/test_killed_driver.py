@@ -5,12 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-import search_world
-from search_world import drive, make_world
-
+from tests.support import search_world
+from tests.support.search_world import drive, make_world
 from tuner.search import StudyResult
-from tuner.search.folder import StudyFolder
-from tuner.search.ledger import Ledger
+from tuner.search.storage.folder import StudyFolder
+from tuner.search.storage.ledger import Ledger
 
 
 def _start(world: Path, studies: Path, trials: int) -> subprocess.Popen[bytes]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Run
-from fake_kubernetes import FakeKubernetes, ScriptedKubeRay
 
+from tests.support.clone import ROOT
+from tests.support.command_line import Run
+from tests.support.fake_kubernetes import FakeKubernetes, ScriptedKubeRay
 from tuner.launch import LaunchedStudy, connect, follow
 
 NAME = "a-study"
@@ -178,7 +179,7 @@ def test_another_study_of_the_name_is_refused_and_says_what_differs(
     for way in ("another name", "tuner resume", "tuner stop --delete"):
         assert way in err
     cluster = tmp_path / "cluster.yaml"
-    preset = Path(__file__).parents[2] / "tuner/launch/presets/local.yaml"
+    preset = ROOT / "tuner/launch/kubernetes/presets/local.yaml"
     cluster.write_text(preset.read_text().replace("tuner:0.1.0", "tuner:0.1.1"))
     code, _, err = run("launch", _write(tmp_path), "--cluster", str(cluster))
     assert code == 2
@@ -428,7 +429,7 @@ def test_relative_files_are_taken_from_where_each_command_is_given(
     there.mkdir()
     elsewhere.mkdir()
     _write(there)
-    preset = Path(__file__).parents[2] / "tuner/launch/presets/local.yaml"
+    preset = ROOT / "tuner/launch/kubernetes/presets/local.yaml"
     (there / "Cluster eins.yaml").write_text(preset.read_text())
     (there / "config").write_bytes((tmp_path / "config").read_bytes())
     monkeypatch.chdir(there)

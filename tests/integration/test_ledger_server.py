@@ -11,21 +11,21 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from postgres_server import PostgresServer
 from pydantic import SecretStr
 from sqlalchemy import Connection, PoolProxiedConnection, event
-from tcp_proxy import Cut, TcpProxy
 
+from tests.support.postgres_server import PostgresServer
+from tests.support.tcp_proxy import Cut, TcpProxy
 from tuner.errors import ClusterError, ConfigError
-from tuner.records import TrialState
-from tuner.search import session
 from tuner.search.config import SamplerName, StudyConfig
-from tuner.search.database import Database
-from tuner.search.folder import StudyFolder
-from tuner.search.ledger import Ledger, is_driven
 from tuner.search.objective import Objective
 from tuner.search.sampler import Proposer
 from tuner.search.space import load_space
+from tuner.search.storage import session
+from tuner.search.storage.database import Database
+from tuner.search.storage.folder import StudyFolder
+from tuner.search.storage.ledger import Ledger, is_driven
+from tuner.trial.records import TrialState
 
 SPACE = load_space("lora")
 ASKED = {**StudyConfig(task="t", trials=4).identity, "uid": "u"}
@@ -37,8 +37,8 @@ import sys
 from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy import PoolProxiedConnection
-from tuner.search.folder import StudyFolder
-from tuner.search.ledger import Ledger
+from tuner.search.storage.folder import StudyFolder
+from tuner.search.storage.ledger import Ledger
 
 folder, name, url = sys.argv[1:]
 with Ledger.drive(StudyFolder(Path(folder)), name, SecretStr(url)):

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import hungry
 import psutil
 import pytest
-from ray_faults import (
+
+from tests.support import hungry
+from tests.support.ray_faults import (
     JumpingClock,
     Terminal,
     can_limit_memory,
@@ -30,10 +31,9 @@ from ray_faults import (
     with_small_shared_memory,
     within,
 )
-from search_world import make_world
-
-from tuner.records import TrialState
+from tests.support.search_world import make_world
 from tuner.search import StudyResult, open_study
+from tuner.trial.records import TrialState
 
 _PATIENCE_S = 400.0
 _RAW = ("Traceback", "*** SIG", "core_worker", "rpc_client", "[20")
@@ -207,8 +207,8 @@ import os, secrets, shutil, tempfile
 from pathlib import Path
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 import ray
-from ray_faults import lose
-from tuner.search.local_ray import ended_in_words, start_local_ray
+from tests.support.ray_faults import lose
+from tuner.search.ray.local_ray import ended_in_words, start_local_ray
 folder = Path(tempfile.mkdtemp(dir="/tmp"))
 start_local_ray(1, folder)
 with ended_in_words(patience_s=2.0):
@@ -217,7 +217,6 @@ with ended_in_words(patience_s=2.0):
     ray.cluster_resources()  # does not return, and ends the process after a minute
 """
     variables = environment()
-    variables["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -280,9 +279,8 @@ def test_trials_that_want_too_much_memory_fail_in_words_and_the_search_goes_on(
 ) -> None:
     space = tmp_path / "space.yaml"
     rates = "{type: float, low: 1.0e-3, high: 1.0e-1, log: true}"
-    space.write_text(f"editor: hungry:Hungry\nsearch:\n  learning_rate: {rates}\n")
+    space.write_text(f"editor: tests.support.hungry:Hungry\nsearch:\n  learning_rate: {rates}\n")
     variables = environment()
-    variables["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1])
     command = search_command(world, tmp_path, 4, "--no-track", "--space", str(space))
     with memory_limit(5 * 2**30) as group:
         done = subprocess.run(

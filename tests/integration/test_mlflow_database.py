@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from small_disk import python_on_small_disk
 
+from tests.support.small_disk import python_on_small_disk
 from tuner.errors import ConfigError
 from tuner.tracking.location import default_uri
 from tuner.tracking.runs import open_client

@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
-import search_world
-from search_world import make_world, tiny_config
 
+from tests.support import search_world
+from tests.support.search_world import make_world, tiny_config
 from tuner.editing.editor import Editor
 from tuner.errors import ConfigError, StudyFailed
-from tuner.evaluation.budget import Verdict
-from tuner.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
+from tuner.evaluation.deviation.budget import Verdict
 from tuner.search import Progress, Study, StudyPhase, StudyResult, open_study
 from tuner.search.config import StudyConfig
-from tuner.search.worker import make_bench
-from tuner.trial import Bench, TrialResult
+from tuner.search.ray.worker import make_bench
+from tuner.trial.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
+from tuner.trial.run import Bench, TrialResult
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Run
 from ray._private.authentication_test_utils import (
     authentication_env_guard,
     reset_auth_token_state,
@@ -19,12 +18,13 @@ from ray._private.authentication_test_utils import (
     set_env_auth_token,
 )
 from ray.job_submission import JobSubmissionClient
-from ray_head import RayHead
-from search_world import make_world
 
-from tuner.launch.ray_package import pack
-from tuner.records import TrialState
+from tests.support.command_line import Run
+from tests.support.ray_head import RayHead
+from tests.support.search_world import make_world
+from tuner.launch.ray.package import pack
 from tuner.search import load_study, open_study
+from tuner.trial.records import TrialState
 
 NAME = "a-study"
 _PATIENCE_S = 120.0

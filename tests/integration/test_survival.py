@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mlflow_server import MlflowServer
-from postgres_server import PostgresServer
 from pydantic import SecretStr
-from ray_nodes import RayNodes
 from safetensors.torch import load_file
-from search_world import make_world, tiny_config
 
-from tuner.records import TrialState
-from tuner.search.folder import StudyFolder
-from tuner.search.ledger import Ledger
+from tests.support.mlflow_server import MlflowServer
+from tests.support.postgres_server import PostgresServer
+from tests.support.ray_nodes import RayNodes
+from tests.support.search_world import make_world, tiny_config
+from tuner.search.storage.folder import StudyFolder
+from tuner.search.storage.ledger import Ledger
+from tuner.trial.records import TrialState
 
 mlflow = pytest.importorskip("mlflow")
 

@@ -8,13 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_up_study import made_up_study
-from mlflow_server import MlflowServer
 
+from tests.support.clone import ROOT
+from tests.support.made_up_study import made_up_study
+from tests.support.mlflow_server import MlflowServer
 from tuner.errors import ClusterError, ConfigError
-from tuner.records import StudyResultRecord, TrialState
 from tuner.tracking import SyncReport, Tracker, default_uri, fetch_bundle, located_uri, sync
 from tuner.tracking.projection import Projection
+from tuner.trial.records import StudyResultRecord, TrialState
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -275,8 +276,8 @@ def test_nothing_is_printed_and_the_user_s_settings_are_kept(tmp_path):
     code = f"""
         import os, sys
         from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from made_up_study import made_up_study
+        sys.path.insert(0, {str(ROOT)!r})
+        from tests.support.made_up_study import made_up_study
         from tuner.tracking import Tracker
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "77"
 
@@ -302,7 +303,7 @@ def test_nothing_is_printed_and_the_user_s_settings_are_kept(tmp_path):
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

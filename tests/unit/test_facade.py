@@ -6,7 +6,7 @@ import tuner
 
 
 def test_every_public_name_is_what_it_says() -> None:
-    for module in ("exports", "trial", "bundle", "records", "errors"):
+    for module in ("bundle.export", "trial.run", "bundle", "trial.records", "errors"):
         importlib.import_module(f"tuner.{module}")
     for name in tuner.__all__:
         found = getattr(tuner, name)

@@ -4,10 +4,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz.kinds import Kind, all_kinds
-from fuzz.run import Outcome, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.fuzz.kinds import Kind, all_kinds
+from tests.fuzz.run import Outcome, run
 
 _KINDS = {kind.name: kind for kind in all_kinds()}
 

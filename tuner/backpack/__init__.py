@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuner.backpack.configuration import BackpackConfig, read_published_config
-from tuner.backpack.memory import ContextualisationMemory, texts_recur
+from tuner.backpack.contextualisation_cache import ContextualisationMemory, texts_recur
 from tuner.backpack.model import BackpackForCausalLM
 from tuner.backpack.offsets import SENSES, SenseOffsets
 

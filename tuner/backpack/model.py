@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuner.backpack.configuration import BackpackConfig
 from tuner.backpack.contextualisation import Contextualisation, mix
-from tuner.backpack.memory import ContextualisationMemory, Remembered
+from tuner.backpack.contextualisation_cache import ContextualisationMemory, Remembered
 from tuner.backpack.offsets import SenseOffsets
 from tuner.errors import ConfigError
 

@@ -15,22 +15,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
-from tuner.atomic_file import disk_trouble_in_words
-from tuner.cli import (
-    data,
-    edits,
-    inspection,
-    launch,
-    launched,
-    memory,
-    repair,
-    streams,
-    studies,
-    sweeps,
-)
+from tuner.cli import data, edits, inspection, memory, repair, streams, studies, sweeps
+from tuner.cli.launch import launch, logs_resume
 from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
-from tuner.home import ensure_home
+from tuner.files.atomic_file import disk_trouble_in_words
+from tuner.files.home import ensure_home
 from tuner.validation import show_path
 
 app = typer.Typer(
@@ -45,7 +35,7 @@ app = typer.Typer(
 studies.register(app)
 repair.register(app)
 launch.register(app)
-launched.register(app)
+logs_resume.register(app)
 edits.register(app)
 streams.register(app)
 memory.register(app)

@@ -8,12 +8,12 @@ import typer
 
 from tuner.cli.output import messages
 from tuner.errors import ConfigError
-from tuner.evaluation.budget import epsilon_name, epsilon_of_name
-from tuner.text_file import is_file, is_folder
+from tuner.evaluation.deviation.budget import epsilon_name, epsilon_of_name
+from tuner.files.text_file import is_file, is_folder
 from tuner.validation import show_path, show_value
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle, Manifest, StoredBundle
+    from tuner.bundle.bundle import Bundle, Manifest, StoredBundle
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
@@ -28,7 +28,7 @@ def find_bundle(
     Raises:
         ConfigError: there is none, or it is not clear which.
     """
-    from tuner.bundle import Bundle, StoredBundle
+    from tuner.bundle.bundle import Bundle, StoredBundle
     from tuner.editing.companions import Companions
 
     stored = StoredBundle.load(bundle_folder(name, epsilon, folder))

@@ -10,12 +10,12 @@ import typer
 from tuner.cli.options import SeedOption
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.errors import ConfigError, TunerError
-from tuner.text_file import exists, is_file, is_taken
+from tuner.files.text_file import exists, is_file, is_taken
 
 if TYPE_CHECKING:
     from tuner.editing.task import Task
-    from tuner.published.scoped_edits import EditCounts
-    from tuner.published.selection import Selection
+    from tuner.importers.scoped_edits import EditCounts
+    from tuner.importers.selection import Selection
 
     Importer = Callable[[Path, str, EditCounts], Task]
 
@@ -120,8 +120,8 @@ SimultaneousOption = Annotated[
 def list_(json_: JsonFlag = False) -> None:
     """List shipped tasks and the published files that can be fetched."""
     from tuner.editing.task import load_task, task_names
-    from tuner.published.by_hand import published_by_hand
-    from tuner.published.catalogue import published_files
+    from tuner.importers.by_hand import published_by_hand
+    from tuner.importers.catalogue import published_files
 
     tasks: dict[str, Task] = {}
     for name in task_names():
@@ -195,7 +195,7 @@ def _present(path: Path) -> str | None:
 
 
 def _data_folder(chosen: Path | None) -> Path:
-    from tuner.cache import cache_folder
+    from tuner.files.cache import cache_folder
 
     return chosen or cache_folder() / "published"
 
@@ -216,8 +216,8 @@ def fetch(
     """Download a published file, or check the one that is here."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from tuner.published import download
-    from tuner.published.catalogue import find_published
+    from tuner.importers import download
+    from tuner.importers.catalogue import find_published
 
     file = find_published(name)
     folder = _data_folder(out)
@@ -278,7 +278,7 @@ def counterfact(
     json_: JsonFlag = False,
 ) -> None:
     """Import counterfact.json or multi_counterfact.json."""
-    from tuner.published.counterfact import import_counterfact
+    from tuner.importers.counterfact import import_counterfact
 
     selection = _selection(val, test, facts, seed)
     _save(import_counterfact(file, _name(out), selection, snippets), out, json_)
@@ -298,7 +298,7 @@ def zsre(
 ) -> None:
     """Import zsre_mend_eval.json or zsre_mend_train.json."""
     from tuner.errors import unknown_name
-    from tuner.published.zsre import ZsreTarget, import_zsre
+    from tuner.importers.zsre import ZsreTarget, import_zsre
 
     known = [one.value for one in ZsreTarget]
     if target not in known:
@@ -336,7 +336,7 @@ def canonical_examples(
     json_: JsonFlag = False,
 ) -> None:
     """Import one of the six tasks of the canonical-examples paper."""
-    from tuner.published.canonical_examples import import_canonical_examples
+    from tuner.importers.canonical_examples import import_canonical_examples
 
     name = _name(out)
     _save(import_canonical_examples(folder, task, name, divide_val=split_val), out, json_)
@@ -355,7 +355,7 @@ def _importing_serac(importer: "Callable[[], Importer]") -> Callable[..., None]:
         seed: SeedOption = 0,
         json_: JsonFlag = False,
     ) -> None:
-        from tuner.published.scoped_edits import EditCounts
+        from tuner.importers.scoped_edits import EditCounts
 
         counts = EditCounts(train=train, val=val, test=test, simultaneous=edits, seed=seed)
         _save(importer()(folder, _name(out), counts), out, json_)
@@ -364,31 +364,31 @@ def _importing_serac(importer: "Callable[[], Importer]") -> Callable[..., None]:
 
 
 def _serac_qa() -> "Importer":
-    from tuner.published.serac_qa import import_serac_qa
+    from tuner.importers.serac.qa import import_serac_qa
 
     return import_serac_qa
 
 
 def _serac_qa_hard() -> "Importer":
-    from tuner.published.serac_qa import import_serac_qa_hard
+    from tuner.importers.serac.qa import import_serac_qa_hard
 
     return import_serac_qa_hard
 
 
 def _serac_fact_checking() -> "Importer":
-    from tuner.published.serac_fact_checking import import_serac_fact_checking
+    from tuner.importers.serac.fact_checking import import_serac_fact_checking
 
     return import_serac_fact_checking
 
 
 def _serac_dialogue() -> "Importer":
-    from tuner.published.serac_dialogue import import_serac_dialogue
+    from tuner.importers.serac.dialogue import import_serac_dialogue
 
     return import_serac_dialogue
 
 
 def _selection(val: int | None, test: int | None, facts: int | None, seed: int) -> "Selection":
-    from tuner.published.selection import Selection
+    from tuner.importers.selection import Selection
 
     return Selection(val=val, test=test, facts=facts, seed=seed)
 

@@ -33,13 +33,13 @@ from tuner.cli.output import (
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError, EditError, unknown_name
-from tuner.evaluation.budget import epsilon_name
+from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.evaluation.scores import FACT_FIGURES
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle, Manifest
+    from tuner.bundle.bundle import Bundle, Manifest
     from tuner.editing.model import LanguageModel
-    from tuner.records import Answer
+    from tuner.trial.records import Answer
 
 
 def register(app: typer.Typer) -> None:
@@ -101,7 +101,7 @@ def edit(
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
     budget = read_budget(epsilons)
-    from tuner.bundle import check_place, make_bundle
+    from tuner.bundle.bundle import check_place, make_bundle
 
     check_place(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -110,8 +110,8 @@ def edit(
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.records import EpochRecord, Rule, SplitName
-    from tuner.trial import Bench
+    from tuner.trial.records import EpochRecord, Rule, SplitName
+    from tuner.trial.run import Bench
 
     chosen_split, chosen_rule = (
         read_member(SplitName, split, "split"),
@@ -200,9 +200,9 @@ def evaluate(
     found = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.evaluation.budget import Budget
-    from tuner.records import SplitName
-    from tuner.trial import Bench
+    from tuner.evaluation.deviation.budget import Budget
+    from tuner.trial.records import SplitName
+    from tuner.trial.run import Bench
 
     manifest = found.manifest
     judged = load_task(task or _task_of(manifest))
@@ -284,9 +284,9 @@ def certify(
     """
     found = find_bundle(bundle, epsilon, folder, device, model)
     budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
-    from tuner.cache import Cache, cache_folder
     from tuner.editing.corpus import Part, load_general_text
-    from tuner.evaluation.deviation import DeviationMeter
+    from tuner.evaluation.deviation.meter import DeviationMeter
+    from tuner.files.cache import Cache, cache_folder
 
     base = _base_of(found, model, device)
     amounts = None if tokens is None else {Part.CONFIRMATION: tokens}
@@ -341,9 +341,9 @@ def export(
     json_: JsonFlag = False,
 ) -> None:
     """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
-    from tuner.bundle import StoredBundle
-    from tuner.exports import FORMATS, suited_format
-    from tuner.exports import export as write
+    from tuner.bundle.bundle import StoredBundle
+    from tuner.bundle.export import FORMATS, suited_format
+    from tuner.bundle.export import export as write
 
     if format_ is not None and format_ not in FORMATS:
         raise unknown_name("export format", format_, FORMATS)

@@ -15,9 +15,9 @@ import tuner
 from tuner.cli.options import STUDIES, FolderOption
 from tuner.cli.output import JsonFlag, console, make_table, print_json
 from tuner.errors import TunerError, unknown_name
-from tuner.shipped import shipped_folder
-from tuner.text_file import is_file, is_folder, read_text
-from tuner.yaml_file import read_yaml
+from tuner.files.shipped import shipped_folder
+from tuner.files.text_file import is_file, is_folder, read_text
+from tuner.files.yaml_file import read_yaml
 
 _PACKAGES = {
     "core": ("torch", "transformers", "peft", "safetensors", "pydantic"),
@@ -147,7 +147,7 @@ def list_(
 
 
 def _models() -> dict[str, str]:
-    folder = Path(tuner.__file__).parent / "builtin"
+    folder = Path(tuner.__file__).parent / "world"
     return {
         f"builtin:{config.parent.name}": str(config.parent)
         for config in sorted(folder.glob("*/config.json"))
@@ -176,12 +176,15 @@ def _described(card: Path) -> str:
 
 def _editors() -> dict[str, str]:
     found: dict[str, str] = {}
-    for file in sorted((Path(tuner.__file__).parent / "editors").glob("[!_]*.py")):
+    folder = Path(tuner.__file__).parent / "editors"
+    files = {file.stem: file for file in folder.glob("[!_]*.py")}
+    files |= {file.parent.name: file for file in folder.glob("[!_]*/editor.py")}
+    for name, file in sorted(files.items()):
         parts = ast.parse(read_text(file)).body
         public = (
             one for one in parts if isinstance(one, ast.ClassDef) and not one.name.startswith("_")
         )
-        found[file.stem] = _summary(ast.get_docstring(next(public)) or "")
+        found[name] = _summary(ast.get_docstring(next(public)) or "")
     return found
 
 
@@ -201,7 +204,7 @@ def doctor(folder: FolderOption = STUDIES, json_: JsonFlag = False) -> None:
     """Say what is installed, which devices there are, and where things are kept."""
     import torch
 
-    from tuner.cache import cache_folder
+    from tuner.files.cache import cache_folder
 
     cache = cache_folder()
     facts: dict[str, Any] = {

@@ -11,8 +11,8 @@ from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tuner.bundle import Bundle
-    from tuner.memories.scoped import ScopedMemory
+    from tuner.bundle.bundle import Bundle
+    from tuner.editors._retrieval.memory import ScopedMemory
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def memory(
 
 
 def _memory_of(bundle: "Bundle") -> "ScopedMemory":
-    from tuner.memories.scoped import ScopedMemory
+    from tuner.editors._retrieval.memory import ScopedMemory
 
     if not isinstance(bundle.delta, ScopedMemory):
         raise ConfigError(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tuner.evaluation.budget import Certificate, Deviation, Verdict
+from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict
 from tuner.evaluation.scores import FACT_FIGURES, Interval
 
 JsonFlag = Annotated[

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.cli.output import make_table, show_deviation, show_seconds
-from tuner.evaluation.budget import epsilon_name
+from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.search import Progress, StudyPhase
 
 _WORDS = {

@@ -23,9 +23,9 @@ def repair(
 
     A line that was cut short at the end needs no repair.
     """
-    from tuner.search.folder import StudyFolder
-    from tuner.search.journal import repair as mend
-    from tuner.search.ledger import idle
+    from tuner.search.storage.folder import StudyFolder
+    from tuner.search.storage.journal import repair as mend
+    from tuner.search.storage.ledger import idle
 
     if not (folder / name).is_dir():
         names = (path.parent.name for path in folder.glob("*/trials"))

@@ -24,7 +24,7 @@ from tuner.cli.output import (
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError, MissingExtra
-from tuner.text_file import exists, is_file, is_folder, is_taken
+from tuner.files.text_file import exists, is_file, is_folder, is_taken
 
 
 def register(app: typer.Typer) -> None:
@@ -78,10 +78,10 @@ def stream(
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.records import SplitName
+    from tuner.protocols.sequential import StreamEntry, run_stream
     from tuner.report import write_retention
-    from tuner.stream import StreamEntry, run_stream
-    from tuner.trial import Bench
+    from tuner.trial.records import SplitName
+    from tuner.trial.run import Bench
 
     chosen = read_member(SplitName, split, "split")
     examples = load_task(task, edits)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tuner.cli.launch.backend_options import a_place
 from tuner.cli.options import (
     STUDIES,
     ContextOption,
@@ -41,23 +42,22 @@ from tuner.cli.output import (
     show_values,
     show_violations,
 )
-from tuner.cli.places import a_place
 from tuner.cli.stopping import stoppable
 from tuner.errors import ConfigError, MissingExtra, StudyFailed, TunerError, unknown_name
-from tuner.evaluation.budget import epsilon_name
-from tuner.records import (
+from tuner.evaluation.deviation.budget import epsilon_name
+from tuner.files.text_file import exists, is_folder
+from tuner.trial.records import (
     StudyResultRecord,
     StudySummary,
     TrialEntry,
     TrialState,
     Winner,
 )
-from tuner.text_file import exists, is_folder
 from tuner.validation import describe_problem
 
 if TYPE_CHECKING:
     from tuner.search import StudyConfig, StudyResult
-    from tuner.search.folder import Holder
+    from tuner.search.storage.folder import Holder
     from tuner.tracking import SyncReport
 
 _EXPERIMENT = "tuner"
@@ -277,7 +277,7 @@ class _Watcher:
 
 def _with_winners(result: StudyResultRecord) -> StudyResultRecord:
     """Return the result with the selected bundles, which bear a certificate, as the winners'."""
-    from tuner.search.folder import StudyFolder
+    from tuner.search.storage.folder import StudyFolder
 
     folder = StudyFolder(result.summary.folder)
     won = {(winner.trial, winner.epsilon) for winner in result.winners}
@@ -428,7 +428,7 @@ def status(
     """Show how far a study is, also while it runs."""
     place = a_place(cluster, ray_address, context)
     if place is not None:
-        from tuner.cli.on_place import show_there
+        from tuner.cli.launch.actions import show_there
 
         show_there(name, place, follow=follow, json_=json_)
         return
@@ -683,7 +683,7 @@ def stop(
     """
     place = a_place(cluster, ray_address, context)
     if place is not None:
-        from tuner.cli.on_place import stop_there
+        from tuner.cli.launch.actions import stop_there
 
         patience = _GONE_WITHIN_S if wait is None else wait
         stop_there(name, place, delete=delete, wait_s=patience, json_=json_)
@@ -744,9 +744,9 @@ def _study_names(folder: Path) -> list[str]:
 
 def _driver(folder: Path) -> "Holder | None":
     """Return the process that runs a study now, if one does."""
-    from tuner.search.database import Database
-    from tuner.search.folder import StudyFolder
-    from tuner.search.ledger import is_driven
+    from tuner.search.storage.database import Database
+    from tuner.search.storage.folder import StudyFolder
+    from tuner.search.storage.ledger import is_driven
 
     place, storage = StudyFolder(folder), _storage_of(folder)
     database = Database.at(storage, patience_s=0.0) if storage is not None else None

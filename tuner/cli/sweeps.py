@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.atomic_file import write_text
 from tuner.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -20,12 +19,13 @@ from tuner.cli.options import (
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.cli.values import read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError
-from tuner.evaluation.budget import epsilon_name
-from tuner.text_file import exists, is_folder
+from tuner.evaluation.deviation.budget import epsilon_name
+from tuner.files.atomic_file import write_text
+from tuner.files.text_file import exists, is_folder
 
 if TYPE_CHECKING:
     from tuner.editing.editor import Editor
-    from tuner.sweep import Estimate, SweepPoint, SweepRow
+    from tuner.protocols.scaling import Estimate, SweepPoint, SweepRow
 
 
 def register(app: typer.Typer) -> None:
@@ -90,9 +90,9 @@ def sweep(
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.records import Rule, SplitName
+    from tuner.protocols.scaling import DEFAULT_COUNTS, Sweep, summarise
     from tuner.report import write_sweep
-    from tuner.sweep import DEFAULT_COUNTS, Sweep, summarise
+    from tuner.trial.records import Rule, SplitName
 
     chosen_split, chosen_rule = (
         read_member(SplitName, split, "split"),

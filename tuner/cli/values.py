@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from pydantic import ValidationError
 
 from tuner.errors import ConfigError, unknown_name
+from tuner.files.yaml_file import parse_yaml
 from tuner.validation import describe_problem, show_value
-from tuner.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from tuner.editing.editor import Editor
     from tuner.editing.model import LanguageModel
-    from tuner.evaluation.budget import Budget
+    from tuner.evaluation.deviation.budget import Budget
 
 _Member = TypeVar("_Member", bound=StrEnum)
 
@@ -59,7 +59,7 @@ def read_budget(epsilons: list[float] | None) -> "Budget":
     Raises:
         ConfigError: one is out of range.
     """
-    from tuner.evaluation.budget import Budget
+    from tuner.evaluation.deviation.budget import Budget
 
     try:
         return Budget(epsilons=tuple(epsilons)) if epsilons else Budget()

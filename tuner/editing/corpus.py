@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tuner.builtin.text import general_documents
 from tuner.editing.model import LanguageModel
+from tuner.editing.providers import get_provider, is_provided
 from tuner.errors import ConfigError, TaskError
-from tuner.json_file import JsonError, parse_json
-from tuner.paths import absolute
-from tuner.text_file import open_file, read_lines
+from tuner.files.json_file import JsonError, parse_json
+from tuner.files.paths import absolute
+from tuner.files.text_file import open_file, read_lines
 from tuner.validation import show_path, show_value
 
 
@@ -81,7 +81,7 @@ class BuiltinDocuments:
 
     def documents(self, part: Part) -> Iterator[str]:
         """Return the part's documents; no document stands in two parts."""
-        return general_documents(part.value, self.seed)
+        return get_provider("builtin").general_documents(part.value, self.seed)
 
 
 @final
@@ -241,7 +241,7 @@ def load_general_text(
     Raises:
         ConfigError: no source is given for a model from elsewhere, or the file cannot be read.
     """
-    if source is None and not model.id.startswith("builtin:"):
+    if source is None and not is_provided(model.id):
         raise ConfigError(
             f"The model {model.id!r} needs general text to measure its deviation on. Give a file "
             "with --general FILE (one document per line, or JSON lines with a `text`), or "

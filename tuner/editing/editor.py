@@ -8,7 +8,6 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.cache import Cache
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta, check_finite
@@ -16,6 +15,9 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.postprocess import keep_largest, truncate_rank
 from tuner.editing.task import ExampleSet, Split, Task
 from tuner.errors import EditError
+from tuner.files.cache import Cache
+
+_EDITORS = "tuner.editors."
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Step:
 class Editor(BaseModel, ABC):
     """A method that turns canonical examples into a delta. Its fields are its hyperparameters.
 
-    A subclass is final, lives in a file of its own under `tuner/editors/`, and is known by that
-    file's name.
+    A subclass is final, lives in a file `NAME.py` or `NAME/editor.py` under `tuner/editors/`, and
+    is known by that name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -90,9 +92,10 @@ class Editor(BaseModel, ABC):
 
     @classmethod
     def name(cls) -> str:
-        """Return the name of the method: that of its file, or `module:Class` for outsiders."""
-        package, _, module = cls.__module__.rpartition(".")
-        return module if package == "tuner.editors" else f"{cls.__module__}:{cls.__qualname__}"
+        """Return the method's name: that of its file or folder, or `module:Class` for outsiders."""
+        if cls.__module__.startswith(_EDITORS):
+            return cls.__module__.removeprefix(_EDITORS).removesuffix(".editor")
+        return f"{cls.__module__}:{cls.__qualname__}"
 
     def check_task(self, task: Task) -> None:
         """Verify that a task has all that this method needs of it, before anything is run.

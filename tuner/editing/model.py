@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tuner import builtin
 from tuner.backpack import (
     BackpackForCausalLM,
     ContextualisationMemory,
@@ -31,9 +30,10 @@ from tuner.backpack import (
 )
 from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import AdditiveDelta, Delta
+from tuner.editing.providers import is_provided, provider_of
 from tuner.editing.tokens import Pieces, TextReader, without_batching
 from tuner.errors import ConfigError, EditError, unknown_name
-from tuner.paths import absolute, is_spelled_as_path
+from tuner.files.paths import absolute, is_spelled_as_path
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = str
@@ -378,12 +378,6 @@ def load_tokenizer(id: str, revision: str | None = None) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def builtin_models() -> dict[str, Path]:
-    """Return the folders of the models that travel with tuner, by name."""
-    folder = Path(builtin.__file__).parent
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
-
-
 def locate(id: str, revision: str | None) -> tuple[str, str | None]:
     """Return the folder or hub id, and the revision, that a model's name stands for.
 
@@ -391,12 +385,12 @@ def locate(id: str, revision: str | None) -> tuple[str, str | None]:
         ConfigError: there is no such built-in model, or no such folder.
     """
     resolved = resolved_model(id)
-    scheme, mark, name = id.partition(":")
-    if mark and scheme == "builtin":
-        shipped = builtin_models()
-        if name not in shipped:
-            raise unknown_name("built-in model", name, shipped)
-        return str(shipped[name]), None
+    provider = provider_of(id)
+    if provider is not None:
+        name, models = id.partition(":")[2], provider.models()
+        if name not in models:
+            raise unknown_name("built-in model", name, models)
+        return str(models[name]), None
     if Path(resolved).is_absolute() and not os.path.isdir(resolved):
         what = "is not a folder" if os.path.exists(resolved) else "does not exist"
         there = "" if id == resolved else f" ({resolved})"
@@ -413,7 +407,7 @@ def resolved_model(id: str, start: Path | None = None) -> str:
     Raises:
         ConfigError: what is a hub id from `start` would be read from the working directory.
     """
-    if id.startswith("builtin:"):
+    if is_provided(id):
         return id
     if is_spelled_as_path(id) or os.path.exists(absolute(id, start)):
         return str(absolute(id, start))
@@ -429,7 +423,7 @@ def resolved_model(id: str, start: Path | None = None) -> str:
 
 def called(id: str, source: str) -> str:
     """Return the name under which a model that was loaded from `source` is found from anywhere."""
-    return id if id.startswith("builtin:") else source
+    return id if is_provided(id) else source
 
 
 def _located(id: str) -> str:

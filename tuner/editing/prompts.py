@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from tuner.editing.calls import Call
+from tuner.editing.forward_call import Call
 from tuner.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tuner.editing.model import LanguageModel
-from tuner.editing.prefixes import prepend
+from tuner.editing.sampling import prepend
 from tuner.errors import EditError
 
 

@@ -10,15 +10,15 @@ from typing import Self, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tuner.atomic_file import whole_folder, write_text
 from tuner.editing.constraint import Constraints
 from tuner.errors import ConfigError, TaskError, unknown_name
-from tuner.json_file import JsonError, parse_json
-from tuner.paths import absolute, is_spelled_as_path
-from tuner.shipped import shipped_folder
-from tuner.text_file import exists, is_file, is_folder, read_lines
+from tuner.files.atomic_file import whole_folder, write_text
+from tuner.files.json_file import JsonError, parse_json
+from tuner.files.paths import absolute, is_spelled_as_path
+from tuner.files.shipped import shipped_folder
+from tuner.files.text_file import exists, is_file, is_folder, read_lines
+from tuner.files.yaml_file import dump_yaml, load_yaml
 from tuner.validation import describe_problems, show_path, show_value
-from tuner.yaml_file import dump_yaml, load_yaml
 
 
 class LossKind(StrEnum):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tuner.editing.task import Example, GenerationPrompt, LossKind, find_task, read_rows
-from tuner.text_file import is_file
+from tuner.files.text_file import is_file
 from tuner.validation import show_path, show_value
 
 _Numbered = list[tuple[int, Example]]

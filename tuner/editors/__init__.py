@@ -1,4 +1,8 @@
-"""How to edit: one file per method. The folder is the registry."""
+"""How to edit: a method is a file or a folder here, and the folder is the registry.
+
+Of a method that is a folder, the class is in `editor.py`. What begins with an underscore is shared
+by several methods and is not one.
+"""
 
 import importlib
 import inspect
@@ -8,13 +12,14 @@ from pathlib import Path
 
 from tuner.editing.editor import Editor
 from tuner.errors import ConfigError, unknown_name
-from tuner.paths import absolute
+from tuner.files.paths import absolute
 from tuner.validation import show_value
 
 
 def editor_names() -> tuple[str, ...]:
     """Return the names of the methods in this folder."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def find_editor(name: str, beside: Path | None = None) -> type[Editor]:
@@ -30,6 +35,8 @@ def find_editor(name: str, beside: Path | None = None) -> type[Editor]:
     if name not in editor_names():
         raise unknown_name("editor", name, editor_names())
     module = importlib.import_module(f"{__name__}.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{module.__name__}.editor")
     (found,) = (
         member
         for _, member in inspect.getmembers(module, inspect.isclass)

@@ -9,7 +9,7 @@ from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.layers import OneLayerEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
-from tuner.editing.training import TrainedEditor
+from tuner.editors._training.loop import TrainedEditor
 
 
 @final

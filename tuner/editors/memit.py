@@ -7,8 +7,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tuner.editing.second_moment import SecondMoment
-from tuner.editing.spreading import Factors, SpreadingEditor, symmetric_solve
+from tuner.editors._locate_then_edit.key_covariance import SecondMoment
+from tuner.editors._locate_then_edit.layer_band_editor import (
+    Factors,
+    SpreadingEditor,
+    symmetric_solve,
+)
 
 
 @final

@@ -6,21 +6,21 @@ from typing import final
 from pydantic import Field
 from torch import Tensor
 
-from tuner.cache import Cache
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary, Step
 from tuner.editing.layers import OneLayerEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.postprocess import keep_largest, truncate_rank
-from tuner.editing.prefixes import sample_prefixes
-from tuner.editing.second_moment import SecondMoment, second_moments
-from tuner.editing.spreading import Factors, factored
+from tuner.editing.sampling import sample_prefixes
 from tuner.editing.subject import locate_subject
-from tuner.editing.target_editor import TargetEditor
-from tuner.editing.target_vectors import target_vectors
 from tuner.editing.task import Example, ExampleSet
+from tuner.editors._locate_then_edit.key_covariance import SecondMoment, second_moments
+from tuner.editors._locate_then_edit.layer_band_editor import Factors, factored
+from tuner.editors._locate_then_edit.target_editor import TargetEditor
+from tuner.editors._locate_then_edit.target_vectors import target_vectors
 from tuner.errors import EditError
+from tuner.files.cache import Cache
 
 # As published: half of the contexts are short and half are long, with the end-of-text token first.
 _SHORT, _LONG = 4, 9

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tuner.editing.constraint import Constraint, Metric
 from tuner.editing.task import Split, SuccessRule, Task
 from tuner.errors import ConfigError
-from tuner.evaluation.drawdown import measures_drawdown
+from tuner.evaluation.metrics.drawdown import measures_drawdown
 from tuner.evaluation.scores import Scores
 
 # An edit that is beyond a limit by five times the number given is as bad as can be: samplers

@@ -8,10 +8,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
+from tuner.deltas.memory.memory import MemoryDelta, MemoryRecord
 from tuner.editing.companions import Companion
 from tuner.editing.delta import Delta
-from tuner.editing.ensemble_delta import EnsembleDelta
-from tuner.memories.memory import MemoryDelta, MemoryRecord
 
 
 def delta_hash(delta: Delta) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tuner.editing.constraint import Metric
+from tuner.editing.generation import generate_greedily
 from tuner.editing.likelihood import (
     Continuation,
     EncodedExample,
@@ -26,12 +27,11 @@ from tuner.editing.likelihood import (
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, LossKind, Split, SuccessRule
 from tuner.errors import ConfigError, EditError, TaskError
-from tuner.evaluation.drawdown import DrawdownMeter, measures_drawdown, refuse_edited
-from tuner.evaluation.free_text import FreeTextMeter
-from tuner.evaluation.generation import generate_greedily
-from tuner.evaluation.grouping import Grouping
+from tuner.evaluation.metrics.drawdown import DrawdownMeter, measures_drawdown, refuse_edited
+from tuner.evaluation.metrics.free_text import FreeTextMeter
+from tuner.evaluation.metrics.sentiment import SentimentMeter
 from tuner.evaluation.scores import Interval, Scores
-from tuner.evaluation.sentiment import SentimentMeter
+from tuner.evaluation.statistics.grouping import Grouping
 
 _BATCH = 32
 # Of a related text; each part is read once more.

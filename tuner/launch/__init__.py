@@ -7,36 +7,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.launch.api import KubernetesApi, connect
-    from tuner.launch.cluster import ClusterConfig, cluster_names, load_cluster
+    from tuner.launch.backend import Place
     from tuner.launch.driver_log import Part, log_lines
     from tuner.launch.following import Observer, follow
-    from tuner.launch.kubernetes_place import KubernetesPlace
-    from tuner.launch.launched import LaunchedPod, LaunchedStudy, LaunchState
-    from tuner.launch.lifecycle import delete, look, look_at_all, resume, stop
-    from tuner.launch.manifests import as_yaml, read_rayjob
+    from tuner.launch.kubernetes.backend import KubernetesPlace
+    from tuner.launch.kubernetes.client import KubernetesApi, connect
+    from tuner.launch.kubernetes.cluster import ClusterConfig, cluster_names, load_cluster
+    from tuner.launch.kubernetes.lifecycle import delete, look, look_at_all, resume, stop
+    from tuner.launch.kubernetes.manifests import as_yaml, read_rayjob
+    from tuner.launch.kubernetes.rayjob import RayJob
+    from tuner.launch.kubernetes.render import ConfigMap, Rendered, render
+    from tuner.launch.kubernetes.submit import submit
     from tuner.launch.names import legal_name
-    from tuner.launch.place import Place
-    from tuner.launch.ray_place import RayPlace
-    from tuner.launch.rayjob import RayJob
-    from tuner.launch.rendering import ConfigMap, Rendered, render
-    from tuner.launch.submission import submit
+    from tuner.launch.ray.backend import RayPlace
+    from tuner.launch.status import LaunchedPod, LaunchedStudy, LaunchState
 
 _HOMES = {
-    "tuner.launch.api": ("KubernetesApi", "connect"),
-    "tuner.launch.cluster": ("ClusterConfig", "cluster_names", "load_cluster"),
+    "tuner.launch.kubernetes.client": ("KubernetesApi", "connect"),
+    "tuner.launch.kubernetes.cluster": ("ClusterConfig", "cluster_names", "load_cluster"),
     "tuner.launch.driver_log": ("Part", "log_lines"),
     "tuner.launch.following": ("Observer", "follow"),
-    "tuner.launch.kubernetes_place": ("KubernetesPlace",),
-    "tuner.launch.launched": ("LaunchState", "LaunchedPod", "LaunchedStudy"),
-    "tuner.launch.lifecycle": ("delete", "look", "look_at_all", "resume", "stop"),
-    "tuner.launch.manifests": ("as_yaml", "read_rayjob"),
+    "tuner.launch.kubernetes.backend": ("KubernetesPlace",),
+    "tuner.launch.status": ("LaunchState", "LaunchedPod", "LaunchedStudy"),
+    "tuner.launch.kubernetes.lifecycle": ("delete", "look", "look_at_all", "resume", "stop"),
+    "tuner.launch.kubernetes.manifests": ("as_yaml", "read_rayjob"),
     "tuner.launch.names": ("legal_name",),
-    "tuner.launch.place": ("Place",),
-    "tuner.launch.ray_place": ("RayPlace",),
-    "tuner.launch.rayjob": ("RayJob",),
-    "tuner.launch.rendering": ("ConfigMap", "Rendered", "render"),
-    "tuner.launch.submission": ("submit",),
+    "tuner.launch.backend": ("Place",),
+    "tuner.launch.ray.backend": ("RayPlace",),
+    "tuner.launch.kubernetes.rayjob": ("RayJob",),
+    "tuner.launch.kubernetes.render": ("ConfigMap", "Rendered", "render"),
+    "tuner.launch.kubernetes.submit": ("submit",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,11 +6,11 @@ from enum import StrEnum
 from typing import final
 
 from tuner.errors import AccessDenied, ClusterError, ConfigError
-from tuner.launch.api import POD, KubernetesApi
-from tuner.launch.labels import ROLE_LABEL, STUDY_LABEL
-from tuner.launch.lifecycle import look
-from tuner.launch.mirror import pauses
-from tuner.launch.seen import SeenPod
+from tuner.launch.kubernetes.client import POD, KubernetesApi
+from tuner.launch.kubernetes.labels import ROLE_LABEL, STUDY_LABEL
+from tuner.launch.kubernetes.lifecycle import look
+from tuner.launch.kubernetes.observed import SeenPod
+from tuner.launch.kubernetes.watch_cache import pauses
 
 _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Protocol, final
 
 from tuner.errors import AccessDenied
-from tuner.launch.api import (
+from tuner.launch.driver_log import Part, log_lines
+from tuner.launch.kubernetes.client import (
     EVENT,
     POD,
     RAY_CLUSTER,
@@ -16,12 +17,11 @@ from tuner.launch.api import (
     KubernetesApi,
     Manifest,
 )
-from tuner.launch.driver_log import Part, log_lines
-from tuner.launch.labels import ORIGIN_LABEL, STUDY_LABEL
-from tuner.launch.launched import LaunchedStudy, describe
-from tuner.launch.lifecycle import look
-from tuner.launch.mirror import Mirror
-from tuner.launch.seen import SeenEvent, SeenPod, SeenRayCluster, SeenRayJob
+from tuner.launch.kubernetes.labels import ORIGIN_LABEL, STUDY_LABEL
+from tuner.launch.kubernetes.lifecycle import look
+from tuner.launch.kubernetes.observed import SeenEvent, SeenPod, SeenRayCluster, SeenRayJob
+from tuner.launch.kubernetes.watch_cache import Mirror
+from tuner.launch.status import LaunchedStudy, describe
 
 # Some words depend on time alone.
 _LOOK_EVERY_S = 5.0

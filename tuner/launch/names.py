@@ -3,7 +3,7 @@
 import hashlib
 import re
 
-from tuner.launch.rayjob import MOST_IN_NAME
+from tuner.launch.kubernetes.rayjob import MOST_IN_NAME
 
 _MARK = 8
 

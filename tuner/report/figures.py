@@ -7,15 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tuner.records import (
-    Answer,
-    StudyResultRecord,
-    StudySummary,
-    TrialEntry,
-    TrialRecord,
-    TrialState,
-    Winner,
-)
+from tuner.protocols.scaling import Estimate, SweepRow
+from tuner.protocols.sequential import StreamRecord
 from tuner.report.importance import Importances, searched_names
 from tuner.report.words import (
     deviation,
@@ -28,8 +21,15 @@ from tuner.report.words import (
     settings,
     share,
 )
-from tuner.stream import StreamRecord
-from tuner.sweep import Estimate, SweepRow
+from tuner.trial.records import (
+    Answer,
+    StudyResultRecord,
+    StudySummary,
+    TrialEntry,
+    TrialRecord,
+    TrialState,
+    Winner,
+)
 
 # Okabe and Ito's colours: told apart by all common kinds of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from tuner.records import StudyResultRecord, TrialState
+from tuner.trial.records import StudyResultRecord, TrialState
 
 _FEWEST_TRIALS = 15
 _FOLDS = 5

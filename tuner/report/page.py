@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tuner.atomic_file import write_text
 from tuner.errors import MissingExtra
-from tuner.records import StudyResultRecord, TrialEntry, TrialState, Winner
+from tuner.files.atomic_file import write_text
+from tuner.protocols.scaling import SweepRow
+from tuner.protocols.sequential import StreamRecord
 from tuner.report import words
 from tuner.report.importance import importances, searched_names
-from tuner.stream import StreamRecord
-from tuner.sweep import SweepRow
+from tuner.trial.records import StudyResultRecord, TrialEntry, TrialState, Winner
 
 
 def write_report(result: StudyResultRecord, path: Path) -> Path:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.evaluation.budget import Deviation, Verdict, epsilon_label
+from tuner.evaluation.deviation.budget import Deviation, Verdict, epsilon_label
 from tuner.evaluation.scores import FACT_FIGURES, Interval, Scores
-from tuner.records import SeedResult, TrialEntry
+from tuner.trial.records import SeedResult, TrialEntry
 
 VERDICT_WORDS = {
     Verdict.WITHIN: "holds",

@@ -10,10 +10,10 @@ from tuner.editing.model import load_model, locate
 from tuner.editing.task import Task, load_task, resolved_task
 from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
+from tuner.files.text_file import open_file
+from tuner.files.yaml_file import line_of, read_yaml
 from tuner.search.config import StudyConfig, load_study
 from tuner.search.space import Space, load_space, resolved_space
-from tuner.text_file import open_file
-from tuner.yaml_file import line_of, read_yaml
 
 
 def check_study(path: Path) -> list[str]:

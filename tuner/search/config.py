@@ -27,13 +27,13 @@ from tuner.editing.corpus import resolved_text
 from tuner.editing.model import Dtype, resolved_model
 from tuner.editing.task import resolved_task
 from tuner.errors import ConfigError
-from tuner.evaluation.budget import Budget, epsilon_name
-from tuner.paths import absolute, legal_part
-from tuner.records import Rule
-from tuner.search.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
+from tuner.evaluation.deviation.budget import Budget, epsilon_name
+from tuner.files.paths import absolute, legal_part
+from tuner.files.yaml_file import line_of, read_yaml
 from tuner.search.space import resolved_space
+from tuner.search.storage.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
+from tuner.trial.records import Rule
 from tuner.validation import describe_problem, show_path
-from tuner.yaml_file import line_of, read_yaml
 
 # What may change when a study is continued: how much is tried and on what it runs, never what a
 # trial means.

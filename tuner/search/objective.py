@@ -6,9 +6,9 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict
 
-from tuner.evaluation.budget import Deviation
 from tuner.evaluation.constraints import WORST
-from tuner.records import Outcome, Rule, TrialRecord
+from tuner.evaluation.deviation.budget import Deviation
+from tuner.trial.records import Outcome, Rule, TrialRecord
 
 BUDGET = "budget"
 """The budget's name among the constraints in the ledger."""

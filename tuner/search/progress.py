@@ -6,10 +6,10 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.evaluation.budget import Deviation
-from tuner.records import Rule, TrialEntry, TrialState
+from tuner.evaluation.deviation.budget import Deviation
 from tuner.search.config import StudyConfig
 from tuner.search.selection import answer_of, rank
+from tuner.trial.records import Rule, TrialEntry, TrialState
 
 
 class StudyPhase(StrEnum):

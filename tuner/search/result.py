@@ -7,14 +7,14 @@ from typing import Any, final
 
 from pydantic import SecretStr, TypeAdapter
 
-from tuner.bundle import Bundle
+from tuner.bundle.bundle import Bundle
 from tuner.editing.constraint import Constraints, strictest
 from tuner.errors import ConfigError, StudyFailed
-from tuner.evaluation.budget import epsilon_name
-from tuner.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
+from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.search.config import AS_WRITTEN, SamplerName, StudyConfig
-from tuner.search.folder import StudyFolder, read_whole
-from tuner.search.ledger import Ledger
+from tuner.search.storage.folder import StudyFolder, read_whole
+from tuner.search.storage.ledger import Ledger
+from tuner.trial.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
 
 TASK_CONSTRAINTS = "task constraints"
 """Under this key the ledger remembers the constraints that the task carried."""

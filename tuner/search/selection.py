@@ -8,10 +8,10 @@ import numpy as np
 from scipy import stats
 
 from tuner.editing.task import ExampleSet
-from tuner.evaluation.budget import Certificate
-from tuner.evaluation.grouping import Grouping
+from tuner.evaluation.deviation.budget import Certificate
 from tuner.evaluation.scores import Interval, Scores
-from tuner.records import Answer, Outcome, Rule, SeedResult, TrialEntry
+from tuner.evaluation.statistics.grouping import Grouping
+from tuner.trial.records import Answer, Outcome, Rule, SeedResult, TrialEntry
 
 
 def answer_of(entry: TrialEntry, rule: Rule, epsilon: float) -> Answer | None:

@@ -25,10 +25,10 @@ from tuner.editing.model import LanguageModel, is_model_name, resolved_model
 from tuner.editing.task import Task
 from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
-from tuner.paths import absolute, is_spelled_as_path
-from tuner.shipped import shipped_folder
+from tuner.files.paths import absolute, is_spelled_as_path
+from tuner.files.shipped import shipped_folder
+from tuner.files.yaml_file import line_of, parse_yaml, read_yaml
 from tuner.validation import describe_problem, first_problems
-from tuner.yaml_file import line_of, parse_yaml, read_yaml
 
 EDITOR = "editor"
 """The name under which the choice among several editors is a hyperparameter."""

@@ -14,34 +14,31 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
-from tuner.atomic_file import write_text
-from tuner.bundle import StoredBundle
+from tuner.bundle.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.corpus import Part, load_general_text
 from tuner.editing.model import load_model
 from tuner.editing.task import Task, load_task
 from tuner.errors import DiskError, StudyFailed, TunerError
-from tuner.evaluation.budget import Budget, Certificate, epsilon_name
 from tuner.evaluation.constraints import check_measured
+from tuner.evaluation.deviation.budget import Budget, Certificate, epsilon_name
 from tuner.evaluation.scores import Scores
-from tuner.records import (
-    Answer,
-    Rule,
-    SeedResult,
-    StudyResultRecord,
-    StudySummary,
-    TrialEntry,
-    TrialState,
-    Winner,
-)
+from tuner.files.atomic_file import write_text
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
-from tuner.search.executor import Executor, deaths_on, executor
-from tuner.search.folder import StudyFolder, read_whole
-from tuner.search.ledger import Ledger, reasons
 from tuner.search.progress import Progress, StudyPhase, snapshot
+from tuner.search.ray.executor import Executor, deaths_on, executor
+from tuner.search.ray.searcher import LedgerSearcher
+from tuner.search.ray.worker import (
+    BenchMaker,
+    Confirm,
+    Job,
+    Retest,
+    WorkerSetup,
+    make_bench,
+    retest_seeds,
+)
 from tuner.search.result import SPELLING, TASK_CONSTRAINTS, StudyResult, summary_of
 from tuner.search.sampler import Proposer
-from tuner.search.searcher import LedgerSearcher
 from tuner.search.selection import (
     answer_of,
     corrected_confidence,
@@ -53,14 +50,17 @@ from tuner.search.selection import (
     select,
 )
 from tuner.search.space import Space, load_space
-from tuner.search.worker import (
-    BenchMaker,
-    Confirm,
-    Job,
-    Retest,
-    WorkerSetup,
-    make_bench,
-    retest_seeds,
+from tuner.search.storage.folder import StudyFolder, read_whole
+from tuner.search.storage.ledger import Ledger, reasons
+from tuner.trial.records import (
+    Answer,
+    Rule,
+    SeedResult,
+    StudyResultRecord,
+    StudySummary,
+    TrialEntry,
+    TrialState,
+    Winner,
 )
 
 STUDIES = Path("tuner-studies")

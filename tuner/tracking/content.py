@@ -22,8 +22,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tuner.evaluation.budget import epsilon_label
-from tuner.records import (
+from tuner.evaluation.deviation.budget import epsilon_label
+from tuner.trial.records import (
     Answer,
     Rule,
     StudySummary,

@@ -8,9 +8,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tuner.atomic_file import remove_abandoned_drafts, whole_file
 from tuner.errors import ConfigError
-from tuner.file_lock import file_lock_if_any
+from tuner.files.atomic_file import remove_abandoned_drafts, whole_file
+from tuner.files.file_lock import file_lock_if_any
 from tuner.tracking.location import sqlite_file
 
 # What the building of the tables itself writes.

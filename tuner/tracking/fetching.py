@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.atomic_file import whole_folder
 from tuner.errors import ConfigError, unknown_name
-from tuner.evaluation.budget import epsilon_label, epsilon_name, epsilon_of_label
-from tuner.text_file import exists
+from tuner.evaluation.deviation.budget import epsilon_label, epsilon_name, epsilon_of_label
+from tuner.files.atomic_file import whole_folder
+from tuner.files.text_file import exists
 from tuner.tracking.content import STUDY_TAG
 from tuner.tracking.location import located_uri, masked
 from tuner.tracking.runs import open_client, translated

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from tuner.errors import ConfigError
-from tuner.paths import absolute
+from tuner.files.paths import absolute
 from tuner.tracking.view import view_key
 
 _SERVER_SCHEMES = ("http", "https")

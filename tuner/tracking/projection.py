@@ -8,8 +8,7 @@ from typing import final
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.errors import ClusterError, ConfigError
-from tuner.file_lock import LockHeld, file_lock_if_any
-from tuner.records import StudySummary, TrialState
+from tuner.files.file_lock import LockHeld, file_lock_if_any
 from tuner.tracking.content import (
     RunContent,
     StudyView,
@@ -21,6 +20,7 @@ from tuner.tracking.content import (
 from tuner.tracking.location import masked
 from tuner.tracking.runs import StudyRuns
 from tuner.tracking.view import shared_view, view_key
+from tuner.trial.records import StudySummary, TrialState
 
 # After so many failures in a row the server, not one run, is taken to be the trouble.
 _FAILURES_PER_PASS = 2

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import final
 
 from tuner.errors import ConfigError, TunerError
-from tuner.records import StudyResultRecord, StudySummary, TrialEntry, TrialState, Winner
 from tuner.tracking.content import StudyView
 from tuner.tracking.location import located_uri, masked
 from tuner.tracking.projection import Projection, SyncReport
 from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
+from tuner.trial.records import StudyResultRecord, StudySummary, TrialEntry, TrialState, Winner
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0

@@ -8,14 +8,14 @@ import json
 from collections import Counter
 from typing import Any
 
-from tuner.evaluation.budget import epsilon_label, epsilon_name
-from tuner.records import TrialState
+from tuner.evaluation.deviation.budget import epsilon_label, epsilon_name
 from tuner.tracking.content import (
     STUDY_TAG,
     StudyView,
     legal_name,
     metric_name,
 )
+from tuner.trial.records import TrialState
 
 VIEW_TAG = "mlflow.sharedViewState."
 # MLflow refuses longer tags; so many columns would not be read anyway.

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tuner.backpack import BackpackConfig, BackpackForCausalLM, read_published_config
+from tuner.deltas.senses import SenseDelta
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import load_model
-from tuner.editing.sense_delta import SenseDelta
 from tuner.editing.task import ExampleSet
-from tuner.editors.senses import Senses
+from tuner.editors.senses.editor import Senses
 from tuner.errors import ConfigError
 
 WIDTH, LAYERS, HEADS, SENSES, PLACES = 32, 2, 4, 4, 64

@@ -6,7 +6,7 @@ import pytest
 
 from tuner.cli.bundles import bundle_folder
 from tuner.errors import ConfigError
-from tuner.search.folder import StudyFolder
+from tuner.search.storage.folder import StudyFolder
 
 
 def test_a_winner_is_found_by_all_digits_of_its_budget(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run
 
-from tuner.editing.model import builtin_models
+from tests.support.command_line import Run
 from tuner.editing.task import load_task, task_names
 from tuner.editors import editor_names, find_editor
+from tuner.files.shipped import shipped_folder
 from tuner.search import space_names
-from tuner.shipped import shipped_folder
+from tuner.world.provider import models
 
 
 def test_a_listing_loads_no_model_library() -> None:
@@ -30,7 +30,7 @@ def test_a_listing_has_all_that_there_is(run: Run) -> None:
     code, out, _ = run("list", "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["models"] == {f"builtin:{n}": str(path) for n, path in builtin_models().items()}
+    assert found["models"] == {f"builtin:{n}": str(path) for n, path in models().items()}
     assert tuple(found["tasks"]) == task_names()
     assert tuple(found["editors"]) == editor_names()
     assert tuple(found["spaces"]) == space_names()

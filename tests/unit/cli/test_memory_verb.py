@@ -4,18 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from bundles import bundle_of
-from conftest import Run, save_model
 
-from tuner.bundle import Bundle, Manifest
-from tuner.cache import Cache, cache_folder
+from tests.support.bundles import bundle_of
+from tests.support.command_line import Run
+from tests.support.tiny_models import save_model
+from tuner.bundle.bundle import Bundle, Manifest
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, Split
 from tuner.editors import find_editor
-from tuner.evaluation.budget import Certificate, Deviation, Verdict
-from tuner.memories.scoped import ScopedMemory
+from tuner.editors._retrieval.memory import ScopedMemory
+from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict
+from tuner.files.cache import Cache, cache_folder
 
 NEW = {"prompt": "The capital of Peru is", "target": " big"}
 

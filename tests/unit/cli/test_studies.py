@@ -4,16 +4,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import Run
-from made_up_study import made_up_study
 from rich.console import Console
 
+from tests.support.command_line import Run
+from tests.support.made_up_study import made_up_study
 from tuner.cli.studies import _of_budget, _print_winners, _Watcher
-from tuner.records import StudyResultRecord
 from tuner.search import StudyConfig
-from tuner.search.folder import StudyFolder
-from tuner.search.ledger import Ledger
 from tuner.search.result import summary_of
+from tuner.search.storage.folder import StudyFolder
+from tuner.search.storage.ledger import Ledger
+from tuner.trial.records import StudyResultRecord
 
 
 def _said(record: StudyResultRecord, width: int) -> str:

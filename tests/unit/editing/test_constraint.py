@@ -14,7 +14,7 @@ from tuner.errors import ConfigError
 from tuner.evaluation.constraints import WORST, check_measured, violations
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.success import SuccessMeter
-from tuner.shipped import shipped_folder
+from tuner.files.shipped import shipped_folder
 
 
 def constraint(**given: object) -> Constraint:

@@ -8,28 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from tuner.cache import Cache, cache_folder
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, EditSequence, Step
 from tuner.editing.model import LanguageModel
-from tuner.editing.second_moment import second_moments
 from tuner.editing.subject import locate_subject
-from tuner.editing.target_vectors import target_vectors
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors import find_editor
+from tuner.editors._locate_then_edit.key_covariance import second_moments
+from tuner.editors._locate_then_edit.target_vectors import target_vectors
+from tuner.editors._retrieval.memory import ScopedMemory
 from tuner.editors.alphaedit import AlphaEdit
-from tuner.editors.grace import Grace
-from tuner.editors.look_up import LookUp
+from tuner.editors.grace.editor import Grace
+from tuner.editors.grace.memory import GraceDelta
+from tuner.editors.look_up.editor import LookUp
+from tuner.editors.look_up.memory import LookUpDelta
 from tuner.editors.memit import Memit
 from tuner.editors.rome import Rome
-from tuner.editors.wise import Wise
+from tuner.editors.wise.editor import Wise
+from tuner.editors.wise.memory import WiseDelta
 from tuner.errors import EditError
-from tuner.memories.grace import GraceDelta
-from tuner.memories.look_up import LookUpDelta
-from tuner.memories.scoped import ScopedMemory
-from tuner.memories.wise import WiseDelta
+from tuner.files.cache import Cache, cache_folder
 
 PLACES = ("Togo", "Chile", "Mauritius", "Lome", "Santiago", "Port")
 EDITS = ExampleSet(

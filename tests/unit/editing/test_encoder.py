@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoders import save_bert
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from tests.support.encoders import save_bert
 from tuner.editing.encoder import Encoder, load_encoder, pooled_states
 from tuner.editing.model import load_model
 from tuner.errors import ConfigError, EditError

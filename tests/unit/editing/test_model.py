@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, make_tiny_model
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.tiny_models import FAMILIES, make_tiny_model
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import BaseMismatch, ConfigError, EditError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tuner.editing.calls import Call
+from tuner.editing.forward_call import Call
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts, Routes, Turn, Turns, aside, prompts_end_at
 from tuner.errors import ConfigError

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from small_disk import python_on_small_disk
 
+from tests.support.small_disk import python_on_small_disk
 from tuner.editing.task import (
     Example,
     GenerationPrompt,

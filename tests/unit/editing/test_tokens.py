@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model, save_model
-from tokenizers_of_each_kind import BOS, EOS, KINDS, TEXTS, make_tokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from tests.support.tiny_models import make_tiny_model, save_model
+from tests.support.tokenizers_of_each_kind import BOS, EOS, KINDS, TEXTS, make_tokenizer
 from tuner.editing.corpus import BuiltinDocuments, FileDocuments, GeneralText, Part
-from tuner.editing.edit_text import EditText, answer_after, continuation_after
 from tuner.editing.editor import Auxiliary
 from tuner.editing.likelihood import encode_continuation, encode_example
 from tuner.editing.model import LanguageModel, load_model
-from tuner.editing.prefixes import prepend
+from tuner.editing.sampling import prepend
 from tuner.editing.subject import locate_subject
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, load_task
 from tuner.editing.tokens import TextReader
 from tuner.editors import find_editor
+from tuner.editors._retrieval.edit_text import EditText, answer_after, continuation_after
 from tuner.errors import ConfigError
 from tuner.evaluation.success import SuccessMeter
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import make_tiny_model, save_model
-from tokenizers_of_each_kind import make_tokenizer
 
+from tests.support.tiny_models import make_tiny_model, save_model
+from tests.support.tokenizers_of_each_kind import make_tokenizer
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta

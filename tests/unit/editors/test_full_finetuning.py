@@ -14,7 +14,7 @@ from tuner.editing.likelihood import encode_example
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind
 from tuner.editors.full_finetuning import FullFinetuning
-from tuner.editors.grace import Grace
+from tuner.editors.grace.editor import Grace
 from tuner.editors.memit import Memit
 from tuner.editors.rome import Rome
 from tuner.errors import ConfigError, EditError

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from conftest import make_tiny_model
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.tiny_models import make_tiny_model
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary
-from tuner.editing.spreading import SpreadingEditor
 from tuner.editing.task import ExampleSet
+from tuner.editors._locate_then_edit.layer_band_editor import SpreadingEditor
 from tuner.search.space import load_space
 
 # MEMIT on GPT-J: layers 3 to 8 of 28.

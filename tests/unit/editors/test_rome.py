@@ -7,8 +7,8 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel
 from tuner.editing.subject import locate_subject
-from tuner.editing.target_vectors import TargetSettings, target_vectors
 from tuner.editing.task import ExampleSet
+from tuner.editors._locate_then_edit.target_vectors import TargetSettings, target_vectors
 from tuner.editors.rome import Rome, rank_one
 from tuner.errors import EditError
 

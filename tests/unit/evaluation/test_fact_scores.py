@@ -16,8 +16,8 @@ from tuner.editing.task import (
     SuccessRule,
 )
 from tuner.errors import ConfigError, EditError
-from tuner.evaluation.grouping import Grouping
 from tuner.evaluation.scores import Scores
+from tuner.evaluation.statistics.grouping import Grouping
 from tuner.evaluation.success import SuccessMeter, harmonic_mean
 
 

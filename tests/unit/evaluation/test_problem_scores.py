@@ -15,9 +15,9 @@ from tests.unit.evaluation.test_fact_scores import (
 from tuner.editing.constraint import Constraint, Metric
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessRule
+from tuner.editors.look_up.memory import LookUpDelta
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.success import SuccessMeter
-from tuner.memories.look_up import LookUpDelta
 
 EVERY = tuple((prompt, target) for prompt in PROMPTS for target in TARGETS)
 

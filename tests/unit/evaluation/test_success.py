@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tuner.editing.constraint import Metric
+from tuner.editing.generation import generate_greedily
 from tuner.editing.likelihood import (
     encode_example,
     success_losses,
 )
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Passage, Split, Task
-from tuner.evaluation.generation import generate_greedily
+from tuner.editors.look_up.memory import LookUpDelta
 from tuner.evaluation.success import SuccessMeter
-from tuner.memories.look_up import LookUpDelta
 
 
 def test_success_is_the_share_of_rows_under_the_threshold(model: LanguageModel, task: Task) -> None:

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_model
 
-from tuner.cache import Cache
+from tests.support.tiny_models import save_model
 from tuner.editing.corpus import GeneralText
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import Split, Task
 from tuner.errors import ConfigError
-from tuner.evaluation.budget import Budget
+from tuner.evaluation.deviation.budget import Budget
+from tuner.files.cache import Cache
 from tuner.search.config import StudyConfig
-from tuner.search.folder import StudyFolder
+from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space import load_space
-from tuner.search.worker import Confirm, Worker, WorkerSetup
-from tuner.trial import Bench
+from tuner.search.storage.folder import StudyFolder
+from tuner.trial.run import Bench
 
 SETTINGS: dict[str, dict[str, float]] = {
     "ensemble": {"epochs": 1, "kl_weight": 0.0, "background_weight": 0.0},

@@ -1,10 +1,10 @@
 import math
 
 import pytest
-from made_up import BASE, answer, failed, record
 
-from tuner.records import Rule
+from tests.support.made_up_records import BASE, answer, failed, record
 from tuner.search.objective import objective_of
+from tuner.trial.records import Rule
 
 
 def test_a_kept_budget_is_feasible_and_worth_its_success() -> None:

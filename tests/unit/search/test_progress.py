@@ -1,8 +1,7 @@
-from made_up import BASE, answer, failed, record
-
-from tuner.records import TrialEntry, TrialRecord, TrialState
+from tests.support.made_up_records import BASE, answer, failed, record
 from tuner.search.config import StudyConfig
 from tuner.search.progress import StudyPhase, snapshot
+from tuner.trial.records import TrialEntry, TrialRecord, TrialState
 
 EPSILONS = (1e-3, 1e-4, 1e-5)
 

@@ -1,8 +1,6 @@
-from made_up import BASE, answer, deviation, failed, record, scores
-
+from tests.support.made_up_records import BASE, answer, deviation, failed, record, scores
 from tuner.editing.task import Example, ExampleSet, LossKind
-from tuner.evaluation.budget import Certificate, Verdict
-from tuner.records import Answer, Rule, SeedResult, TrialEntry, TrialRecord, TrialState
+from tuner.evaluation.deviation.budget import Certificate, Verdict
 from tuner.search.selection import (
     corrected_confidence,
     next_candidate,
@@ -12,6 +10,7 @@ from tuner.search.selection import (
     seeds_within_constraints,
     select,
 )
+from tuner.trial.records import Answer, Rule, SeedResult, TrialEntry, TrialRecord, TrialState
 
 
 def entry(number: int, found: TrialRecord, **parameters: int) -> TrialEntry:

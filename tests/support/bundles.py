@@ -1,0 +1,57 @@
+"""A bundle around a delta, as a search would write it."""
+
+import torch
+
+from tuner.bundle.bundle import Bundle, Manifest
+from tuner.deltas.memory.memory import MemoryDelta
+from tuner.editing.delta import Delta
+from tuner.editing.model import LanguageModel
+from tuner.editors.look_up.memory import LookUpDelta
+from tuner.evaluation.deviation.budget import Deviation, Verdict
+from tuner.evaluation.scores import Scores
+from tuner.trial.records import Answer, Rule, SplitName
+
+
+def bundle_of(
+    model: LanguageModel,
+    delta: Delta,
+    *,
+    editor: str = "lora",
+    hyperparameters: dict[str, object] | None = None,
+) -> Bundle:
+    """Return a delta of a model with a manifest around it."""
+    answer = Answer(
+        rule=Rule.FITTED,
+        epsilon=1e-3,
+        epoch=2,
+        alpha=1.0,
+        scores=Scores(success=0.5),
+        gain=0.25,
+        deviation=Deviation.none(0.95),
+        verdict=Verdict.WITHIN,
+    )
+    manifest = Manifest(
+        kind=delta.kind,
+        memory=delta.record if isinstance(delta, MemoryDelta) else None,
+        base=model.id,
+        base_revision=None,
+        base_fingerprint=model.fingerprint,
+        base_dtype="float32",
+        model_type=str(model.network.config.model_type),
+        task="capitals",
+        task_hash="0",
+        editor=editor,
+        hyperparameters=hyperparameters or {"learning_rate": 0.1},
+        seed=0,
+        split=SplitName.VAL,
+        epsilon=1e-3,
+        rule=Rule.FITTED,
+        answers=(answer,),
+        versions={"tuner": "0"},
+    )
+    return Bundle(delta, manifest)
+
+
+def look_up_delta(target: int = 3, end: int = 0, width: int = 32) -> LookUpDelta:
+    """Return a look-up cache of one prompt."""
+    return LookUpDelta(1.0, torch.ones(1, width), ((target,),), 3.0, 10.0, end)

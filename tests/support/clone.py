@@ -1,0 +1,5 @@
+"""Where the clone is that is under test."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]

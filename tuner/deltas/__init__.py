@@ -1,0 +1,1 @@
+"""Changes that are not weight deltas: sense vectors, ensembles, memories."""

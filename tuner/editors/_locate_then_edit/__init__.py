@@ -1,0 +1,1 @@
+"""Shared by the editors that write facts into MLP output maps (ROME, MEMIT and their kin)."""

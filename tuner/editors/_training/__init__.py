@@ -1,0 +1,1 @@
+"""Shared by the editors that train: loop, rows, amortised training."""

@@ -1,0 +1,1 @@
+"""The ensemble editor: a small Backpack's edited logits, added to a large model's."""

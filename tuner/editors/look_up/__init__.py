@@ -1,0 +1,1 @@
+"""Look-up: stored prompts and their targets."""

@@ -1,0 +1,1 @@
+"""Retrieve and prompt: the model reads the retrieved edit before the prompt."""

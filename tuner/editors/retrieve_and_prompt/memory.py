@@ -1,0 +1,67 @@
+"""Retrieve and prompt: the base model itself reads the edit that a prompt is about."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, final
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.deltas.memory.memory import MemoryRecord, Surroundings
+from tuner.editors._retrieval.memory import (
+    Reader,
+    ScopedMemory,
+    ScopedRecord,
+    classifier_record,
+    restore_scope,
+)
+from tuner.errors import ConfigError
+
+
+@final
+class RetrievalRecord(ScopedRecord):
+    """What must be known of a retrieve-and-prompt memory beside the trained weights."""
+
+    kind: Literal["retrieve_and_prompt"] = "retrieve_and_prompt"
+
+
+@final
+@dataclass(frozen=True)
+class RetrievalDelta(ScopedMemory):
+    """Edits as text; in their scope the base model reads the edit before the prompt.
+
+    Source: Mitchell et al. 2022 (arXiv:2206.06520), §4, "RP".
+    """
+
+    kind: ClassVar[str] = "retrieve_and_prompt"
+
+    def reader(self, network: PreTrainedModel) -> Reader:
+        """Return the base model."""
+        return Reader(network, self.tokenizer, self.texts)
+
+    @property
+    def record(self) -> RetrievalRecord:
+        """What must be known beside the weights."""
+        return RetrievalRecord(
+            strength=self.strength,
+            edits=self.edits,
+            threshold=self.scope.threshold,
+            joint=self.joint,
+            form=self.scope.classifier.form,
+            classifier=classifier_record(self.scope.classifier),
+        )
+
+    @classmethod
+    def restore(
+        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the memory that `record` and `tensors()` described.
+
+        Raises:
+            ConfigError: they belong to another kind, or the encoder cannot be loaded.
+            BaseMismatch: the encoder is another one now.
+        """
+        if not isinstance(record, RetrievalRecord):
+            raise ConfigError("A retrieve-and-prompt memory needs a record of its own kind.")
+        scope = restore_scope(record, tensors, surroundings)
+        return cls(record.strength, scope, record.joint, surroundings.tokenizer())

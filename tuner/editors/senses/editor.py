@@ -1,0 +1,35 @@
+"""Sense finetuning: free vectors for the few senses of a Backpack that matter to the examples."""
+
+from collections.abc import Iterator
+from typing import final
+
+from tuner.editing.companions import Companions
+from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.model import LanguageModel
+from tuner.editing.task import ExampleSet
+from tuner.editors.senses.training import SenseEditor, check_backpack
+
+
+@final
+class Senses(SenseEditor):
+    """Changes a few senses of a few tokens (Hewitt et al. 2024, arXiv:2402.06155, §5)."""
+
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the model has senses.
+
+        Raises:
+            ConfigError: it is no Backpack.
+        """
+        check_backpack(model)
+
+    def steps(
+        self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
+    ) -> Iterator[Step]:
+        """Yield the change of the selected senses after each epoch.
+
+        Raises:
+            ConfigError: the model is no Backpack.
+            EditError: the training diverged or ran out of memory.
+        """
+        for delta, loss in self.train_senses(model, examples, aux, seed=seed):
+            yield Step(delta, loss)

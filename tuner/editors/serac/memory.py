@@ -1,0 +1,95 @@
+"""SERAC: a small counterfactual model answers where a prompt is in the scope of an edit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, final
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.deltas.memory.memory import MemoryRecord, Surroundings
+from tuner.editing.companions import ModelRecord
+from tuner.editors._retrieval.memory import (
+    Reader,
+    ScopedMemory,
+    ScopedRecord,
+    classifier_record,
+    named,
+    restore_scope,
+    unnamed,
+)
+from tuner.editors.serac.counterfactual import Counterfactual
+from tuner.errors import ConfigError
+
+
+@final
+class SeracRecord(ScopedRecord):
+    """What must be known of a SERAC memory beside the trained weights."""
+
+    kind: Literal["serac"] = "serac"
+    counterfactual: ModelRecord
+
+
+@final
+@dataclass(frozen=True)
+class SeracDelta(ScopedMemory):
+    """Edits as text; in their scope a counterfactual model answers, which reads edit and prompt.
+
+    Routing is hard: the base model has no part in an answer in scope.
+
+    Source: Mitchell et al. 2022 (arXiv:2206.06520), §3.
+    """
+
+    counterfactual: Counterfactual
+    kind: ClassVar[str] = "serac"
+
+    def reader(self, network: PreTrainedModel) -> Reader:
+        """Return the counterfactual model."""
+        small = self.counterfactual.small
+        return Reader(self.counterfactual.network, small.tokenizer, small.texts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights that were trained."""
+        return super().tensors() | named("counterfactual", self.counterfactual.weights)
+
+    @property
+    def record(self) -> SeracRecord:
+        """What must be known beside the weights."""
+        small = self.counterfactual.small
+        return SeracRecord(
+            strength=self.strength,
+            edits=self.edits,
+            threshold=self.scope.threshold,
+            joint=self.joint,
+            form=self.scope.classifier.form,
+            classifier=classifier_record(self.scope.classifier),
+            counterfactual=ModelRecord(
+                id=small.id,
+                revision=small.revision,
+                fingerprint=small.fingerprint,
+                dtype="float32",
+            ),
+        )
+
+    @classmethod
+    def restore(
+        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the memory that `record` and `tensors()` described.
+
+        Raises:
+            ConfigError: they belong to another kind, or a model cannot be loaded.
+            BaseMismatch: a model that it brings along is another one now.
+        """
+        if not isinstance(record, SeracRecord):
+            raise ConfigError("A SERAC memory needs a record of its own kind.")
+        small = surroundings.companions.recall(record.counterfactual)
+        counterfactual = Counterfactual(small, unnamed("counterfactual", tensors))
+        _ = counterfactual.network  # what does not fit fails before anything is run
+        return cls(
+            record.strength,
+            restore_scope(record, tensors, surroundings),
+            record.joint,
+            surroundings.tokenizer(),
+            counterfactual,
+        )

@@ -1,0 +1,99 @@
+"""General text under a memory: what it routes to its edits, and what that costs."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tuner.deltas.memory.memory import MemoryDelta
+from tuner.editing.likelihood import token_losses
+from tuner.editing.model import LanguageModel
+from tuner.editing.prompts import Routes, prompts_end_at
+
+# A memory judges prompts, and text has none. Each block is cut into this many parts; each part
+# but the first is what follows a prompt, which is all of the block before it.
+_PARTS = 8
+
+
+@final
+@dataclass
+class MemoryReading:
+    """Reads blocks of text as prompts that are gone on from, remembering where they are routed.
+
+    A part changes only where the text before it is in scope, so most text is never read by the
+    edited model. No part's route depends on what is still to come.
+    """
+
+    model: LanguageModel
+    blocks: Int[Tensor, "blocks length"]
+    batch: int
+    _memory: MemoryDelta | None = None
+    _routes: dict[tuple[int, int], tuple[Routes, ...]] = field(default_factory=dict)
+
+    def changeable(self, delta: MemoryDelta, rows: range) -> Bool[Tensor, " rows"]:
+        """Return which blocks have a part that the memory answers."""
+        inside = [routes.inside(delta.strength) for routes in self._routes_of(delta, rows)]
+        return torch.stack(inside).any(dim=0).cpu()
+
+    @torch.no_grad()
+    def rises(self, delta: MemoryDelta, rows: range) -> Float[Tensor, " rows"]:
+        """Return by how much the memory raises each block's loss, in nats, as float64."""
+        blocks = self.blocks[rows.start : rows.stop]
+        routed = self._routes_of(delta, rows)
+        base = self._sums(blocks, routed, delta.strength)
+        with self.model.edited(delta):
+            return self._sums(blocks, routed, delta.strength) - base
+
+    def _sums(
+        self, blocks: Int[Tensor, "rows length"], routed: tuple[Routes, ...], strength: float
+    ) -> Float[Tensor, " rows"]:
+        """Return the loss of each block's parts in scope, under the model as it stands."""
+        found = torch.zeros(len(blocks), dtype=torch.float64)
+        # Prefixes of one length make batches without padding.
+        for (end, stop), routes in zip(pairwise(self._ends), routed, strict=True):
+            inside = routes.inside(strength).nonzero().flatten().cpu()
+            for start in range(0, len(inside), self.batch):
+                some = inside[start : start + self.batch]
+                found[some] += self._losses(blocks[some, :stop], end)
+        return found
+
+    def _losses(self, ids: Int[Tensor, "rows columns"], end: int) -> Float[Tensor, " rows"]:
+        """Return the loss of what follows column `end`, under the model as it stands."""
+        ids = ids.to(self.model.device)
+        kept = torch.arange(end - 1, ids.shape[1] - 1, device=ids.device)
+        with prompts_end_at(end):
+            logits = self.model.network(input_ids=ids, logits_to_keep=kept, use_cache=False).logits
+        return token_losses(logits, ids[:, end:]).sum(dim=1, dtype=torch.float64).cpu()
+
+    @property
+    def _ends(self) -> list[int]:
+        """The column where each part but the first begins, and the end of the block."""
+        length = self.blocks.shape[1]
+        return [length * part // _PARTS for part in range(1, _PARTS + 1)]
+
+    def _routes_of(self, delta: MemoryDelta, rows: range) -> tuple[Routes, ...]:
+        """Return the routes before each part but the first; strengths of a memory share them."""
+        if self._memory is None or not delta.routes_as(self._memory):
+            self._memory, self._routes = delta, {}
+        key = (rows.start, rows.stop)
+        if key not in self._routes:
+            self._routes[key] = self._routes_before(delta, self.blocks[rows.start : rows.stop])
+        return self._routes[key]
+
+    def _routes_before(
+        self, delta: MemoryDelta, blocks: Int[Tensor, "rows length"]
+    ) -> tuple[Routes, ...]:
+        batches = [
+            delta.routes_before(self.model.network, some.to(self.model.device), self._ends[:-1])
+            for some in torch.split(blocks, self.batch)
+        ]
+        return tuple(
+            Routes(
+                torch.cat([routes.entries for routes in found]),
+                torch.cat([routes.needed for routes in found]),
+            )
+            for found in zip(*batches, strict=True)
+        )

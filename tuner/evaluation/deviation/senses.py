@@ -1,0 +1,63 @@
+"""General text under an edit of senses, read only where it can differ from the base model's."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tuner.backpack import BackpackForCausalLM, SenseOffsets, texts_recur
+from tuner.deltas.senses import SenseDelta
+from tuner.editing.likelihood import token_losses
+
+
+@final
+@dataclass
+class SenseReading:
+    """Reads blocks in fixed batches, remembering what the base model makes of each.
+
+    A block without an edited token changes by exactly zero, and a position before the first one
+    does too. The rest follows from the remembered contextualisation, without the transformer.
+    The network has no offsets of its own.
+    """
+
+    network: BackpackForCausalLM
+    blocks: Int[Tensor, "blocks length"]
+    batch: int
+    _base: dict[int, Float[Tensor, "batch predicted"]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def rises(self, delta: SenseDelta, rows: range) -> Float[Tensor, " rows"]:
+        """Return by how much the edit raises each block's loss, in nats, as float64."""
+        found = torch.zeros(len(rows), dtype=torch.float64)
+        for start in range(rows.start - rows.start % self.batch, rows.stop, self.batch):
+            here = range(max(start, rows.start), min(start + self.batch, rows.stop))
+            if delta.can_change(self.blocks[here.start : here.stop]).any():
+                rises = self._rises_in(start, delta)[here.start - start : here.stop - start]
+                found[here.start - rows.start : here.stop - rows.start] = rises
+        return found
+
+    def _rises_in(self, start: int, delta: SenseDelta) -> Float[Tensor, " batch"]:
+        ids = self._batch_at(start).to(self.network.device)
+        with texts_recur():
+            known = self.network.backpack.recall(ids)
+        base = self._base_losses(start, ids, known.hidden)
+        positions = torch.arange(ids.shape[1] - 1, device=ids.device)
+        offsets = SenseOffsets(delta.pairs.to(ids.device), delta.vectors.to(known.hidden))
+        rows, shift = known.shift(offsets, positions, self.network.config.num_senses)
+        # Only positions that see an edited token.
+        seen = offsets.touched(ids[:, :-1]).cummax(dim=1).values
+        hidden = known.hidden[:, :-1][seen] + shift[seen[rows]]
+        losses = token_losses(self.network.lm_head(hidden)[None], ids[:, 1:][seen][None])[0]
+        rises = torch.zeros(base.shape, dtype=torch.float64, device=ids.device)
+        rises[seen] = losses.double() - base[seen].double()
+        return rises.sum(dim=1).cpu()
+
+    def _batch_at(self, start: int) -> Int[Tensor, "batch length"]:
+        return self.blocks[start : start + self.batch]
+
+    def _base_losses(self, start: int, ids: Tensor, hidden: Tensor) -> Tensor:
+        if start not in self._base:
+            self._base[start] = token_losses(self.network.lm_head(hidden[:, :-1]), ids[:, 1:])
+        return self._base[start]

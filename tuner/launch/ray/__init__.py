@@ -1,0 +1,1 @@
+"""The back end for a Ray cluster's job server."""

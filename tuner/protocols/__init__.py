@@ -1,0 +1,1 @@
+"""Evaluation protocols of many edits: one after another, and more at once."""

@@ -1,0 +1,1 @@
+"""The ledger, its database, and the study's folder."""

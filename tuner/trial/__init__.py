@@ -1,0 +1,1 @@
+"""One trial: an editor under a deviation budget, and its records."""

@@ -1,0 +1,76 @@
+"""What a built-in model gives to targets and to text, when tasks and cards are made."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuner.editing import likelihood
+from tuner.editing.likelihood import (
+    Continuation,
+    continuation_losses,
+    encode_continuations,
+    in_length_order,
+    predicted_tokens,
+)
+from tuner.editing.model import LanguageModel
+
+_BATCH = 32
+
+
+class Completion(NamedTuple):
+    """A prompt and what should follow it."""
+
+    prompt: str
+    target: str
+
+
+def target_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
+) -> list[float]:
+    """Return -log p(target | prompt), summed over the target's tokens, for every row."""
+    language_model, encoded = _encoded(model, tokenizer, rows)
+    losses = [0.0] * len(rows)
+    with torch.no_grad():
+        for batch in in_length_order([len(one.ids) for one in encoded], _BATCH):
+            found = continuation_losses(model, [encoded[i] for i in batch], language_model.end_id)
+            for i, loss in zip(batch, found.tolist(), strict=True):
+                losses[i] = loss
+    return losses
+
+
+def mean_target_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
+) -> list[float]:
+    """Return -log p(target | prompt) per token of the target, for every row."""
+    _, encoded = _encoded(model, tokenizer, rows)
+    sums = target_losses(model, tokenizer, rows)
+    return [loss / row.target_length for loss, row in zip(sums, encoded, strict=True)]
+
+
+def token_accuracies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
+) -> list[float]:
+    """Return the share of each target's tokens that are the likeliest ones, teacher-forced."""
+    language_model, encoded = _encoded(model, tokenizer, rows)
+    shares = []
+    for row in encoded:
+        (likeliest,) = predicted_tokens(model, [row], language_model.end_id)
+        target = torch.tensor(row.ids[row.start :])
+        shares.append(float((likeliest == target).float().mean()))
+    return shares
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    """Return -log p of every token but the first, for a batch of sequences."""
+    logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+    return likelihood.token_losses(logits, batch[:, 1:])
+
+
+def _encoded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
+) -> tuple[LanguageModel, list[Continuation]]:
+    language_model = LanguageModel(model, tokenizer, id="the model of the built-in world")
+    return language_model, encode_continuations(language_model, [tuple(row) for row in rows])
