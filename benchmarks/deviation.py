@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import tuner
-from tuner.editing.corpus import Corpus, Part, load_general_text
+from tuner.editing.corpus import Corpus, TextPart, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import block_losses
@@ -124,13 +124,15 @@ def measure(args: argparse.Namespace) -> None:
     task = tuner.load_task("country_capital")
     # The certificates of the library read the same source; this text is longer and its own.
     general = load_general_text(
-        None, model, tokens={Part.CONFIRMATION: TRUTH_TOKENS, Part.SEARCH: OWN_GRADIENT_TOKENS}
+        None,
+        model,
+        tokens={TextPart.CONFIRMATION: TRUTH_TOKENS, TextPart.SEARCH: OWN_GRADIENT_TOKENS},
     )
-    aux = Auxiliary(general.corpus(Part.AUXILIARY))
-    fresh = general.corpus(Part.CONFIRMATION).blocks
+    aux = Auxiliary(general.corpus(TextPart.AUXILIARY))
+    fresh = general.corpus(TextPart.CONFIRMATION).blocks
     base = torch.cat([block_losses(model.network, part) for part in fresh.split(32)])
     cache = Cache(cache_folder())
-    search = general.corpus(Part.SEARCH)
+    search = general.corpus(TextPart.SEARCH)
     # The built-in model brings a gradient from 4 million tokens. Any other model takes its own on
     # its search corpus; under another name the same text makes the built-in model do so too.
     corpora = {

@@ -18,7 +18,7 @@ from tuner.editing.task import load_task
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.statistics.confidence import clustered_interval
 from tuner.trial.records import SplitName, StudyResultRecord
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 TASKS = ("qa_world", "qa_hard_world", "fact_check_world", "dialogue_world")
 EDITORS = (
@@ -112,8 +112,8 @@ def main() -> None:
     general = tuner.load_general_text(None, model)
     known = known_rows(args.out)
     for task in args.tasks:
-        bench = Bench(model, load_task(task), tuner.Budget(epsilons=EPSILONS), general)
-        base = bench.base_scores(SplitName.TEST)
+        evaluator = Evaluator(model, load_task(task), tuner.Budget(epsilons=EPSILONS), general)
+        base = evaluator.base_scores(SplitName.TEST)
         for editor in args.editors:
             record = run_study(args.model, task, editor, EPSILONS, args)
             known = keep_rows(args.out, known, rows(args.model, record, base))

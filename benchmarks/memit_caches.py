@@ -23,7 +23,7 @@ import tuner
 from tuner.editing.corpus import load_general_text
 from tuner.files.cache import Cache
 from tuner.trial.records import Phase, Rule
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 EPSILON = 1e-3
 
@@ -46,8 +46,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kept = Cache(Path(folder) / "kept")
         budget = tuner.Budget(epsilons=(EPSILON,))
-        benches = {
-            name: Bench(model, task, budget, general, cache=kept) for name in ("with", "without")
+        evaluators = {
+            name: Evaluator(model, task, budget, general, cache=kept)
+            for name in ("with", "without")
         }
         for number, (clamp, weight) in enumerate(tqdm(sweep)):
             editor = tuner.find_editor("memit").model_validate(
@@ -55,13 +56,13 @@ def main() -> None:
             )
             deltas = {}
             # Taking turns spreads the machine's moods over both.
-            for name, bench in benches.items():
+            for name, evaluator in evaluators.items():
                 if name == "without":
-                    bench.auxiliary = replace(
-                        bench.auxiliary, cache=Cache(Path(folder) / f"empty {number}")
+                    evaluator.auxiliary = replace(
+                        evaluator.auxiliary, cache=Cache(Path(folder) / f"empty {number}")
                     )
                 start = time.perf_counter()
-                found = bench.run(editor, seed=0)
+                found = evaluator.run(editor, seed=0)
                 seconds[name] += time.perf_counter() - start
                 edit_seconds[name] += found.record.seconds[Phase.EDIT]
                 deltas[name] = found.deltas.get((Rule.FITTED, EPSILON))

@@ -39,10 +39,10 @@ DATA = Path("benchmarks/results/search_trials.jsonl")
 Point = dict[str, Any]
 
 
-def make_bench(budget: tuner.Budget) -> tuner.Bench:
+def make_evaluator(budget: tuner.Budget) -> tuner.Evaluator:
     model = tuner.load_model("builtin:neox")
     task = tuner.load_task("country_capital")
-    return tuner.Bench(model, task, budget, load_general_text(None, model))
+    return tuner.Evaluator(model, task, budget, load_general_text(None, model))
 
 
 def record(args: argparse.Namespace) -> None:
@@ -51,14 +51,14 @@ def record(args: argparse.Namespace) -> None:
     done = len(args.data.read_text().splitlines()) if args.data.exists() else 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.QMCSampler(seed=0, scramble=True))
-    bench = make_bench(tuner.Budget())
+    evaluator = make_evaluator(tuner.Budget())
     with args.data.open("a") as out:
         for number in tqdm(range(args.trials), initial=done):
             trial = study.ask()
             point = space.draw(trial)
             if number < done:
                 continue
-            found = bench.run(space.build(point), seed=number).record
+            found = evaluator.run(space.build(point), seed=number).record
             study.tell(trial, 0.0)
             out.write(json.dumps({"point": point, "record": slim(found)}) + "\n")
             out.flush()
@@ -197,7 +197,7 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
             row = json.loads(line)
             kept[row["arm"], row["seed"], row["number"]] = row
     # One budget: the others would be measured and never looked at.
-    bench = make_bench(tuner.Budget(epsilons=(EPSILON,)))
+    evaluator = make_evaluator(tuner.Budget(epsilons=(EPSILON,)))
     curves: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
     base = 0.0
     seeds = [args.seed] if args.seed is not None else range(args.repeats)
@@ -209,7 +209,7 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
                 point = propose(arm, space, history, seed)
                 row = kept.get((arm, seed, number))
                 if row is None or row["point"] != point:
-                    found = bench.run(space.build(point), seed=number).record
+                    found = evaluator.run(space.build(point), seed=number).record
                     row = {"arm": arm, "seed": seed, "number": number, "point": point}
                     row["record"] = slim(found)
                     out.write(json.dumps(row) + "\n")

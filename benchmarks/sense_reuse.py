@@ -2,10 +2,10 @@
 
     python benchmarks/sense_reuse.py
 
-The same trials of `senses` on builtin:backpack, country_capital, taking turns on two benches that
-differ in nothing but the model's memory. Base losses, base scores and the memory itself are made by
-a first trial that is not counted, as in a study that has been running for a while. Both must give
-the same deviations and successes to 1e-6, or the script fails.
+The same trials of `senses` on builtin:backpack, country_capital, taking turns on two evaluators
+that differ in nothing but the model's memory. Base losses, base scores and the memory itself are
+made by a first trial that is not counted, as in a study that has been running for a while. Both
+must give the same deviations and successes to 1e-6, or the script fails.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from tuner.backpack import BackpackForCausalLM
 from tuner.editing.corpus import load_general_text
 from tuner.files.cache import Cache
 from tuner.trial.records import Phase, TrialRecord
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 
-def make_bench(reuse: bool, folder: Path) -> Bench:
+def make_evaluator(reuse: bool, folder: Path) -> Evaluator:
     model = tuner.load_model("builtin:backpack")
     if not reuse:
         network = model.network
@@ -33,7 +33,9 @@ def make_bench(reuse: bool, folder: Path) -> Bench:
             raise SystemExit("builtin:backpack is no Backpack.")
         network.backpack.memory = None
     task = tuner.load_task("country_capital")
-    return Bench(model, task, tuner.Budget(), load_general_text(None, model), cache=Cache(folder))
+    return Evaluator(
+        model, task, tuner.Budget(), load_general_text(None, model), cache=Cache(folder)
+    )
 
 
 def largest_difference(one: TrialRecord, other: TrialRecord) -> float:
@@ -57,13 +59,15 @@ def main() -> None:
     seconds: dict[str, dict[str, float]] = {"reuse": {}, "plain": {}}
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        benches = {name: make_bench(name == "reuse", Path(folder) / name) for name in seconds}
+        evaluators = {
+            name: make_evaluator(name == "reuse", Path(folder) / name) for name in seconds
+        }
         for number, rate in enumerate(tqdm(rates)):
             editor = tuner.find_editor("senses").model_validate({"learning_rate": rate})
             records = {}
-            for name, bench in benches.items():
+            for name, evaluator in evaluators.items():
                 start = time.perf_counter()
-                records[name] = bench.run(editor, seed=number).record
+                records[name] = evaluator.run(editor, seed=number).record
                 spent = {"trial": time.perf_counter() - start, **records[name].seconds}
                 if number > 0:
                     for phase, value in spent.items():

@@ -76,13 +76,15 @@ def with_edits(task: Task, count: int) -> Task:
     return task.model_copy(update={"val": val})
 
 
-def measured(bench: tuner.Bench, name: str, settings: dict, rows: ExampleSet, cache: Cache) -> dict:
+def measured(
+    evaluator: tuner.Evaluator, name: str, settings: dict, rows: ExampleSet, cache: Cache
+) -> dict:
     """Return the CPU seconds of the edits around each place."""
     editor = tuner.find_editor(name).model_validate(settings)
 
     def begun() -> EditSequence:
-        aux = replace(bench.auxiliary_for(SplitName.VAL), cache=cache)
-        return EditSequence(editor, bench.model, aux)
+        aux = replace(evaluator.auxiliary_for(SplitName.VAL), cache=cache)
+        return EditSequence(editor, evaluator.model, aux)
 
     def make(sequence: EditSequence, start: int, stop: int) -> float:
         began = time.process_time()
@@ -117,15 +119,15 @@ def main() -> None:
     torch.set_num_threads(1)
     model = tuner.load_model("builtin:neox")
     task = with_edits(tuner.load_task("counterfact_world"), max(PLACES) + 2 * _TIMED)
-    bench = tuner.Bench(
+    evaluator = tuner.Evaluator(
         model, task, tuner.Budget(), load_general_text(None, model), cache=Cache(cache_folder())
     )
-    rows = bench.split(SplitName.VAL).canonical
+    rows = evaluator.split(SplitName.VAL).canonical
     found = json.loads(args.out.read_text())["editors"] if args.out.is_file() else {}
     for name in args.editor or EDITORS:
         # With a cache of its own none finds what another editor, or another run, left for it.
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measured(bench, name, EDITORS[name], rows, Cache(Path(folder)))
+            found[name] = measured(evaluator, name, EDITORS[name], rows, Cache(Path(folder)))
         print(name, json.dumps(found[name]), flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         result = {"settings": EDITORS, "editors": found}

@@ -23,9 +23,9 @@ from tuner.editing.editor import Editor
 from tuner.evaluation.deviation.budget import Budget, Deviation, Verdict
 from tuner.evaluation.scores import Scores
 from tuner.search import Study, StudyConfig
-from tuner.search.ray.worker import make_bench
+from tuner.search.ray.worker import make_evaluator
 from tuner.trial.records import Answer, Outcome, Rule, SplitName, TrialRecord
-from tuner.trial.run import Bench, TrialResult
+from tuner.trial.run import Evaluator, TrialResult
 
 SLOTS = (1, 2, 4)
 
@@ -71,7 +71,7 @@ def measure(sampler: str, slots: int, trials: int, seconds: float) -> dict[str, 
             device="cpu",
         )
         ends = Path(folder) / "ends"
-        study = Study.of(config, folder=Path(folder), make_bench=Sleeping(seconds, ends))
+        study = Study.of(config, folder=Path(folder), make_evaluator=Sleeping(seconds, ends))
         started = time.perf_counter()
         study.run()
         whole = time.perf_counter() - started
@@ -97,14 +97,14 @@ def figures(ends: list[tuple[str, float]], slots: int, seconds: float) -> dict[s
 
 @dataclass(frozen=True)
 class Sleeping:
-    """Makes benches on which a trial is a rest."""
+    """Makes evaluators on which a trial is a rest."""
 
     seconds: float
     ends: Path
 
-    def __call__(self, config: StudyConfig) -> Bench:
-        """Return a bench with a loaded model, as any worker has it."""
-        bench = make_bench(config)
+    def __call__(self, config: StudyConfig) -> Evaluator:
+        """Return a evaluator with a loaded model, as any worker has it."""
+        evaluator = make_evaluator(config)
 
         def rest(editor: Editor, *, seed: int) -> TrialResult:
             time.sleep(self.seconds)
@@ -112,8 +112,8 @@ class Sleeping:
                 ends.write(f"{os.getpid()} {time.time()}\n")
             return TrialResult(made_up(editor, config, seed), {})
 
-        bench.run = rest  # type: ignore[method-assign, assignment]
-        return bench
+        evaluator.run = rest  # type: ignore[method-assign, assignment]
+        return evaluator
 
 
 def made_up(editor: Editor, config: StudyConfig, seed: int) -> TrialRecord:

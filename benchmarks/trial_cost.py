@@ -27,11 +27,11 @@ torch.set_num_threads(1)
 from tuner.editing.corpus import load_general_text
 imported = time.perf_counter()
 model = tuner.load_model("builtin:neox")
-bench = tuner.Bench(model, tuner.load_task("country_capital"), tuner.Budget(),
+evaluator = tuner.Evaluator(model, tuner.load_task("country_capital"), tuner.Budget(),
                     load_general_text(None, model))
 loaded = time.perf_counter()
 editor = tuner.find_editor("lora").model_validate(json.loads('{settings}'))
-record = bench.run(editor, seed=0).record
+record = evaluator.run(editor, seed=0).record
 print(json.dumps({{"import": imported - start, "load": loaded - imported,
                    "total": time.perf_counter() - start,
                    "success_at": [a.success for a in record.answers],
@@ -54,12 +54,12 @@ def resident(count: int) -> list[dict]:
 
     model = tuner.load_model("builtin:neox")
     task = tuner.load_task("country_capital")
-    bench = tuner.Bench(model, task, tuner.Budget(), load_general_text(None, model))
+    evaluator = tuner.Evaluator(model, task, tuner.Budget(), load_general_text(None, model))
     editor = tuner.find_editor("lora").model_validate(SETTINGS)
     rows = []
     for _ in range(count + 1):
         start = time.perf_counter()
-        record = bench.run(editor, seed=0).record
+        record = evaluator.run(editor, seed=0).record
         rows.append(
             {
                 "import": 0.0,

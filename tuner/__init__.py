@@ -4,81 +4,56 @@ The core is here by name and loads when it is first used; it needs no service li
 over many trials is in `tuner.search`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
-    from tuner.bundle.bundle import Bundle, StoredBundle, make_bundle
-    from tuner.bundle.export import export
-    from tuner.editing.corpus import load_general_text
-    from tuner.editing.delta import Delta, WeightDelta
-    from tuner.editing.editor import Auxiliary, Editor, Step
-    from tuner.editing.model import LanguageModel, load_model
-    from tuner.editing.task import Example, Task, load_task
-    from tuner.editors import editor_names, find_editor
-    from tuner.errors import TunerError
-    from tuner.evaluation.deviation.budget import Budget, Certificate, Deviation, Verdict
-    from tuner.protocols.sequential import StreamRecord, run_stream
-    from tuner.trial.records import Rule, TrialRecord
-    from tuner.trial.run import Bench, TrialResult, run_trial
+    from tuner.bundle.bundle import Bundle as Bundle
+    from tuner.bundle.bundle import StoredBundle as StoredBundle
+    from tuner.bundle.bundle import make_bundle as make_bundle
+    from tuner.bundle.export import export as export
+    from tuner.editing.corpus import load_general_text as load_general_text
+    from tuner.editing.delta import Delta as Delta
+    from tuner.editing.delta import WeightDelta as WeightDelta
+    from tuner.editing.editor import Auxiliary as Auxiliary
+    from tuner.editing.editor import Editor as Editor
+    from tuner.editing.editor import EpochEdit as EpochEdit
+    from tuner.editing.model import LanguageModel as LanguageModel
+    from tuner.editing.model import load_model as load_model
+    from tuner.editing.task import Example as Example
+    from tuner.editing.task import Task as Task
+    from tuner.editing.task import load_task as load_task
+    from tuner.editors import editor_names as editor_names
+    from tuner.editors import find_editor as find_editor
+    from tuner.errors import TunerError as TunerError
+    from tuner.evaluation.deviation.budget import Budget as Budget
+    from tuner.evaluation.deviation.budget import Certificate as Certificate
+    from tuner.evaluation.deviation.budget import Deviation as Deviation
+    from tuner.evaluation.deviation.budget import Verdict as Verdict
+    from tuner.protocols.sequential import SequentialRecord as SequentialRecord
+    from tuner.protocols.sequential import run_sequence as run_sequence
+    from tuner.trial.records import Rule as Rule
+    from tuner.trial.records import TrialRecord as TrialRecord
+    from tuner.trial.run import Evaluator as Evaluator
+    from tuner.trial.run import TrialResult as TrialResult
+    from tuner.trial.run import run_trial as run_trial
 
-_HOMES = {
-    "tuner.bundle.bundle": ("Bundle", "StoredBundle", "make_bundle"),
-    "tuner.editing.corpus": ("load_general_text",),
-    "tuner.editing.delta": ("Delta", "WeightDelta"),
-    "tuner.editing.editor": ("Auxiliary", "Editor", "Step"),
-    "tuner.editing.model": ("LanguageModel", "load_model"),
-    "tuner.editing.task": ("Example", "Task", "load_task"),
-    "tuner.editors": ("editor_names", "find_editor"),
-    "tuner.errors": ("TunerError",),
-    "tuner.evaluation.deviation.budget": ("Budget", "Certificate", "Deviation", "Verdict"),
-    "tuner.bundle.export": ("export",),
-    "tuner.trial.records": ("Rule", "TrialRecord"),
-    "tuner.protocols.sequential": ("StreamRecord", "run_stream"),
-    "tuner.trial.run": ("Bench", "TrialResult", "run_trial"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "Auxiliary",
-    "Bench",
-    "Budget",
-    "Bundle",
-    "Certificate",
-    "Delta",
-    "Deviation",
-    "Editor",
-    "Example",
-    "LanguageModel",
-    "Rule",
-    "Step",
-    "StoredBundle",
-    "StreamRecord",
-    "Task",
-    "TrialRecord",
-    "TrialResult",
-    "TunerError",
-    "Verdict",
-    "WeightDelta",
-    "editor_names",
-    "export",
-    "find_editor",
-    "load_general_text",
-    "load_model",
-    "load_task",
-    "make_bundle",
-    "run_stream",
-    "run_trial",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its home (PEP 562)."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "bundle.bundle": ["Bundle", "StoredBundle", "make_bundle"],
+        "bundle.export": ["export"],
+        "editing.corpus": ["load_general_text"],
+        "editing.delta": ["Delta", "WeightDelta"],
+        "editing.editor": ["Auxiliary", "Editor", "EpochEdit"],
+        "editing.model": ["LanguageModel", "load_model"],
+        "editing.task": ["Example", "Task", "load_task"],
+        "editors": ["editor_names", "find_editor"],
+        "errors": ["TunerError"],
+        "evaluation.deviation.budget": ["Budget", "Certificate", "Deviation", "Verdict"],
+        "protocols.sequential": ["SequentialRecord", "run_sequence"],
+        "trial.records": ["Rule", "TrialRecord"],
+        "trial.run": ["Evaluator", "TrialResult", "run_trial"],
+    },
+)

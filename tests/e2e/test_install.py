@@ -57,9 +57,9 @@ for name in {SERVICES!r}:
     sys.modules[name] = None  # as if it were not installed, also for those who only look
 import tuner
 from tests.support.clone import ROOT
-from tuner.editing.corpus import load_general_text, Part
+from tuner.editing.corpus import load_general_text, TextPart
 model = tuner.load_model("builtin:neox")
-general = load_general_text(None, model, tokens={{Part.SEARCH: 8000, Part.AUXILIARY: 4000}})
+general = load_general_text(None, model, tokens={{TextPart.SEARCH: 8000, TextPart.AUXILIARY: 4000}})
 editor = tuner.find_editor("lora")(learning_rate=3e-3, epochs=1, batch_size=30)
 result = tuner.run_trial(model, tuner.load_task("country_capital"), editor,
                          tuner.Budget(epsilons=(0.1,)), general=general)

@@ -24,7 +24,7 @@ from tests.support.published_rows import (
 from tests.support.search_world import make_world
 from tuner.bundle.bundle import Bundle
 from tuner.editing.companions import Companions
-from tuner.editing.corpus import FileDocuments, GeneralText, Part
+from tuner.editing.corpus import FileDocuments, GeneralText, TextPart
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import load_model
 from tuner.editing.task import Example, ExampleSet, Split, Task, load_task, read_rows, save_task
@@ -36,20 +36,20 @@ from tuner.files.cache import Cache
 from tuner.importers.canonical_examples import import_canonical_examples
 from tuner.importers.counterfact import import_counterfact
 from tuner.importers.scoped_edits import EditCounts
-from tuner.importers.selection import Selection
+from tuner.importers.selection import FactSelection
 from tuner.importers.serac.dialogue import import_serac_dialogue
 from tuner.importers.serac.fact_checking import import_serac_fact_checking
 from tuner.importers.serac.qa import import_serac_qa, import_serac_qa_hard
 from tuner.importers.zsre import import_zsre
 from tuner.launch.kubernetes.cluster import load_cluster
-from tuner.protocols.sequential import run_stream
+from tuner.protocols.sequential import run_sequence
 from tuner.search import StudyConfig, check_study, load_space, load_study, open_study
 from tuner.search.objective import Objective
 from tuner.search.space import Space
 from tuner.search.storage.folder import StudyFolder, TrialFile, read_whole
 from tuner.search.storage.ledger import Ledger
 from tuner.trial.records import SeedResult, StudyResultRecord
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 from .mutations import VALUES, Format, change_file
 from .run import Refused
@@ -316,7 +316,9 @@ def _write_json_text(folder: Path) -> list[tuple[str, Format]]:
 def _reading_text(*names: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
         found = [
-            list(FileDocuments(folder / name).documents(part)) for name in names for part in Part
+            list(FileDocuments(folder / name).documents(part))
+            for name in names
+            for part in TextPart
         ]
         json.dumps(found).encode()
         return found
@@ -368,7 +370,7 @@ def _write_counterfact(folder: Path) -> list[tuple[str, Format]]:
 
 
 def _read_counterfact(folder: Path) -> object:
-    selection = Selection(val=2, test=2)
+    selection = FactSelection(val=2, test=2)
     task = import_counterfact(
         folder / "counterfact.json", "cf", selection, folder / "snippets.json"
     )
@@ -381,7 +383,7 @@ def _write_zsre(folder: Path) -> list[tuple[str, Format]]:
 
 
 def _read_zsre(folder: Path) -> object:
-    return _imported(import_zsre(folder / "zsre.json", "z", Selection(val=2, test=2)), folder)
+    return _imported(import_zsre(folder / "zsre.json", "z", FactSelection(val=2, test=2)), folder)
 
 
 def _write_questions(folder: Path) -> list[tuple[str, Format]]:
@@ -469,18 +471,18 @@ _EDITORS: dict[str, dict[str, Any]] = {
 class BundleKind(FileKind):
     """Bundles of several editors, of which one is changed and read."""
 
-    _bench: Bench | None = None
+    _evaluator: Evaluator | None = None
 
-    def bench(self, folder: Path) -> Bench:
+    def evaluator(self, folder: Path) -> Evaluator:
         """Return the tiny world as trials see it."""
-        if self._bench is None:
+        if self._evaluator is None:
             world = _WORLD.at(folder)
             model = load_model(str(world / "model"), device="cpu")
             general = GeneralText(FileDocuments(world / "general.txt"), model, block_length=16)
             task = load_task(world / "task")
             budget = Budget(epsilons=(1e-1,))
-            self._bench = Bench(model, task, budget, general, cache=Cache(folder / "cache"))
-        return self._bench
+            self._evaluator = Evaluator(model, task, budget, general, cache=Cache(folder / "cache"))
+        return self._evaluator
 
 
 def _training(task: Task) -> Split:
@@ -505,13 +507,13 @@ def _write_bundles(kind: BundleKind, folder: Path) -> None:
     """Write a bundle of each editor; they are made once and copied from then on."""
     from tests.support.bundles import bundle_of
 
-    bench = kind.bench(folder)
+    evaluator = kind.evaluator(folder)
     store = _WORLD.at(folder).parent / "bundles"
     if store.is_dir():
         shutil.copytree(store, folder, dirs_exist_ok=True)
         return
-    model = bench.model
-    examples = bench.task.val.canonical
+    model = evaluator.model
+    examples = evaluator.task.val.canonical
     examples = examples.model_copy(
         update={
             "rows": tuple(
@@ -521,8 +523,8 @@ def _write_bundles(kind: BundleKind, folder: Path) -> None:
         }
     )
     aux = Auxiliary(
-        bench.general.corpus(Part.AUXILIARY),
-        training=_training(bench.task),
+        evaluator.general.corpus(TextPart.AUXILIARY),
+        training=_training(evaluator.task),
         cache=Cache(folder / "cache"),
         companions=Companions("cpu"),
     )
@@ -551,7 +553,7 @@ def _bundle_kind(name: str, file: str, format: Format) -> BundleKind:
         ]
 
     def read(folder: Path) -> object:
-        model = kind.bench(folder).model
+        model = kind.evaluator(folder).model
         changed = kind._changed
         which = [changed.parent] if changed is not None else [folder / one for one in _EDITORS]
         for path in which:
@@ -582,7 +584,7 @@ def _memory_kind() -> BundleKind:
         return [("edits.jsonl", Format.JSON_LINES)]
 
     def read(folder: Path) -> object:
-        model = kind.bench(folder).model
+        model = kind.evaluator(folder).model
         memory = Bundle.load(folder / "retrieve_and_prompt", Companions("cpu")).delta
         assert isinstance(memory, ScopedMemory)
         rows = [row for _, row in read_rows(folder / "edits.jsonl", Example)]
@@ -596,16 +598,18 @@ def _memory_kind() -> BundleKind:
 
 
 def _stream_kind() -> BundleKind:
-    def bench(folder: Path) -> tuple[Bench, Any]:
-        plain = kind.bench(folder)
+    def evaluator(folder: Path) -> tuple[Evaluator, Any]:
+        plain = kind.evaluator(folder)
         return plain, find_editor("look_up").model_validate(_EDITORS["look_up"])
 
     def write(folder: Path) -> Sequence[tuple[str, Format]]:
-        run_stream(*bench(folder), seed=0, every=2, path=folder / "stream.jsonl")
+        run_sequence(*evaluator(folder), seed=0, every=2, path=folder / "stream.jsonl")
         return [("stream.jsonl", Format.JSON_LINES)]
 
     def read(folder: Path) -> object:
-        return run_stream(*bench(folder), seed=0, every=2, path=folder / "stream.jsonl").measured
+        return run_sequence(
+            *evaluator(folder), seed=0, every=2, path=folder / "stream.jsonl"
+        ).measured
 
     kind = BundleKind("stream resume", write, read)
     return kind
@@ -628,7 +632,7 @@ def _write_study_folder(folder: Path) -> list[tuple[str, Format]]:
         "trials": 6,
     }
     with Ledger.drive(place, "study") as ledger:
-        ledger.ask_for(asked)
+        ledger.set_definition(asked)
         for number, entry in enumerate(made.entries):
             parameters = {"learning_rate": 1e-3, "rank": 2, "width": 0.4, "kl_weight": 0.5}
             ledger.add(parameters | {"learning_rate": 1e-3 + number * 1e-4}, space)

@@ -1,4 +1,4 @@
-"""Studies whose edits must keep more than the budget, with real Ray, Optuna, workers and bench."""
+"""Studies whose edits must keep more than the budget, with real Ray, Optuna and workers."""
 
 import shutil
 from pathlib import Path

@@ -7,7 +7,7 @@ import torch
 
 import tuner
 from tests.support.search_world import make_world, tiny_config
-from tuner.editing.corpus import Part, load_general_text
+from tuner.editing.corpus import TextPart, load_general_text
 from tuner.editing.model import Dtype
 from tuner.search import Study
 from tuner.trial.records import TrialState
@@ -26,7 +26,9 @@ def test_an_edit_made_on_a_gpu_is_kept_and_works_on_a_cpu(
     dtype: Dtype, tolerance: float, tmp_path: Path
 ) -> None:
     model = tuner.load_model("builtin:neox", dtype=dtype, device="cuda")
-    general = load_general_text(None, model, tokens={Part.SEARCH: 8000, Part.AUXILIARY: 4000})
+    general = load_general_text(
+        None, model, tokens={TextPart.SEARCH: 8000, TextPart.AUXILIARY: 4000}
+    )
     editor = tuner.find_editor("lora")(learning_rate=1e-2, epochs=5, batch_size=10)
     task, budget = tuner.load_task("country_capital"), tuner.Budget(epsilons=(EPSILON,))
     result = tuner.run_trial(model, task, editor, budget, general=general)

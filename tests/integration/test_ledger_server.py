@@ -71,7 +71,7 @@ def test_the_search_waits_for_a_server_that_is_away_and_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Ledger.drive(folder, "waits", url) as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         first = ledger.add(PARAMETERS, SPACE)
         server.stop()
         back = threading.Timer(3, server.start)
@@ -111,7 +111,7 @@ def test_a_write_whose_answer_is_lost_is_not_done_twice(
 ) -> None:
     """The connection breaks just after a commit, the worst moment, again and again."""
     with Ledger.drive(folder, "answers", url) as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         dialect = ledger._study._storage._backend.engine.dialect  # type: ignore[attr-defined]
         commit = dialect.do_commit
         chance, broken = random.Random(0), 0
@@ -158,7 +158,7 @@ def test_a_cut_network_is_noticed_and_the_search_goes_on_when_it_is_mended(
     monkeypatch.setattr(session, "ANSWER_WITHIN_S", 1.0)
     url = SecretStr(server.url().replace(f":{server.port}/", f":{network.port}/"))
     with Ledger.drive(folder, how, url) as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         network.cut(how)
         back = threading.Thread(target=_mend_once_noticed, args=(network, caplog))
         back.start()
@@ -186,7 +186,7 @@ def test_a_commit_that_arrives_late_does_not_make_a_trial_twice(
     monkeypatch.setattr(session, "ANSWER_WITHIN_S", 1.0)
     url = SecretStr(server.url().replace(f":{server.port}/", f":{network.port}/"))
     with Ledger.drive(folder, "late", url, patience_s=40) as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         engine = ledger._study._storage._backend.engine  # type: ignore[attr-defined]
         stalled = False
 
@@ -245,7 +245,7 @@ def test_a_driver_that_lost_its_lease_writes_nothing_more(
     server: PostgresServer, url: SecretStr, folder: StudyFolder
 ) -> None:
     with Ledger.drive(folder, "fenced", url) as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as other:
             (key,) = other.execute(
                 # Not the lock of the tables, whose session may be ending still.

@@ -1,4 +1,4 @@
-"""Whole studies on a tiny world: real Ray, Optuna, workers and bench."""
+"""Whole studies on a tiny world: real Ray, Optuna, workers and evaluator."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from tuner.errors import ConfigError, StudyFailed
 from tuner.evaluation.deviation.budget import Verdict
 from tuner.search import Progress, Study, StudyPhase, StudyResult, open_study
 from tuner.search.config import StudyConfig
-from tuner.search.ray.worker import make_bench
+from tuner.search.ray.worker import make_evaluator
 from tuner.trial.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
-from tuner.trial.run import Bench, TrialResult
+from tuner.trial.run import Evaluator, TrialResult
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,10 @@ def test_a_broken_observer_hurts_nobody(world: Path, tmp_path: Path) -> None:
     assert observer.closed
 
 
-def _failing_bench(config: StudyConfig) -> Bench:
-    """A bench on which every second trial dies with its worker the first time, or is a bug."""
-    bench = make_bench(config)
-    run = bench.run
+def _failing_evaluator(config: StudyConfig) -> Evaluator:
+    """An evaluator on which every second trial dies with its worker the first time, or is a bug."""
+    evaluator = make_evaluator(config)
+    run = evaluator.run
 
     def troubled(editor: object, *, seed: int, **rest: object) -> object:
         mark = Path(config.task).parent / f"died-{config.name}-{seed}"
@@ -134,11 +134,11 @@ def _failing_bench(config: StudyConfig) -> Bench:
         if seed == 3:
             raise TypeError("an editor with a bug")
         if seed == 4:
-            next(bench.model.network.parameters()).data.add_(1.0)
+            next(evaluator.model.network.parameters()).data.add_(1.0)
         return run(editor, seed=seed, **rest)  # type: ignore[arg-type]
 
-    bench.run = troubled  # type: ignore[method-assign, assignment]
-    return bench
+    evaluator.run = troubled  # type: ignore[method-assign, assignment]
+    return evaluator
 
 
 def test_failing_trials_and_dying_workers_are_recorded_and_the_search_goes_on(
@@ -147,7 +147,7 @@ def test_failing_trials_and_dying_workers_are_recorded_and_the_search_goes_on(
     study = Study.of(
         tiny_config(world, 6, name="troubled", max_failures=1, test_seeds=0),
         folder=tmp_path,
-        make_bench=search_world.by_value(_failing_bench),
+        make_evaluator=search_world.by_value(_failing_evaluator),
     )
     entries = study.run().trials
     assert [str(one.state) for one in entries] == [
@@ -166,8 +166,8 @@ def test_failing_trials_and_dying_workers_are_recorded_and_the_search_goes_on(
     assert "changed" in entries[4].failure
 
 
-def _diverging_bench(config: StudyConfig) -> Bench:
-    bench = make_bench(config)
+def _diverging_evaluator(config: StudyConfig) -> Evaluator:
+    evaluator = make_evaluator(config)
 
     def diverge(editor: Editor, *, seed: int) -> TrialResult:
         record = TrialRecord.failed(
@@ -179,15 +179,15 @@ def _diverging_bench(config: StudyConfig) -> Bench:
         )
         return TrialResult(record, {})
 
-    bench.run = diverge  # type: ignore[method-assign, assignment]
-    return bench
+    evaluator.run = diverge  # type: ignore[method-assign, assignment]
+    return evaluator
 
 
 def test_a_study_of_failures_says_why(world: Path, tmp_path: Path) -> None:
     study = Study.of(
         tiny_config(world, 2),
         folder=tmp_path,
-        make_bench=search_world.by_value(_diverging_bench),
+        make_evaluator=search_world.by_value(_diverging_evaluator),
     )
     with pytest.raises(StudyFailed, match="All 2 trials of 'tiny' failed:\n  2 × The loss is NaN"):
         study.run()

@@ -9,7 +9,7 @@ import psutil
 import torch
 from pydantic import Field
 
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors.lora import Lora
@@ -30,7 +30,7 @@ class Hungry(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the LoRA's change, unless memory runs out before."""
         if seed == REFUSED:
             with _limited_address_space():

@@ -8,7 +8,7 @@ from typing import final
 
 from pydantic import Field
 
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors.lora import Lora
@@ -34,7 +34,7 @@ class Resting(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the LoRA's change."""
         draw, strikes = random.Random(seed), Path(self.strikes)
         awaited = strikes.stat().st_size + draw.randint(1, _MOST_STRIKES)

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuner.backpack.configuration import BackpackConfig, read_published_config
-from tuner.backpack.contextualisation_cache import ContextualisationMemory, texts_recur
+from tuner.backpack.contextualisation_cache import ContextualisationCache, texts_recur
 from tuner.backpack.model import BackpackForCausalLM
 from tuner.backpack.offsets import SENSES, SenseOffsets
 
@@ -14,7 +14,7 @@ __all__ = [
     "SENSES",
     "BackpackConfig",
     "BackpackForCausalLM",
-    "ContextualisationMemory",
+    "ContextualisationCache",
     "SenseOffsets",
     "read_published_config",
     "texts_recur",

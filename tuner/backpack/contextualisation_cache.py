@@ -76,7 +76,7 @@ class Remembered:
 
 @final
 @dataclass
-class ContextualisationMemory:
+class ContextualisationCache:
     """Batches of token sequences by their content. It forgets all when a weight changes.
 
     Only what is written into the numbers of `weight.data` behind PyTorch's back goes unseen.
@@ -119,9 +119,9 @@ class ContextualisationMemory:
             self._bytes += found.bytes
         return found
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "ContextualisationMemory":
+    def __deepcopy__(self, memo: dict[int, object]) -> "ContextualisationCache":
         """Return a memory of its own for a copy of the model: its weights may change apart."""
-        return ContextualisationMemory(self.most_bytes)
+        return ContextualisationCache(self.most_bytes)
 
 
 def _content(tokens: Tensor) -> bytes:

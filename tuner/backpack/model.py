@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuner.backpack.configuration import BackpackConfig
 from tuner.backpack.contextualisation import Contextualisation, mix
-from tuner.backpack.contextualisation_cache import ContextualisationMemory, Remembered
+from tuner.backpack.contextualisation_cache import ContextualisationCache, Remembered
 from tuner.backpack.offsets import SenseOffsets
 from tuner.errors import ConfigError
 
@@ -106,7 +106,7 @@ class BackpackModel(BackpackPreTrainedModel):
         self.gpt2_model = GPT2Model(config)
         self.sense_network = SenseNetwork(config)
         self.sense_weight_net = _SenseWeights(config)
-        self.memory: ContextualisationMemory | None = None
+        self.memory: ContextualisationCache | None = None
         """What makes it cheap to try many edits of senses on the same texts; off by default."""
         self.offsets: SenseOffsets | None = None
         if config.sense_offsets:

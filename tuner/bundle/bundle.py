@@ -15,17 +15,17 @@ from torch import Tensor
 
 from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
 from tuner.deltas.ensemble.log_ratio import LogRatio
-from tuner.deltas.memory.memory import MemoryDelta, MemoryRecord, Surroundings
+from tuner.deltas.memory.memory import MemoryDelta, MemoryState, Surroundings
 from tuner.deltas.senses import SenseDelta
 from tuner.editing.companions import Companion, Companions
 from tuner.editing.delta import AdditiveDelta, Delta, WeightDelta
 from tuner.editing.model import Dtype, LanguageModel, load_tokenizer
 from tuner.editing.task import Task
-from tuner.editors.grace.memory import GraceDelta, GraceRecord
-from tuner.editors.look_up.memory import LookUpDelta, LookUpRecord
-from tuner.editors.retrieve_and_prompt.memory import RetrievalDelta, RetrievalRecord
-from tuner.editors.serac.memory import SeracDelta, SeracRecord
-from tuner.editors.wise.memory import WiseDelta, WiseRecord
+from tuner.editors.grace.memory import GraceDelta, GraceState
+from tuner.editors.look_up.memory import LookUpDelta, LookUpState
+from tuner.editors.retrieve_and_prompt.memory import RetrievalDelta, RetrievalState
+from tuner.editors.serac.memory import SeracDelta, SeracState
+from tuner.editors.wise.memory import WiseDelta, WiseState
 from tuner.errors import BaseMismatch, ConfigError, DiskError
 from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.identity import hash_of_parts, stored_beside, tensors_hash
@@ -46,7 +46,7 @@ Kind = Literal[
     "weights", "senses", "ensemble", "look_up", "grace", "wise", "retrieve_and_prompt", "serac"
 ]
 MemoryRecords: TypeAlias = Annotated[
-    LookUpRecord | GraceRecord | WiseRecord | RetrievalRecord | SeracRecord,
+    LookUpState | GraceState | WiseState | RetrievalState | SeracState,
     Field(discriminator="kind"),
 ]
 _MEMORIES: dict[str, type[MemoryDelta]] = {
@@ -420,7 +420,7 @@ def make_bundle(
         Manifest(
             kind=TypeAdapter[Kind](Kind).validate_python(answer.delta.kind),
             companion=beside if isinstance(beside, Companion) else None,
-            memory=beside if isinstance(beside, MemoryRecord) else None,
+            memory=beside if isinstance(beside, MemoryState) else None,
             base=model.id,
             base_revision=model.revision,
             base_fingerprint=model.fingerprint,

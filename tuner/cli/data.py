@@ -15,7 +15,7 @@ from tuner.files.text_file import exists, is_file, is_taken
 if TYPE_CHECKING:
     from tuner.editing.task import Task
     from tuner.importers.scoped_edits import EditCounts
-    from tuner.importers.selection import Selection
+    from tuner.importers.selection import FactSelection
 
     Importer = Callable[[Path, str, EditCounts], Task]
 
@@ -387,10 +387,10 @@ def _serac_dialogue() -> "Importer":
     return import_serac_dialogue
 
 
-def _selection(val: int | None, test: int | None, facts: int | None, seed: int) -> "Selection":
-    from tuner.importers.selection import Selection
+def _selection(val: int | None, test: int | None, facts: int | None, seed: int) -> "FactSelection":
+    from tuner.importers.selection import FactSelection
 
-    return Selection(val=val, test=test, facts=facts, seed=seed)
+    return FactSelection(val=val, test=test, facts=facts, seed=seed)
 
 
 def _name(out: Path) -> str:

@@ -34,7 +34,7 @@ from tuner.cli.output import (
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
 from tuner.errors import ConfigError, EditError, unknown_name
 from tuner.evaluation.deviation.budget import epsilon_name
-from tuner.evaluation.scores import FACT_FIGURES
+from tuner.evaluation.scores import HEADLINE_METRICS
 
 if TYPE_CHECKING:
     from tuner.bundle.bundle import Bundle, Manifest
@@ -111,7 +111,7 @@ def edit(
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.trial.records import EpochRecord, Rule, SplitName
-    from tuner.trial.run import Bench
+    from tuner.trial.run import Evaluator
 
     chosen_split, chosen_rule = (
         read_member(SplitName, split, "split"),
@@ -124,7 +124,7 @@ def edit(
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)
     text = load_general_text(general, base)
-    bench = Bench(base, examples, budget, text, companions=companions)
+    evaluator = Evaluator(base, examples, budget, text, companions=companions)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=messages(), transient=True) as bar:
         epochs = bar.add_task("epochs", total=method.step_count)
@@ -132,7 +132,7 @@ def edit(
         def note(epoch: EpochRecord) -> None:
             bar.update(epochs, completed=epoch.epoch)
 
-        result = bench.run(method, seed=seed, split=chosen_split, on_epoch=note)
+        result = evaluator.run(method, seed=seed, split=chosen_split, on_epoch=note)
     if result.record.failure is not None:
         raise EditError(f"The edit failed: {result.record.failure}")
     epsilon = budget.epsilons[0]
@@ -156,7 +156,7 @@ def edit(
         )
     console().print(table)
     _print_facts(result.record.answers)
-    for constraint in bench.constraints:
+    for constraint in evaluator.constraints:
         broken = [
             f"{answer.rule.value} at ε={epsilon_name(answer.epsilon)}"
             for answer in result.record.answers
@@ -166,7 +166,7 @@ def edit(
         console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
     if written is None:
         limits = f"ε={epsilon_name(epsilon)}" + (
-            " and the constraints" if bench.constraints else ""
+            " and the constraints" if evaluator.constraints else ""
         )
         console().print(f"No epoch keeps {limits}: the base model is the answer; no bundle.")
     else:
@@ -202,7 +202,7 @@ def evaluate(
     from tuner.editing.task import load_task
     from tuner.evaluation.deviation.budget import Budget
     from tuner.trial.records import SplitName
-    from tuner.trial.run import Bench
+    from tuner.trial.run import Evaluator
 
     manifest = found.manifest
     judged = load_task(task or _task_of(manifest))
@@ -214,13 +214,13 @@ def evaluate(
         )
     base = _base_of(found, model, device)
     budget = Budget(epsilons=(manifest.epsilon,))
-    bench = Bench(base, judged, budget, load_general_text(general, base))
+    evaluator = Evaluator(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else read_member(SplitName, split, "split")
-    before = bench.base_scores(name)
-    after = bench.full_scores(name, found.delta)
-    gain = bench.success_meter(name).gain_interval(after, before)
-    deviation = bench.meter.measure(found.delta, budget.epsilons)
-    violations = bench.violations(name, after)
+    before = evaluator.base_scores(name)
+    after = evaluator.full_scores(name, found.delta)
+    gain = evaluator.success_meter(name).gain_interval(after, before)
+    deviation = evaluator.meter.measure(found.delta, budget.epsilons)
+    violations = evaluator.violations(name, after)
     if json_:
         print_json(
             {
@@ -253,7 +253,7 @@ def evaluate(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
         f"{deviation.verdict(manifest.epsilon).value} for ε={epsilon_name(manifest.epsilon)}"
     )
-    for constraint in bench.constraints:
+    for constraint in evaluator.constraints:
         state = show_violations({constraint.name: violations[constraint.name]})
         console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
 
@@ -284,13 +284,13 @@ def certify(
     """
     found = find_bundle(bundle, epsilon, folder, device, model)
     budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
-    from tuner.editing.corpus import Part, load_general_text
+    from tuner.editing.corpus import TextPart, load_general_text
     from tuner.evaluation.deviation.meter import DeviationMeter
     from tuner.files.cache import Cache, cache_folder
 
     base = _base_of(found, model, device)
-    amounts = None if tokens is None else {Part.CONFIRMATION: tokens}
-    text = load_general_text(general, base, tokens=amounts).corpus(Part.CONFIRMATION)
+    amounts = None if tokens is None else {TextPart.CONFIRMATION: tokens}
+    text = load_general_text(general, base, tokens=amounts).corpus(TextPart.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
     meter = DeviationMeter(base, text, confidence=confidence, cache=Cache(cache_folder()))
     meter.check_budget(budget)
@@ -385,7 +385,9 @@ def _load_base(manifest: "Manifest", model: str | None, device: str) -> "Languag
 
 def _print_facts(answers: Sequence["Answer"]) -> None:
     """Print the published figures of fact edits and of memories, where there are any."""
-    had = [name for name in FACT_FIGURES if any(name in a.scores.fact_figures() for a in answers)]
+    had = [
+        name for name in HEADLINE_METRICS if any(name in a.scores.fact_figures() for a in answers)
+    ]
     of_scope = [name for name in had if name.startswith("scope_")]
     for title, names in (
         ("Facts, the true tokens given", [name for name in had if name not in of_scope]),

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict
-from tuner.evaluation.scores import FACT_FIGURES, Interval
+from tuner.evaluation.scores import HEADLINE_METRICS, Interval
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of tables.")
@@ -79,12 +79,12 @@ def show_share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-FACTS_HEADING = " / ".join(FACT_FIGURES[:3])
+FACTS_HEADING = " / ".join(HEADLINE_METRICS[:3])
 
 
 def show_facts(figures: Mapping[str, float]) -> str:
     """Return the three published figures of a fact edit, in the order of `FACTS_HEADING`."""
-    return " / ".join(show_share(figures.get(name)) for name in FACT_FIGURES[:3])
+    return " / ".join(show_share(figures.get(name)) for name in HEADLINE_METRICS[:3])
 
 
 def show_deviation(deviation: Deviation) -> str:

@@ -78,10 +78,10 @@ def stream(
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.protocols.sequential import StreamEntry, run_stream
+    from tuner.protocols.sequential import StreamEntry, run_sequence
     from tuner.report import write_retention
     from tuner.trial.records import SplitName
-    from tuner.trial.run import Bench
+    from tuner.trial.run import Evaluator
 
     chosen = read_member(SplitName, split, "split")
     examples = load_task(task, edits)
@@ -91,16 +91,16 @@ def stream(
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)
     text = load_general_text(general, base)
-    bench = Bench(base, examples, read_budget(None), text, companions=companions)
+    evaluator = Evaluator(base, examples, read_budget(None), text, companions=companions)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=messages(), transient=True) as bar:
-        shown = bar.add_task("edits", total=len(bench.split(chosen).canonical))
+        shown = bar.add_task("edits", total=len(evaluator.split(chosen).canonical))
 
         def note(entry: StreamEntry) -> None:
             bar.update(shown, completed=entry.number)
 
-        found = run_stream(
-            bench,
+        found = run_sequence(
+            evaluator,
             method,
             seed=seed,
             split=chosen,

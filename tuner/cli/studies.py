@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tuner.cli.launch.backend_options import a_place
+from tuner.cli.launch.backend_options import find_backend
 from tuner.cli.options import (
     STUDIES,
     ContextOption,
@@ -426,11 +426,11 @@ def status(
     json_: JsonFlag = False,
 ) -> None:
     """Show how far a study is, also while it runs."""
-    place = a_place(cluster, ray_address, context)
-    if place is not None:
+    backend = find_backend(cluster, ray_address, context)
+    if backend is not None:
         from tuner.cli.launch.actions import show_there
 
-        show_there(name, place, follow=follow, json_=json_)
+        show_there(name, backend, follow=follow, json_=json_)
         return
     if name is None:
         _list_studies(folder, json_)
@@ -681,12 +681,12 @@ def stop(
 
     `tuner search` continues it here, and `tuner resume` on a cluster.
     """
-    place = a_place(cluster, ray_address, context)
-    if place is not None:
+    backend = find_backend(cluster, ray_address, context)
+    if backend is not None:
         from tuner.cli.launch.actions import stop_there
 
         patience = _GONE_WITHIN_S if wait is None else wait
-        stop_there(name, place, delete=delete, wait_s=patience, json_=json_)
+        stop_there(name, backend, delete=delete, wait_s=patience, json_=json_)
         return
     if delete:
         raise ConfigError("--delete must go with --cluster: a study here is a folder of yours.")

@@ -10,7 +10,7 @@ from tuner.editing.model import Device, Dtype, LanguageModel, load_model
 from tuner.errors import BaseMismatch
 
 
-class ModelRecord(BaseModel):
+class ModelReference(BaseModel):
     """What a stored delta must say of a model that it brings along, to find it again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,7 +22,7 @@ class ModelRecord(BaseModel):
 
 
 @final
-class Companion(ModelRecord):
+class Companion(ModelReference):
     """The small model of an ensemble."""
 
     kind: Literal["weights", "senses"] = Field(description="What the tensors change in it.")
@@ -64,7 +64,7 @@ class Companions:
             self._encoders[key] = load_encoder(id, revision=revision, device=self.device)
         return self._encoders[key]
 
-    def recall(self, companion: ModelRecord) -> LanguageModel:
+    def recall(self, companion: ModelReference) -> LanguageModel:
         """Return the very model that a delta was made with.
 
         Raises:
@@ -75,7 +75,7 @@ class Companions:
         _check_same(found.fingerprint, companion)
         return found
 
-    def recall_encoder(self, companion: ModelRecord) -> Encoder:
+    def recall_encoder(self, companion: ModelReference) -> Encoder:
         """Return the very encoder that a delta was made with.
 
         Raises:
@@ -115,7 +115,7 @@ def _words(id: str, revision: str | None, form: str) -> str:
     return f"{id} ({form})" if revision is None else f"{id} at {revision} ({form})"
 
 
-def _check_same(fingerprint: str, companion: ModelRecord) -> None:
+def _check_same(fingerprint: str, companion: ModelReference) -> None:
     if fingerprint != companion.fingerprint:
         raise BaseMismatch(
             f"This delta brings along {companion.id} ({companion.dtype}, fingerprint "

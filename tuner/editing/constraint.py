@@ -35,7 +35,7 @@ class Metric(StrEnum):
         return self in (Metric.FLUENCY, Metric.CONSISTENCY)
 
     @property
-    def is_of_facts(self) -> bool:
+    def is_fact_metric(self) -> bool:
         """Whether it is one of the published figures of fact editing."""
         return not (self.is_loss or self.is_of_free_text or self is Metric.EXACT)
 

@@ -21,7 +21,7 @@ from tuner.files.text_file import open_file, read_lines
 from tuner.validation import show_path, show_value
 
 
-class Part(StrEnum):
+class TextPart(StrEnum):
     """The three disjoint uses of general text."""
 
     SEARCH = "search"  # deviation during the search
@@ -31,7 +31,11 @@ class Part(StrEnum):
 
 _BUILTIN_TEXT = "builtin:world"
 
-DEFAULT_TOKENS = {Part.SEARCH: 100_000, Part.CONFIRMATION: 600_000, Part.AUXILIARY: 50_000}
+DEFAULT_TOKENS = {
+    TextPart.SEARCH: 100_000,
+    TextPart.CONFIRMATION: 600_000,
+    TextPart.AUXILIARY: 50_000,
+}
 
 
 @final
@@ -62,7 +66,7 @@ class DocumentSource(Protocol):
         """What certificates call this source."""
         ...
 
-    def documents(self, part: Part) -> Iterator[str]:
+    def documents(self, part: TextPart) -> Iterator[str]:
         """Return the part's documents; no document stands in two parts."""
         ...
 
@@ -79,7 +83,7 @@ class BuiltinDocuments:
         """What certificates call this source."""
         return f"builtin:world (seed {self.seed})"
 
-    def documents(self, part: Part) -> Iterator[str]:
+    def documents(self, part: TextPart) -> Iterator[str]:
         """Return the part's documents; no document stands in two parts."""
         return get_provider("builtin").general_documents(part.value, self.seed)
 
@@ -99,7 +103,7 @@ class FileDocuments:
         """What certificates call this source."""
         return self.path.name
 
-    def documents(self, part: Part) -> Iterator[str]:
+    def documents(self, part: TextPart) -> Iterator[str]:
         """Return the part's documents; no document stands in two parts.
 
         Raises:
@@ -142,12 +146,12 @@ class FileDocuments:
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
-def _part_of(digest: bytes) -> Part:
+def _part_of(digest: bytes) -> TextPart:
     # A tenth for editors, two tenths to search on, seven to confirm on: certificates need most.
     bucket = digest[0] % 10
     if bucket == 0:
-        return Part.AUXILIARY
-    return Part.SEARCH if bucket <= 2 else Part.CONFIRMATION
+        return TextPart.AUXILIARY
+    return TextPart.SEARCH if bucket <= 2 else TextPart.CONFIRMATION
 
 
 @final
@@ -160,7 +164,7 @@ class GeneralText:
         model: LanguageModel,
         *,
         block_length: int | None = None,
-        tokens: dict[Part, int] | None = None,
+        tokens: dict[TextPart, int] | None = None,
     ) -> None:
         self.source = source
         self._model = model
@@ -168,9 +172,9 @@ class GeneralText:
         default = 64 if isinstance(source, BuiltinDocuments) else 512
         self.block_length = block_length or min(default, model.context_length)
         self._tokens = DEFAULT_TOKENS | (tokens or {})
-        self._corpora: dict[Part, Corpus] = {}
+        self._corpora: dict[TextPart, Corpus] = {}
 
-    def corpus(self, part: Part) -> Corpus:
+    def corpus(self, part: TextPart) -> Corpus:
         """Return the part's blocks.
 
         Raises:
@@ -180,7 +184,7 @@ class GeneralText:
             self._corpora[part] = self._cut(part)
         return self._corpora[part]
 
-    def _cut(self, part: Part) -> Corpus:
+    def _cut(self, part: TextPart) -> Corpus:
         wanted = self._tokens[part]
         # Each block is read as a text of its own, so it begins as the family's texts begin.
         lead = list(self._model.texts.lead)
@@ -234,7 +238,7 @@ def load_general_text(
     model: LanguageModel,
     *,
     block_length: int | None = None,
-    tokens: dict[Part, int] | None = None,
+    tokens: dict[TextPart, int] | None = None,
 ) -> GeneralText:
     """Return general text for `model`: a file, or the built-in world's for a built-in model.
 

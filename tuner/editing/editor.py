@@ -54,7 +54,7 @@ class Auxiliary:
 
 @final
 @dataclass(frozen=True)
-class Step:
+class EpochEdit:
     """The edit as it stands after one epoch; one-shot methods yield one step."""
 
     delta: Delta
@@ -125,7 +125,7 @@ class Editor(BaseModel, ABC):
 
     def edit(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the edit after each epoch, for as long as the consumer asks.
 
         With several `batches`, yield the sum of all batches so far after each batch.
@@ -147,7 +147,7 @@ class Editor(BaseModel, ABC):
     @abstractmethod
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the method's own edit of one batch after each epoch.
 
         Implementations never change `model`, nor any global random state: the same seed gives
@@ -159,7 +159,7 @@ class Editor(BaseModel, ABC):
         ...
 
     def carry(
-        self, model: LanguageModel, examples: ExampleSet, step: Step, aux: Auxiliary
+        self, model: LanguageModel, examples: ExampleSet, step: EpochEdit, aux: Auxiliary
     ) -> Carried | None:
         """Return what the next batch of a sequence needs of this one and of those before it.
 
@@ -168,7 +168,7 @@ class Editor(BaseModel, ABC):
         """
         return step.carried
 
-    def processed(self, model: LanguageModel, step: Step) -> Step:
+    def processed(self, model: LanguageModel, step: EpochEdit) -> EpochEdit:
         """Return a step whose change is finite, and as small as the fields ask for.
 
         Raises:
@@ -211,9 +211,9 @@ class EditSequence:
         self._aux = replace(aux, origin=model)
         self._prompts: set[str] = set()
         # What the last batch left is read from the model only when another one follows.
-        self._unread: tuple[ExampleSet, Step, Auxiliary] | None = None
+        self._unread: tuple[ExampleSet, EpochEdit, Auxiliary] | None = None
 
-    def make(self, examples: ExampleSet, *, seed: int) -> Step:
+    def make(self, examples: ExampleSet, *, seed: int) -> EpochEdit:
         """Make a batch of edits; return the last step of it, with all edits so far as its delta.
 
         Raises:
@@ -222,7 +222,7 @@ class EditSequence:
         """
         aux = replace(self._aux, earlier=self._prompts, carried=self._carried())
         # Only the last step is held: a step may be as large as the model.
-        last: Step | None = None
+        last: EpochEdit | None = None
         for step in self._editor.steps(self._current, examples, aux, seed=seed):
             last = step
         if last is None:
@@ -240,7 +240,7 @@ class EditSequence:
             return None
         return self._editor.carry(self._current, *self._unread)
 
-    def _with(self, own: Step) -> Delta:
+    def _with(self, own: EpochEdit) -> Delta:
         if isinstance(own.delta, AdditiveDelta):
             before = self.delta
             return before.plus(own.delta) if isinstance(before, AdditiveDelta) else own.delta

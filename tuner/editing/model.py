@@ -25,7 +25,7 @@ from transformers import (
 
 from tuner.backpack import (
     BackpackForCausalLM,
-    ContextualisationMemory,
+    ContextualisationCache,
     read_published_config,
 )
 from tuner.editing.architectures import Architecture, architecture_of
@@ -60,7 +60,7 @@ class LanguageModel:
         # A memory changes what the model says, and no weight.
         self._edits = 0
         if isinstance(network, BackpackForCausalLM):
-            network.backpack.memory = ContextualisationMemory()
+            network.backpack.memory = ContextualisationCache()
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 _PROVIDERS = {"builtin": "tuner.world.provider"}
 
-PartName = Literal["search", "confirmation", "auxiliary"]
+TextPartName = Literal["search", "confirmation", "auxiliary"]
 
 
 @final
@@ -36,7 +36,7 @@ class Provider(Protocol):
         """Return the folders of its models, by name."""
         ...
 
-    def general_documents(self, part: PartName, seed: int) -> Iterator[str]:
+    def general_documents(self, part: TextPartName, seed: int) -> Iterator[str]:
         """Yield general text without end; parts never share a document, whatever their seeds."""
         ...
 

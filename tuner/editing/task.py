@@ -38,7 +38,7 @@ class LossKind(StrEnum):
         return self in (LossKind.BALANCE, LossKind.PREFER)
 
 
-class SuccessRule(StrEnum):
+class SuccessCriterion(StrEnum):
     """When a row counts as a success."""
 
     THRESHOLD = "threshold"  # its loss meets the task's threshold, in nats
@@ -50,7 +50,7 @@ class SuccessRule(StrEnum):
     @property
     def needs_contrast(self) -> bool:
         """Whether rows must carry a second continuation."""
-        return self in (SuccessRule.LIKELIER, SuccessRule.SENTIMENT)
+        return self in (SuccessCriterion.LIKELIER, SuccessCriterion.SENTIMENT)
 
 
 def _is_empty(value: object) -> bool:
@@ -175,9 +175,9 @@ class _Card(BaseModel):
     name: str
     description: str
     loss: LossKind
-    success: SuccessRule = Field(
-        default=SuccessRule.THRESHOLD,
-        exclude_if=lambda rule: rule is SuccessRule.THRESHOLD,
+    success: SuccessCriterion = Field(
+        default=SuccessCriterion.THRESHOLD,
+        exclude_if=lambda rule: rule is SuccessCriterion.THRESHOLD,
         description="When a row succeeds.",
     )
     threshold: float | None = Field(
@@ -202,12 +202,12 @@ class _Card(BaseModel):
 
     @model_validator(mode="after")
     def _rule_has_what_it_needs(self) -> Self:
-        if (self.success is SuccessRule.THRESHOLD) != (self.threshold is not None):
+        if (self.success is SuccessCriterion.THRESHOLD) != (self.threshold is not None):
             raise ValueError(
                 "The rule `success: threshold` needs a `threshold`, and no other rule has one; "
                 f"got success: {self.success} and threshold: {self.threshold}."
             )
-        if self.success is not SuccessRule.THRESHOLD and self.loss is not LossKind.LIKELIHOOD:
+        if self.success is not SuccessCriterion.THRESHOLD and self.loss is not LossKind.LIKELIHOOD:
             raise ValueError(
                 f"`success: {self.success}` goes with `loss: likelihood`, but got {self.loss}."
             )
@@ -341,7 +341,7 @@ def _load_split(folder: Path, card: _Card) -> Split:
     if card.loss.needs_contrast:
         judged = f"the loss {card.loss}"
     neighbours = folder / "neighbours.jsonl"
-    if _is_there(neighbours) and card.success is SuccessRule.THRESHOLD:
+    if _is_there(neighbours) and card.success is SuccessCriterion.THRESHOLD:
         raise TaskError(
             f"{neighbours}: neighbours are judged by any rule but threshold, which is this "
             "task's. Set `success` in task.yaml, or take the file away."

@@ -5,7 +5,7 @@ from typing import final
 
 from pydantic import Field
 
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.layers import LayerBandEditor, layer_band
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
@@ -34,7 +34,7 @@ class FullFinetuning(LayerBandEditor, TrainedEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the change of the trained weights after each epoch.
 
         Raises:

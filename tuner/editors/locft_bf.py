@@ -5,7 +5,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.layers import OneLayerEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
@@ -59,7 +59,7 @@ class LocftBf(OneLayerEditor, TrainedEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the change of the one matrix after each epoch.
 
         Raises:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tuner.editing.delta import LowRank, WeightDelta
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.layers import LayerBandEditor, layer_band
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
@@ -47,7 +47,7 @@ class Lora(LayerBandEditor, TrainedEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the low-rank change after each epoch.
 
         Raises:
@@ -80,7 +80,7 @@ class Lora(LayerBandEditor, TrainedEditor):
                 f"{name}.weight": self._change(network.get_submodule(name), model)
                 for name in targets
             }
-            yield Step(WeightDelta(changes), loss)
+            yield EpochEdit(WeightDelta(changes), loss)
 
     def band(self, count: int) -> range:
         """Return the layers around `center`."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import WeightDelta
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.layers import OneLayerEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.postprocess import keep_largest, truncate_rank
@@ -59,7 +59,7 @@ class Rome(OneLayerEditor, TargetEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the change of the edited matrix, once; its rank is the number of facts.
 
         `seed` has no part in it: contexts are drawn by `prefix_seed`, so that trials share them.
@@ -95,7 +95,7 @@ class Rome(OneLayerEditor, TargetEditor):
             current = model.after(total)
         if total is None:
             raise EditError("There is no example to edit.")
-        yield Step(total)
+        yield EpochEdit(total)
 
     def reduced(self, model: LanguageModel, delta: WeightDelta) -> WeightDelta:
         """Return the change cut to `truncated_rank`: each fact's was pruned by itself."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from tuner.editing.constraint import Constraint, Metric
-from tuner.editing.task import Split, SuccessRule, Task
+from tuner.editing.task import Split, SuccessCriterion, Task
 from tuner.errors import ConfigError
 from tuner.evaluation.metrics.drawdown import measures_drawdown
 from tuner.evaluation.scores import Scores
@@ -46,8 +46,8 @@ def check_measured(constraints: Sequence[Constraint], task: Task) -> None:
                 )
 
 
-def _measured(split: Split, rule: SuccessRule) -> set[Metric]:
-    facts = rule is not SuccessRule.THRESHOLD
+def _measured(split: Split, rule: SuccessCriterion) -> set[Metric]:
+    facts = rule is not SuccessCriterion.THRESHOLD
     known = {
         Metric.EXACT: True,
         Metric.HARD_NEGATIVE_LOSS: bool(split.hard_negatives.rows),
@@ -57,8 +57,8 @@ def _measured(split: Split, rule: SuccessRule) -> set[Metric]:
         Metric.GENERALISATION: facts,
         Metric.SPECIFICITY: facts and bool(split.neighbours),
         Metric.EDIT_SCORE: facts and bool(split.neighbours),
-        Metric.LOCALITY_GOLD: rule is SuccessRule.TOKENS and bool(split.neighbours),
-        Metric.LOCALITY_BASE: rule is SuccessRule.TOKENS and bool(split.neighbours),
+        Metric.LOCALITY_GOLD: rule is SuccessCriterion.TOKENS and bool(split.neighbours),
+        Metric.LOCALITY_BASE: rule is SuccessCriterion.TOKENS and bool(split.neighbours),
         Metric.FLUENCY: bool(split.generations),
         Metric.CONSISTENCY: any(row.references for row in split.generations),
         Metric.DRAWDOWN: measures_drawdown(split, rule),

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
-from tuner.deltas.memory.memory import MemoryDelta, MemoryRecord
+from tuner.deltas.memory.memory import MemoryDelta, MemoryState
 from tuner.editing.companions import Companion
 from tuner.editing.delta import Delta
 
@@ -19,7 +19,7 @@ def delta_hash(delta: Delta) -> str:
     return hash_of_parts(delta.kind, tensors_hash(delta.tensors()), stored_beside(delta))
 
 
-def stored_beside(delta: Delta) -> Companion | MemoryRecord | None:
+def stored_beside(delta: Delta) -> Companion | MemoryState | None:
     """Return what must be stored of a delta beside its tensors, if anything."""
     match delta:
         case MemoryDelta():

@@ -17,7 +17,7 @@ class Interval(BaseModel):
 
 
 # What a fact editor and a memory are told by, in the order of the published tables.
-FACT_FIGURES = (
+HEADLINE_METRICS = (
     "efficacy",
     "generalisation",
     "specificity",
@@ -118,6 +118,6 @@ class Scores(BaseModel):
         return self.model_dump(exclude={"row_success"}, exclude_none=True)
 
     def fact_figures(self) -> dict[str, float]:
-        """Return those of `FACT_FIGURES` that were measured; none for other tasks and deltas."""
+        """Return those of `HEADLINE_METRICS` that were measured; none for other tasks."""
         figures = self.figures()
-        return {name: figures[name] for name in FACT_FIGURES if name in figures}
+        return {name: figures[name] for name in HEADLINE_METRICS if name in figures}

@@ -25,7 +25,7 @@ from tuner.editing.likelihood import (
     training_losses,
 )
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Example, LossKind, Split, SuccessRule
+from tuner.editing.task import Example, LossKind, Split, SuccessCriterion
 from tuner.errors import ConfigError, EditError, TaskError
 from tuner.evaluation.metrics.drawdown import DrawdownMeter, measures_drawdown, refuse_edited
 from tuner.evaluation.metrics.free_text import FreeTextMeter
@@ -52,7 +52,7 @@ class _Rows:
     sentiment: SentimentMeter | None
 
     @classmethod
-    def of(cls, model: LanguageModel, rows: Sequence[Example], rule: SuccessRule) -> Self:
+    def of(cls, model: LanguageModel, rows: Sequence[Example], rule: SuccessCriterion) -> Self:
         encoded, groups = tuple(encode_examples(model, rows)), Grouping.of(rows)
         prompts = tuple(model.encode_prompts([row.prompt for row in rows]))
         alone = model.texts.encode([row.target for row in rows])
@@ -60,7 +60,9 @@ class _Rows:
             _room(model, *row)
             for row in zip(prompts, [row.target for row in encoded], map(len, alone), strict=True)
         )
-        meter = SentimentMeter(model, encoded, groups) if rule is SuccessRule.SENTIMENT else None
+        meter = (
+            SentimentMeter(model, encoded, groups) if rule is SuccessCriterion.SENTIMENT else None
+        )
         return cls(encoded, prompts, rooms, groups, meter)
 
     @property
@@ -86,9 +88,9 @@ class SuccessMeter:
         model: LanguageModel,
         split: Split,
         threshold: float | None = None,
-        rule: SuccessRule = SuccessRule.THRESHOLD,
+        rule: SuccessCriterion = SuccessCriterion.THRESHOLD,
     ) -> None:
-        if rule is SuccessRule.THRESHOLD and threshold is None:
+        if rule is SuccessCriterion.THRESHOLD and threshold is None:
             raise ConfigError("Success by the rule threshold needs a threshold, but got none.")
         self._model = model
         self._rule = rule
@@ -100,13 +102,13 @@ class SuccessMeter:
         )
         passages = _whole(model, [passage.text for passage in split.related])
         self._related = [part for passage in passages for part in _parts(passage)]
-        facts = rule is not SuccessRule.THRESHOLD
+        facts = rule is not SuccessCriterion.THRESHOLD
         self._canonical = _Rows.of(model, split.canonical.rows, rule) if facts else None
         near = split.neighbours if facts else ()
         self._near = _Rows.of(model, near, rule) if near else None
         self._free_text = FreeTextMeter(model, split.generations) if split.generations else None
         self._base_predictions: list[Int[Tensor, " target"]] = []
-        if self._near is not None and rule is SuccessRule.TOKENS:
+        if self._near is not None and rule is SuccessCriterion.TOKENS:
             refuse_edited(model)
             self._base_predictions = self._predictions(self._near.targets)
         self._drawdown: DrawdownMeter | None = None
@@ -138,7 +140,7 @@ class SuccessMeter:
             measured["related_loss"] = self._mean_loss(self._related, per_token=True)
         if Metric.DRAWDOWN in metrics and self._drawdown is not None:
             measured["drawdown"] = self._drawdown.measure()
-        if any(metric.is_of_facts for metric in metrics):
+        if any(metric.is_fact_metric for metric in metrics):
             exact = Metric.EFFICACY_EXACT in metrics
             measured |= self._fact_scores(found.success, exact=exact)
         if any(metric.is_of_free_text for metric in metrics):
@@ -163,7 +165,7 @@ class SuccessMeter:
             found["efficacy_exact"] = self._exact(self._canonical)
         if self._near is None:
             return found
-        if self._rule is SuccessRule.TOKENS:
+        if self._rule is SuccessCriterion.TOKENS:
             said = self._predictions(self._near.targets)
             gold = [torch.tensor(row.ids[row.start :]) for row in self._near.targets]
             specificity = self._near.groups.mean(_agreement(said, gold))
@@ -186,18 +188,18 @@ class SuccessMeter:
     def _row_successes(self, rows: _Rows) -> list[float]:
         """Return the success of each row by the task's rule, from 0 to 1."""
         match self._rule:
-            case SuccessRule.THRESHOLD:
+            case SuccessCriterion.THRESHOLD:
                 return [float(met) for met in self._losses(rows) <= self._threshold]
-            case SuccessRule.LIKELIER:
+            case SuccessCriterion.LIKELIER:
                 return [float(met) for met in self._lead(rows) < 0]
-            case SuccessRule.TOKENS:
+            case SuccessCriterion.TOKENS:
                 gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
                 return _agreement(self._predictions(rows.targets), gold)
-            case SuccessRule.SEQUENCE:
+            case SuccessCriterion.SEQUENCE:
                 gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
                 shares = _agreement(self._predictions(rows.targets), gold)
                 return [float(share == 1) for share in shares]
-            case SuccessRule.SENTIMENT:
+            case SuccessCriterion.SENTIMENT:
                 return [] if rows.sentiment is None else rows.sentiment.successes()
 
     def _losses(self, rows: _Rows) -> Tensor:

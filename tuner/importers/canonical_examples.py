@@ -23,7 +23,7 @@ from tuner.validation import show_path
 _END_OF_TEXT = "<|endoftext|>"
 
 
-class _Record(BaseModel):
+class _PublishedRow(BaseModel):
     """Fields that say what a row is about; texts that it was made from are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -50,18 +50,18 @@ class _Record(BaseModel):
         return self.capital or self.ceo or self.bias_answer
 
 
-class _Row(_Record):
+class _Row(_PublishedRow):
     prefix: str
     suffix: str = Field(min_length=1)
 
 
-class _Pair(_Record):
+class _Pair(_PublishedRow):
     prefix: str
     suffix1: str = Field(min_length=1)
     suffix2: str = Field(min_length=1)
 
 
-class _Text(_Record):
+class _Text(_PublishedRow):
     text: str = Field(min_length=1)
 
 
@@ -278,7 +278,7 @@ def _read_examples(
     return tuple(rows)
 
 
-def _examples(path: Path, kind: CanonicalTask) -> Iterator[tuple[int, _Record, Example]]:
+def _examples(path: Path, kind: CanonicalTask) -> Iterator[tuple[int, _PublishedRow, Example]]:
     if kind.loss.needs_contrast:
         for line, pair in read_rows(path, _Pair):
             example = Example(prompt=pair.prefix, target=pair.suffix1, contrast=pair.suffix2)
@@ -347,7 +347,7 @@ def _blank_warts(example: Example) -> Iterator[str]:
         yield "target without a blank before it"
 
 
-def _subject_warts(record: _Record, example: Example) -> Iterator[str]:
+def _subject_warts(record: _PublishedRow, example: Example) -> Iterator[str]:
     if record.subject is not None and _standing(record.subject, example.prompt) is None:
         yield "prompt that does not name its subject"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.editing.task import Example, GenerationPrompt, LossKind, Split, SuccessRule, Task
+from tuner.editing.task import Example, GenerationPrompt, LossKind, Split, SuccessCriterion, Task
 from tuner.importers.json_list import read_records
 from tuner.importers.selection import (
     FactRecord,
-    Selection,
+    FactSelection,
     as_target,
     choose,
     with_subject,
@@ -36,7 +36,7 @@ class _Rewrite(_Published):
     target_true: _Object
 
 
-class _Record(_Published):
+class _PublishedRow(_Published):
     case_id: int
     requested_rewrite: _Rewrite
     paraphrase_prompts: tuple[str, ...]
@@ -57,7 +57,7 @@ class _Snippets(_Published):
 
 
 def import_counterfact(
-    path: Path, name: str, selection: Selection, snippets: Path | None = None
+    path: Path, name: str, selection: FactSelection, snippets: Path | None = None
 ) -> Task:
     """Return the task in a published CounterFact file.
 
@@ -74,7 +74,7 @@ def import_counterfact(
     about: dict[str, tuple[str, str]] = {}
 
     def usable() -> Iterator[FactRecord]:
-        for _, record in read_records(path, _Record):
+        for _, record in read_records(path, _PublishedRow):
             reason = _unusable(record)
             if str(record.case_id) in about:
                 reason = "repeated a case_id"
@@ -91,7 +91,7 @@ def import_counterfact(
         description=f"CounterFact, read from {path.name}: target_new is to replace target_true. "
         f"{chosen.description}",
         loss=LossKind.LIKELIHOOD,
-        success=SuccessRule.LIKELIER,
+        success=SuccessCriterion.LIKELIER,
         source="CounterFact, Meng et al. 2022 (arXiv:2202.05262), https://rome.baulab.info.",
         licence="MIT, as that of the repository kmeng01/rome, which publishes it.",
         val=chosen.val,
@@ -100,7 +100,7 @@ def import_counterfact(
     return task if snippets is None else _with_references(task, snippets, about)
 
 
-def _unusable(record: _Record) -> str | None:
+def _unusable(record: _PublishedRow) -> str | None:
     rewrite = record.requested_rewrite
     if rewrite.prompt.count("{}") != 1:
         return "had no single subject slot"
@@ -115,7 +115,7 @@ def _unusable(record: _Record) -> str | None:
     return None if record.paraphrase_prompts else "had no paraphrase"
 
 
-def _fact_record(record: _Record) -> FactRecord:
+def _fact_record(record: _PublishedRow) -> FactRecord:
     rewrite = record.requested_rewrite
     subject = rewrite.subject.strip()
     new, true = as_target(rewrite.target_new.text), as_target(rewrite.target_true.text)

@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessRule, Task
+from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessCriterion, Task
 from tuner.errors import ConfigError
 from tuner.importers.by_hand import ByHand
 
@@ -77,7 +77,7 @@ class ScopedEdit:
 
 @final
 @dataclass
-class Reading:
+class ReadState:
     """What is known while splits are read one after the other.
 
     Attributes:
@@ -89,11 +89,17 @@ class Reading:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-ReadSplit = Callable[[SplitName, Reading], Sequence[ScopedEdit]]
+ReadSplit = Callable[[SplitName, ReadState], Sequence[ScopedEdit]]
 
 
 def scoped_task(
-    read: ReadSplit, counts: EditCounts, *, name: str, about: str, rule: SuccessRule, files: ByHand
+    read: ReadSplit,
+    counts: EditCounts,
+    *,
+    name: str,
+    about: str,
+    rule: SuccessCriterion,
+    files: ByHand,
 ) -> Task:
     """Return the task of the splits that `read` gives.
 
@@ -103,7 +109,7 @@ def scoped_task(
         ConfigError: there are fewer usable records than asked for.
         TaskError: a file is missing or a row is malformed; names file and line.
     """
-    reading = Reading()
+    reading = ReadState()
     edits = {split: read(split, reading) for split in _asked_for(counts)}
     sizes = ", ".join(f"{len(found)} for {_WORDS[split]}" for split, found in edits.items())
     left_out = "".join(f"; {count} {reason}" for reason, count in reading.left_out.items())

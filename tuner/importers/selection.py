@@ -17,7 +17,7 @@ _FACTS_PER_EDIT = 20
 
 
 @final
-class Selection(BaseModel):
+class FactSelection(BaseModel):
     """How many records each part of a task gets, and which."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +59,7 @@ class Chosen:
 
 
 def choose(
-    records: Iterable[FactRecord], selection: Selection, skipped: Mapping[str, int]
+    records: Iterable[FactRecord], selection: FactSelection, skipped: Mapping[str, int]
 ) -> Chosen:
     """Return splits that share no subject, and a pool of facts that neither of them judges.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tuner.editing.task import Example, LossKind, SuccessRule, Task
+from tuner.editing.task import Example, LossKind, SuccessCriterion, Task
 from tuner.importers.json_list import read_records
-from tuner.importers.selection import FactRecord, Selection, as_target, choose, with_subject
+from tuner.importers.selection import FactRecord, FactSelection, as_target, choose, with_subject
 
 _LOC_PREFIX = "nq question: "
 
@@ -21,7 +21,7 @@ class ZsreTarget(StrEnum):
     ALT = "alt"  # the made-up alternative: EasyEdit
 
 
-class _Record(BaseModel):
+class _PublishedRow(BaseModel):
     """Fields of the published files that matter here; others are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -36,7 +36,7 @@ class _Record(BaseModel):
 
 
 def import_zsre(
-    path: Path, name: str, selection: Selection, target: ZsreTarget = ZsreTarget.ANSWER
+    path: Path, name: str, selection: FactSelection, target: ZsreTarget = ZsreTarget.ANSWER
 ) -> Task:
     """Return the task in a published zsRE file.
 
@@ -52,7 +52,7 @@ def import_zsre(
     skipped: Counter[str] = Counter()
 
     def usable() -> Iterator[FactRecord]:
-        for number, record in read_records(path, _Record):
+        for number, record in read_records(path, _PublishedRow):
             reason = _unusable(record, target)
             if reason:
                 skipped[reason] += 1
@@ -71,7 +71,7 @@ def import_zsre(
         f"questions, prefix and all, with a question mark and their gold answer. "
         f"{chosen.description}",
         loss=LossKind.LIKELIHOOD,
-        success=SuccessRule.TOKENS,
+        success=SuccessCriterion.TOKENS,
         source="zsRE, Levy et al. 2017 (arXiv:1706.04115), as selected by Mitchell et al. 2022 "
         "(arXiv:2110.11309), https://rome.baulab.info; loc from Natural Questions.",
         licence="Not stated with the file; Natural Questions is CC BY-SA 3.0.",
@@ -80,7 +80,7 @@ def import_zsre(
     )
 
 
-def _unusable(record: _Record, target: ZsreTarget) -> str | None:
+def _unusable(record: _PublishedRow, target: ZsreTarget) -> str | None:
     subject = record.subject.strip()
     if not subject or record.src.count(subject) != 1:
         return "had no single subject slot"
@@ -99,7 +99,7 @@ def _unusable(record: _Record, target: ZsreTarget) -> str | None:
     return None
 
 
-def _fact_record(record: _Record, number: str, target: ZsreTarget) -> FactRecord:
+def _fact_record(record: _PublishedRow, number: str, target: ZsreTarget) -> FactRecord:
     subject, question = record.subject.strip(), record.src.strip()
     true = as_target(record.answers[0])
     chosen = true if target is ZsreTarget.ANSWER else as_target(record.alt or "")

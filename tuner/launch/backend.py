@@ -1,22 +1,22 @@
-"""Where studies are launched: each place does the same things, whatever stands behind it."""
+"""Where studies are launched: each back end does the same things, whatever is behind it."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from tuner.launch.driver_log import Part
-from tuner.launch.following import Observer
+from tuner.launch.driver_log import LogSource
+from tuner.launch.following import FollowObserver
 from tuner.launch.status import LaunchedStudy
 
 if TYPE_CHECKING:
     from tuner.search import StudyConfig
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """A namespace of Kubernetes, or a Ray cluster that stands already.
 
     All but `preview` is done within `async with`. It raises a ConfigError where there is no such
-    study, or it cannot run there, and a ClusterError where the place cannot be reached, or refuses.
+    study, or it cannot run there, and a ClusterError where it cannot be reached, or refuses.
     """
 
     async def __aenter__(self) -> Self:
@@ -29,7 +29,7 @@ class Place(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Part."""
+        """LogSource."""
         ...
 
     @property
@@ -38,12 +38,12 @@ class Place(Protocol):
         ...
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What it is called in a sentence."""
         ...
 
     def preview(self, study: "StudyConfig") -> Sequence[Mapping[str, Any]]:
-        """Return what would be sent for a study, checked, without asking the place.
+        """Return what would be sent for a study, checked, without asking it.
 
         Raises:
             ConfigError: the study cannot run there, or its space does not fit its task.
@@ -55,12 +55,12 @@ class Place(Protocol):
         """Send a study; return whether that was needed, or it was there already."""
         ...
 
-    async def look(self, name: str) -> LaunchedStudy:
+    async def status(self, name: str) -> LaunchedStudy:
         """Return how far a study is."""
         ...
 
-    async def look_at_all(self) -> list[LaunchedStudy]:
-        """Return all studies of the place, without what holds them up."""
+    async def list_studies(self) -> list[LaunchedStudy]:
+        """Return all its studies, without what holds them up."""
         ...
 
     async def stop(self, name: str, *, wait_s: float) -> LaunchedStudy:
@@ -75,12 +75,12 @@ class Place(Protocol):
         """Have a study go on from its ledger; return whether that was needed."""
         ...
 
-    async def follow(self, name: str, observer: Observer) -> LaunchedStudy:
+    async def follow(self, name: str, observer: FollowObserver) -> LaunchedStudy:
         """Tell an observer how a study goes on; return it once it rests."""
         ...
 
     def log_lines(
-        self, name: str, part: Part, *, follow: bool, tail: int | None = None
+        self, name: str, part: LogSource, *, follow: bool, tail: int | None = None
     ) -> AsyncGenerator[str]:
         """Yield the lines of a part's log; with `follow`, also those to come."""
         ...

@@ -8,7 +8,7 @@ from typing import final
 from tuner.errors import AccessDenied, ClusterError, ConfigError
 from tuner.launch.kubernetes.client import POD, KubernetesApi
 from tuner.launch.kubernetes.labels import ROLE_LABEL, STUDY_LABEL
-from tuner.launch.kubernetes.lifecycle import look
+from tuner.launch.kubernetes.lifecycle import study_status
 from tuner.launch.kubernetes.observed import SeenPod
 from tuner.launch.kubernetes.watch_cache import pauses
 
@@ -16,7 +16,7 @@ _PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
 
-class Part(StrEnum):
+class LogSource(StrEnum):
     """Whose log is meant."""
 
     DRIVER = "driver"
@@ -26,14 +26,14 @@ class Part(StrEnum):
 
 # The pod that submits repeats what the driver says, and outlives the cluster.
 _PLACES = {
-    Part.DRIVER: ("submitter", "ray-job-submitter"),
-    Part.HEAD: ("head", "ray-head"),
-    Part.AUTOSCALER: ("head", "autoscaler"),
+    LogSource.DRIVER: ("submitter", "ray-job-submitter"),
+    LogSource.HEAD: ("head", "ray-head"),
+    LogSource.AUTOSCALER: ("head", "autoscaler"),
 }
 
 
 @final
-class _Place:
+class _ReadPosition:
     """How far the log of one container has been read."""
 
     def __init__(self, uid: str) -> None:
@@ -42,7 +42,7 @@ class _Place:
 
 
 async def log_lines(
-    api: KubernetesApi, name: str, part: Part, *, follow: bool, tail: int | None = None
+    api: KubernetesApi, name: str, part: LogSource, *, follow: bool, tail: int | None = None
 ) -> AsyncGenerator[str]:
     """Yield the lines of a part's log; with `follow`, also those to come, over lost attempts.
 
@@ -50,12 +50,12 @@ async def log_lines(
         ConfigError: no such study is on the cluster.
         ClusterError: there is no log yet, or Kubernetes cannot be reached or refuses.
     """
-    place = _Place("")
+    position = _ReadPosition("")
     pause = pauses(_PAUSE_S, _LONGEST_PAUSE_S)
     seen = False
     while True:
         try:
-            study = await look(api, name)
+            study = await study_status(api, name)
             pod = await _newest(api, study.name, part)
         except ConfigError:
             if seen:
@@ -69,10 +69,10 @@ async def log_lines(
             await pause()
             continue
         seen = True
-        if pod is not None and pod.metadata.uid != place.uid:
-            place = _Place(pod.metadata.uid)
+        if pod is not None and pod.metadata.uid != position.uid:
+            position = _ReadPosition(pod.metadata.uid)
         if pod is not None:
-            lines = _read(api, pod, part, place, follow=follow, tail=tail)
+            lines = _read(api, pod, part, position, follow=follow, tail=tail)
             try:
                 async with aclosing(lines):
                     async for line in lines:
@@ -96,7 +96,7 @@ async def log_lines(
         await pause()
 
 
-async def _newest(api: KubernetesApi, name: str, part: Part) -> SeenPod | None:
+async def _newest(api: KubernetesApi, name: str, part: LogSource) -> SeenPod | None:
     """Return the latest pod that plays a part, once its container has started."""
     role, container = _PLACES[part]
     found, _ = await api.list(POD, f"{STUDY_LABEL}={name},{ROLE_LABEL}={role}")
@@ -113,10 +113,16 @@ def _has_started(pod: SeenPod, container: str) -> bool:
 
 
 async def _read(
-    api: KubernetesApi, pod: SeenPod, part: Part, place: _Place, *, follow: bool, tail: int | None
+    api: KubernetesApi,
+    pod: SeenPod,
+    part: LogSource,
+    position: _ReadPosition,
+    *,
+    follow: bool,
+    tail: int | None,
 ) -> AsyncGenerator[str]:
     """Yield what has not been read yet; each line bears its time, which is cut off."""
-    since = place.read_until
+    since = position.read_until
     lines = api.log(
         pod.metadata.name,
         _PLACES[part][1],
@@ -130,5 +136,5 @@ async def _read(
             # The server counts in whole seconds, so that it repeats some.
             if since and when <= since:
                 continue
-            place.read_until = when
+            position.read_until = when
             yield text

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Protocol, final
 
 from tuner.errors import AccessDenied
-from tuner.launch.driver_log import Part, log_lines
+from tuner.launch.driver_log import LogSource, log_lines
 from tuner.launch.kubernetes.client import (
     EVENT,
     POD,
@@ -18,7 +18,7 @@ from tuner.launch.kubernetes.client import (
     Manifest,
 )
 from tuner.launch.kubernetes.labels import ORIGIN_LABEL, STUDY_LABEL
-from tuner.launch.kubernetes.lifecycle import look
+from tuner.launch.kubernetes.lifecycle import study_status
 from tuner.launch.kubernetes.observed import SeenEvent, SeenPod, SeenRayCluster, SeenRayJob
 from tuner.launch.kubernetes.watch_cache import Mirror
 from tuner.launch.status import LaunchedStudy, describe
@@ -29,7 +29,7 @@ _LOOK_EVERY_S = 5.0
 _LAST_WORDS_WITHIN_S = 10.0
 
 
-class Observer(Protocol):
+class FollowObserver(Protocol):
     """Who is told how a study goes on."""
 
     def changed(self, study: LaunchedStudy) -> None:
@@ -45,14 +45,14 @@ class Observer(Protocol):
         ...
 
 
-async def follow(api: KubernetesApi, name: str, observer: Observer) -> LaunchedStudy:
+async def follow(api: KubernetesApi, name: str, observer: FollowObserver) -> LaunchedStudy:
     """Tell an observer how a study goes on; return it once it rests.
 
     Raises:
         ConfigError: no such study is on the cluster.
         ClusterError: Kubernetes cannot be reached at first, or refuses.
     """
-    study = await look(api, name)
+    study = await study_status(api, name)
     observer.changed(study)
     if study.rests:
         return study
@@ -61,7 +61,7 @@ async def follow(api: KubernetesApi, name: str, observer: Observer) -> LaunchedS
 
 @final
 class _Follower:
-    def __init__(self, api: KubernetesApi, study: LaunchedStudy, observer: Observer) -> None:
+    def __init__(self, api: KubernetesApi, study: LaunchedStudy, observer: FollowObserver) -> None:
         self._api = api
         self._study = study
         self._observer = observer
@@ -144,7 +144,7 @@ class _Follower:
     async def _listen(self) -> None:
         """Pass on what the driver writes; without the right to read it, nothing."""
         with suppress(AccessDenied):
-            lines = log_lines(self._api, self._study.name, Part.DRIVER, follow=True)
+            lines = log_lines(self._api, self._study.name, LogSource.DRIVER, follow=True)
             async with aclosing(lines):
                 async for line in lines:
                     self._observer.said(line)

@@ -12,7 +12,7 @@ from typing import Any, final
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuner.editing.companions import Companions
-from tuner.editing.corpus import GeneralText, Part
+from tuner.editing.corpus import GeneralText, TextPart
 from tuner.editing.editor import Editor
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Task
@@ -22,7 +22,7 @@ from tuner.evaluation.scores import Interval
 from tuner.evaluation.statistics.confidence import mean_interval
 from tuner.files.json_lines import append_line, cut_half_line, read_line, whole_lines
 from tuner.trial.records import Rule, SplitName, TrialRecord
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 # Source: Mitchell et al. 2022 (arXiv:2206.06520), the numbers of their scaling study.
 DEFAULT_COUNTS = (1, 5, 25, 75)
@@ -148,18 +148,18 @@ class Sweep:
         for count in sorted(self.counts):
             for draw in range(self.draws):
                 keys = [self._key(shared, editor, count, draw) for editor in self.editors]
-                bench: Bench | None = None
+                evaluator: Evaluator | None = None
                 for key, editor in zip(keys, self.editors, strict=True):
                     if key in known:
                         yield known[key]
                         continue
-                    bench = bench or self._bench(count, draw)
-                    found = self._point(key, editor, bench, count, draw)
+                    evaluator = evaluator or self._evaluator(count, draw)
+                    found = self._point(key, editor, evaluator, count, draw)
                     log.add(found)
                     yield found
 
-    def _bench(self, count: int, draw: int) -> Bench:
-        return Bench(
+    def _evaluator(self, count: int, draw: int) -> Evaluator:
+        return Evaluator(
             self.model,
             drawn(self.task, self.split, count, draw),
             Budget(epsilons=(self.epsilon,)),
@@ -167,11 +167,13 @@ class Sweep:
             companions=self.companions,
         )
 
-    def _point(self, key: str, editor: Editor, bench: Bench, count: int, draw: int) -> SweepPoint:
+    def _point(
+        self, key: str, editor: Editor, evaluator: Evaluator, count: int, draw: int
+    ) -> SweepPoint:
         seed = self.seed + draw
-        record = bench.run(editor, seed=seed, split=self.split, rule=self.rule).record
+        record = evaluator.run(editor, seed=seed, split=self.split, rule=self.rule).record
         answer = None if record.failure is not None else record.answer(self.epsilon, self.rule)
-        scores = answer.scores if answer else bench.base_scores(self.split)
+        scores = answer.scores if answer else evaluator.base_scores(self.split)
         return SweepPoint(
             key=key,
             editor=editor.name(),
@@ -197,8 +199,8 @@ class Sweep:
             str(self.model.dtype),
             self.model.device.type,
             self.task.hash,
-            self.general.corpus(Part.SEARCH).hash,
-            self.general.corpus(Part.AUXILIARY).hash,
+            self.general.corpus(TextPart.SEARCH).hash,
+            self.general.corpus(TextPart.AUXILIARY).hash,
             self.epsilon,
             self.rule,
             self.split,

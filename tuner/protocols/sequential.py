@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from tuner.editing.corpus import Part
+from tuner.editing.corpus import TextPart
 from tuner.editing.editor import Editor, EditSequence
 from tuner.editing.likelihood import encode_continuations, in_length_order, predicted_tokens
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
@@ -23,7 +23,7 @@ from tuner.files.atomic_file import write_text
 from tuner.files.json_lines import append_line, cut_half_line, read_line, whole_lines
 from tuner.files.text_file import read_bytes
 from tuner.trial.records import SplitName
-from tuner.trial.run import Bench, library_versions
+from tuner.trial.run import Evaluator, library_versions
 
 _BATCH = 32
 # What one edit leaves to the next; 1 read all earlier edits again, and made memories anew.
@@ -92,7 +92,7 @@ class StreamEntry(BaseModel):
 
 @final
 @dataclass(frozen=True)
-class StreamRecord:
+class SequentialRecord:
     """A stream, as far as it has come."""
 
     header: StreamHeader
@@ -126,8 +126,8 @@ class StreamRecord:
         return tuple(entry for entry in self.entries if entry.retention is not None)
 
 
-def run_stream(
-    bench: Bench,
+def run_sequence(
+    evaluator: Evaluator,
     editor: Editor,
     *,
     seed: int,
@@ -136,7 +136,7 @@ def run_stream(
     only_wrong: bool = False,
     path: Path | None = None,
     on_entry: EntryListener | None = None,
-) -> StreamRecord:
+) -> SequentialRecord:
     """Return what the model does after each edit of a split, made one after another.
 
     Changes that add up edit the model that the earlier ones left, and memories grow by one edit
@@ -159,15 +159,15 @@ def run_stream(
             f"A stream makes one edit after another itself, but got batches: {editor.batches}. "
             "Leave `batches` at 1."
         )
-    editor.check_task(bench.task)
-    editor.check_model(bench.model, bench.companions)
-    stream = _Stream(bench, editor, seed, split)
+    editor.check_task(evaluator.task)
+    editor.check_model(evaluator.model, evaluator.companions)
+    stream = _Stream(evaluator, editor, seed, split)
     rows = stream.examples.rows
     header = StreamHeader(
-        base=bench.model.id,
-        base_fingerprint=bench.model.fingerprint,
-        task=bench.task.name,
-        task_hash=bench.task.hash,
+        base=evaluator.model.id,
+        base_fingerprint=evaluator.model.fingerprint,
+        task=evaluator.task.name,
+        task_hash=evaluator.task.hash,
         split=split,
         editor=editor.name(),
         hyperparameters=editor.model_dump(mode="json"),
@@ -175,7 +175,7 @@ def run_stream(
         edits=len(rows),
         every=every,
         only_wrong=only_wrong,
-        general_hash=bench.general.corpus(Part.SEARCH).hash,
+        general_hash=evaluator.general.corpus(TextPart.SEARCH).hash,
         versions=library_versions(),
         protocol=_PROTOCOL,
     )
@@ -207,21 +207,21 @@ def run_stream(
             append_line(path, entry)
         if on_entry is not None:
             on_entry(entry)
-    return StreamRecord(header, tuple(entries))
+    return SequentialRecord(header, tuple(entries))
 
 
 @final
 class _Stream:
     """The state of a stream: what has been edited, and the change that it came to."""
 
-    def __init__(self, bench: Bench, editor: Editor, seed: int, split: SplitName) -> None:
-        self.bench = bench
+    def __init__(self, evaluator: Evaluator, editor: Editor, seed: int, split: SplitName) -> None:
+        self.evaluator = evaluator
         self.seed = seed
-        given = bench.split(split)
+        given = evaluator.split(split)
         self.examples = given.canonical
-        self._edits = EditSequence(editor, bench.model, bench.auxiliary_for(split))
+        self._edits = EditSequence(editor, evaluator.model, evaluator.auxiliary_for(split))
         self._ood = given.ood.rows
-        model = bench.model
+        model = evaluator.model
         outside = (*given.hard_negatives.rows, *given.neighbours)
         self._outside = encode_continuations(model, [(row.prompt, row.target) for row in outside])
         self._said_by_base = self._said()
@@ -236,8 +236,8 @@ class _Stream:
         some = ExampleSet(loss=self.examples.loss, rows=tuple(rows))
         none = ExampleSet(loss=LossKind.LIKELIHOOD, rows=())
         judged = Split(canonical=some, ood=some, hard_negatives=none)
-        task = self.bench.task
-        meter = SuccessMeter(self.bench.model, judged, task.threshold, task.success)
+        task = self.evaluator.task
+        meter = SuccessMeter(self.evaluator.model, judged, task.threshold, task.success)
         with self._edited():
             found = meter.success().row_success
         return sum(found) / len(found)
@@ -252,7 +252,7 @@ class _Stream:
                 torch.equal(now, before)
                 for now, before in zip(self._said(), self._said_by_base, strict=True)
             ]
-        meter, budget = self.bench.meter, self.bench.budget
+        meter, budget = self.evaluator.meter, self.evaluator.budget
         return {
             "retention": self.success(past),
             "generalisation": self.success(inside) if inside else None,
@@ -267,11 +267,11 @@ class _Stream:
 
     def _edited(self) -> AbstractContextManager[None]:
         delta = self._edits.delta
-        return nullcontext() if delta is None else self.bench.model.edited(delta)
+        return nullcontext() if delta is None else self.evaluator.model.edited(delta)
 
     def _said(self) -> list[Tensor]:
         """Return the likeliest tokens where hard negatives and neighbours have their targets."""
-        model = self.bench.model
+        model = self.evaluator.model
         said: list[Tensor] = [torch.empty(0)] * len(self._outside)
         for batch in in_length_order([len(row.ids) for row in self._outside], _BATCH):
             rows = [self._outside[place] for place in batch]
@@ -290,7 +290,7 @@ def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]
         # There is none, or one whose very first line was cut short.
         write_text(path, line)
         return ()
-    found = StreamRecord.load(path)
+    found = SequentialRecord.load(path)
     # The base is known by its fingerprint; its folder may be spelled otherwise, or have moved.
     begun_with = found.header.model_copy(update={"base": header.base})
     if begun_with != header:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tuner.protocols.scaling import Estimate, SweepRow
-from tuner.protocols.sequential import StreamRecord
+from tuner.protocols.sequential import SequentialRecord
 from tuner.report.importance import Importances, searched_names
 from tuner.report.words import (
     deviation,
@@ -282,7 +282,7 @@ def _sweep_text(title: str, row: SweepRow, value: Estimate) -> str:
     )
 
 
-def retention(stream: StreamRecord) -> go.Figure:
+def retention(stream: SequentialRecord) -> go.Figure:
     """Return what is left of all edits so far, and of the rest, after each edit of a stream."""
     figure = _figure(height=420)
     shown = stream.measured

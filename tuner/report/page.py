@@ -11,7 +11,7 @@ from typing import Any
 from tuner.errors import MissingExtra
 from tuner.files.atomic_file import write_text
 from tuner.protocols.scaling import SweepRow
-from tuner.protocols.sequential import StreamRecord
+from tuner.protocols.sequential import SequentialRecord
 from tuner.report import words
 from tuner.report.importance import importances, searched_names
 from tuner.trial.records import StudyResultRecord, TrialEntry, TrialState, Winner
@@ -79,7 +79,7 @@ def write_sweep(rows: Sequence[SweepRow], title: str, path: Path) -> Path:
     return _write_figure(path, title, figures.sweep_curves(rows))
 
 
-def write_retention(stream: StreamRecord, path: Path) -> Path:
+def write_retention(stream: SequentialRecord, path: Path) -> Path:
     """Write the plot of a stream's retention as a page of its own, and return its path.
 
     Raises:

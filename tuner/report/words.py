@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.evaluation.deviation.budget import Deviation, Verdict, epsilon_label
-from tuner.evaluation.scores import FACT_FIGURES, Interval, Scores
+from tuner.evaluation.scores import HEADLINE_METRICS, Interval, Scores
 from tuner.trial.records import SeedResult, TrialEntry
 
 VERDICT_WORDS = {
@@ -33,7 +33,7 @@ def fact_figures(scores: Scores) -> list[tuple[str, str]]:
 def fact_names(tests: Sequence[SeedResult]) -> list[str]:
     """Return the names of all figures that one seed or another has, in their order."""
     had = {name for test in tests for name in test.answer.scores.fact_figures()}
-    return [name for name in FACT_FIGURES if name in had]
+    return [name for name in HEADLINE_METRICS if name in had]
 
 
 def fact_cells(scores: Scores, names: Sequence[str]) -> list[str]:

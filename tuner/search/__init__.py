@@ -13,18 +13,18 @@ from tuner.search.config import SamplerName, StudyConfig, load_study  # noqa: E4
 from tuner.search.progress import Incumbent, Progress, StudyPhase  # noqa: E402
 from tuner.search.result import Best, StudyResult, open_study  # noqa: E402
 from tuner.search.space import Space, load_space, space_names  # noqa: E402
-from tuner.search.study import STUDIES, Observer, Study  # noqa: E402
+from tuner.search.study import STUDIES, Study, StudyObserver  # noqa: E402
 
 __all__ = [
     "STUDIES",
     "Best",
     "Incumbent",
-    "Observer",
     "Progress",
     "SamplerName",
     "Space",
     "Study",
     "StudyConfig",
+    "StudyObserver",
     "StudyPhase",
     "StudyResult",
     "check_study",

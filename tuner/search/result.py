@@ -91,7 +91,7 @@ def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
     """
     place = StudyFolder(folder)
     ledger = Ledger.read(place, folder.name, storage)
-    if not ledger.asked:
+    if not ledger.definition:
         raise ConfigError(f"The study in {folder} has not begun.")
     done = read_whole(place.result, StudyResultRecord)
     record = StudyResultRecord(
@@ -120,7 +120,7 @@ def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
 
 
 def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
-    asked = ledger.asked
+    asked = ledger.definition
     known = {key: value for key, value in asked.items() if key in StudyConfig.model_fields}
     config = StudyConfig.model_validate(known, context=AS_WRITTEN)
     space = asked["space definition"]

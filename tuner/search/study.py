@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tuner.bundle.bundle import StoredBundle
 from tuner.editing.constraint import Constraint, strictest
-from tuner.editing.corpus import Part, load_general_text
+from tuner.editing.corpus import TextPart, load_general_text
 from tuner.editing.model import load_model
 from tuner.editing.task import Task, load_task
 from tuner.errors import DiskError, StudyFailed, TunerError
@@ -26,15 +26,15 @@ from tuner.evaluation.scores import Scores
 from tuner.files.atomic_file import write_text
 from tuner.search.config import SamplerName, StudyConfig, check_unchanged
 from tuner.search.progress import Progress, StudyPhase, snapshot
-from tuner.search.ray.executor import Executor, deaths_on, executor
+from tuner.search.ray.executor import Executor, executor, worker_failures_on
 from tuner.search.ray.searcher import LedgerSearcher
 from tuner.search.ray.worker import (
-    BenchMaker,
     Confirm,
+    EvaluatorMaker,
     Job,
     Retest,
     WorkerSetup,
-    make_bench,
+    make_evaluator,
     retest_seeds,
 )
 from tuner.search.result import SPELLING, TASK_CONSTRAINTS, StudyResult, summary_of
@@ -76,7 +76,7 @@ R = TypeVar("R", bound=BaseModel)
 ProgressListener = Callable[[Progress], None]
 
 
-class Observer(Protocol):
+class StudyObserver(Protocol):
     """Somebody who follows a study, for instance in MLflow. None of its errors hurts the study."""
 
     def trial_changed(self, entry: TrialEntry) -> object:
@@ -89,7 +89,7 @@ class Observer(Protocol):
         """Finish; also called when the study is interrupted."""
 
 
-ObserverMaker = Callable[[StudySummary], Observer]
+ObserverMaker = Callable[[StudySummary], StudyObserver]
 
 
 @final
@@ -131,7 +131,7 @@ class Study:
             sampler=sampler,
             general=general,
         )
-        self._prepare(config, folder, observe, make_bench)
+        self._prepare(config, folder, observe, make_evaluator)
 
     @classmethod
     def of(
@@ -140,17 +140,17 @@ class Study:
         *,
         folder: Path = STUDIES,
         observe: ObserverMaker | None = None,
-        make_bench: BenchMaker = make_bench,
+        make_evaluator: EvaluatorMaker = make_evaluator,
     ) -> "Study":
         """Return the study that `config` describes, kept in a folder of its name in `folder`.
 
-        `make_bench` makes what the trials run on; workers call it, so it must be importable.
+        `make_evaluator` makes what the trials run on; workers call it, so it must be importable.
 
         Raises:
             ConfigError: the space is not valid, or there is no such task.
         """
         study = cls.__new__(cls)
-        study._prepare(config, folder, observe, make_bench)
+        study._prepare(config, folder, observe, make_evaluator)
         return study
 
     def _prepare(
@@ -158,7 +158,7 @@ class Study:
         config: StudyConfig,
         folder: Path,
         observe: ObserverMaker | None,
-        make_bench: BenchMaker,
+        make_evaluator: EvaluatorMaker,
     ) -> None:
         self.config = config
         self.space: Space = load_space(config.space)
@@ -167,7 +167,7 @@ class Study:
         check_measured((*self.task.constraints, *config.constraints), self.task)
         self.folder = StudyFolder(folder / config.name)
         self._observe = observe
-        self._make_bench = make_bench
+        self._make_evaluator = make_evaluator
 
     def run(self, on_progress: ProgressListener | None = None) -> StudyResult:
         """Search, confirm and retrain, or whatever of it is still to do; return what came out.
@@ -205,7 +205,7 @@ class Study:
         }
         if self.task.constraints:
             now[TASK_CONSTRAINTS] = [one.model_dump(mode="json") for one in self.task.constraints]
-        before = ledger.asked
+        before = ledger.definition
         if before:
             uid = before.pop("uid")
             before.pop("trials", None)
@@ -223,8 +223,8 @@ class Study:
         asked = {**now, "uid": uid, "trials": self.config.trials}
         if self.config.spelling:
             asked[SPELLING] = self.config.spelling
-        if ledger.asked != asked:
-            ledger.ask_for(asked)
+        if ledger.definition != asked:
+            ledger.set_definition(asked)
 
     def _same_places(self, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         """Return what was asked before, with our paths where those of then have the same content.
@@ -242,7 +242,7 @@ class Study:
             model = load_model(
                 config.model, revision=config.revision, dtype=config.dtype, device="cpu"
             )
-            text = load_general_text(config.general, model).corpus(Part.SEARCH)
+            text = load_general_text(config.general, model).corpus(TextPart.SEARCH)
             self.folder.claim_base(model.fingerprint, text.hash)
             same.update(moved)
         return {key: now[key] if key in same else value for key, value in before.items()}
@@ -277,7 +277,7 @@ class _Run:
         self._on_progress = on_progress
         self._started = started
         self._observe = study._observe
-        self._observer: Observer | None = None
+        self._observer: StudyObserver | None = None
         self._observer_hurt = False
         self._phase = StudyPhase.STARTING
         self._phase_started = started
@@ -294,7 +294,7 @@ class _Run:
             space=self._space,
             uid=ledger.uid,
             root=self._folder.root,
-            make_bench=study._make_bench,
+            make_evaluator=study._make_evaluator,
         )
         self._proposer = Proposer(
             self._space,
@@ -326,7 +326,7 @@ class _Run:
             )
         chosen = self._confirm(entries)
         winners = self._retest(chosen)
-        self._ledger.keep()
+        self._ledger.renew_lease()
         record = StudyResultRecord(summary=self._summary(), winners=winners, entries=tuple(entries))
         write_text(self._folder.result, record.model_dump_json())
         self._tell_observer(lambda observer: observer.study_finished(record))
@@ -342,7 +342,7 @@ class _Run:
             self._config,
             self._proposer,
             constraints=[constraint.name for constraint in self._constraints],
-            deaths=deaths_on(self._config.address),
+            deaths=worker_failures_on(self._config.address),
             on_change=self._changed,
         )
         self._prune()
@@ -522,7 +522,7 @@ class _Run:
     def _tick(self) -> None:
         self._watch()
         if time.monotonic() - self._last_kept >= _KEEP_S:
-            self._ledger.keep()
+            self._ledger.renew_lease()
             self._last_kept = time.monotonic()
         if time.monotonic() - self._last_tick >= _TICK_S:
             self._emit()
@@ -555,7 +555,7 @@ class _Run:
     def _tell_of(self, entry: TrialEntry) -> None:
         self._tell_observer(lambda observer: observer.trial_changed(entry))
 
-    def _tell_observer(self, tell: Callable[[Observer], object]) -> None:
+    def _tell_observer(self, tell: Callable[[StudyObserver], object]) -> None:
         if self._observer is not None:
             with self._unhurt():
                 tell(self._observer)

@@ -14,7 +14,7 @@ import torch
 from tuner.deltas.memory.memory import MemoryDelta
 from tuner.editing.companions import Companions
 from tuner.editing.constraint import Constraint, strictest
-from tuner.editing.corpus import GeneralText, Part, load_general_text
+from tuner.editing.corpus import GeneralText, TextPart, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.model import LanguageModel
@@ -120,7 +120,7 @@ def _is_of_memory(error: Exception) -> bool:
 
 
 @final
-class Bench:
+class Evaluator:
     """A base model, a task and general text, with all that does not depend on the trial.
 
     Long-lived: base losses and base scores are computed once and serve every trial. Edits must
@@ -150,7 +150,7 @@ class Bench:
         check_measured(self.constraints, task)
         self.general = general
         self._cache = cache or Cache(cache_folder())
-        self._meter = self._deviation_meter(Part.SEARCH, budget.confidence)
+        self._meter = self._deviation_meter(TextPart.SEARCH, budget.confidence)
         self.noise_floor = self._meter.check_budget(budget)
         self._splits = {
             SplitName.VAL: task.val.limited(task.simultaneous_edits),
@@ -162,7 +162,7 @@ class Bench:
         self.companions = companions or Companions(device=str(model.device))
         """The small models that some editors need beside the model, loaded once for all trials."""
         self.auxiliary = Auxiliary(
-            general=general.corpus(Part.AUXILIARY),
+            general=general.corpus(TextPart.AUXILIARY),
             training=task.train,
             cache=self._cache,
             companions=self.companions,
@@ -192,7 +192,7 @@ class Bench:
         """
         editor.check_model(self.model, self.companions)
         trial = _Trial(
-            bench=self,
+            evaluator=self,
             editor=editor,
             seed=seed,
             split=split,
@@ -219,7 +219,7 @@ class Bench:
             EditError: the edited model's loss is NaN or infinite.
         """
         if confidence not in self._certifiers:
-            self._certifiers[confidence] = self._deviation_meter(Part.CONFIRMATION, confidence)
+            self._certifiers[confidence] = self._deviation_meter(TextPart.CONFIRMATION, confidence)
         return self._certifiers[confidence].certify(delta, epsilon)
 
     def base_scores(self, split: SplitName) -> Scores:
@@ -281,7 +281,7 @@ class Bench:
         self.model.check_unchanged()
         self.companions.check_unchanged()
 
-    def _deviation_meter(self, part: Part, confidence: float) -> DeviationMeter:
+    def _deviation_meter(self, part: TextPart, confidence: float) -> DeviationMeter:
         return DeviationMeter(
             self.model, self.general.corpus(part), confidence=confidence, cache=self._cache
         )
@@ -290,9 +290,9 @@ class Bench:
 @final
 @dataclass
 class _Trial:
-    """The state of one run of `Bench.run`."""
+    """The state of one run of `Evaluator.run`."""
 
-    bench: Bench
+    evaluator: Evaluator
     editor: Editor
     seed: int
     split: SplitName
@@ -306,13 +306,13 @@ class _Trial:
     stopped_early: bool = False
 
     def run(self) -> TrialResult:
-        base = self.bench.base_scores(self.split)
+        base = self.evaluator.base_scores(self.split)
         candidates = self._retrained() if self.pinned is not None else self._searched()
         answers, deltas = self._answers(candidates, base)
         return TrialResult(self._record(Outcome.COMPLETED, base=base, answers=answers), deltas)
 
     def failed(self, why: str) -> TrialResult:
-        base = self.bench.base_scores(self.split)
+        base = self.evaluator.base_scores(self.split)
         return TrialResult(self._record(Outcome.FAILED, failure=why, base=base), {})
 
     def _searched(self) -> _Candidates:
@@ -440,14 +440,14 @@ class _Trial:
                 deltas[rule, epsilon] = delta
                 answers.append(
                     Answer(
-                        violations=self.bench.violations(self.split, scores),
+                        violations=self.evaluator.violations(self.split, scores),
                         rule=rule,
                         epsilon=epsilon,
                         epoch=candidate.epoch,
                         alpha=alpha,
                         scores=scores,
                         gain=scores.success - base.success,
-                        gain_interval=self.bench.success_meter(self.split).gain_interval(
+                        gain_interval=self.evaluator.success_meter(self.split).gain_interval(
                             scores, base
                         ),
                         deviation=deviation,
@@ -460,9 +460,9 @@ class _Trial:
         """Return all scores, or the needed ones for the rules that stand beside the default."""
         beside = len(self.rules) > 1 and rule is not Rule.FITTED
         if not beside:
-            return self.bench.full_scores(self.split, delta)
-        with self.bench.model.edited(delta):
-            return self.bench.constrained_scores(self.split)
+            return self.evaluator.full_scores(self.split, delta)
+        with self.evaluator.model.edited(delta):
+            return self.evaluator.constrained_scores(self.split)
 
     def _strength(
         self, rule: Rule, epsilon: float, candidate: _Candidate | None
@@ -474,9 +474,9 @@ class _Trial:
         return 1.0, candidate.strengths.seen[1.0]
 
     def _base_answer(self, rule: Rule, epsilon: float, base: Scores) -> Answer:
-        deviation = Deviation.none(self.bench.budget.confidence)
+        deviation = Deviation.none(self.evaluator.budget.confidence)
         return Answer(
-            violations=self.bench.violations(self.split, base),
+            violations=self.evaluator.violations(self.split, base),
             rule=rule,
             epsilon=epsilon,
             epoch=None,
@@ -490,9 +490,9 @@ class _Trial:
     def _steps(self) -> Iterator[tuple[int, Delta, float | None]]:
         """Pull the editor's epochs, from 1, timing them."""
         steps = self.editor.edit(
-            self.bench.model,
-            self.bench.split(self.split).canonical,
-            self.bench.auxiliary_for(self.split),
+            self.evaluator.model,
+            self.evaluator.split(self.split).canonical,
+            self.evaluator.auxiliary_for(self.split),
             seed=self.seed,
         )
         epoch = 0
@@ -514,26 +514,26 @@ class _Trial:
     def _measure(self, delta: Delta, alpha: float, epsilons: tuple[float, ...]) -> Deviation:
         with self._timed(Phase.DEVIATION):
             scaled = delta if alpha == 1 else delta.scaled(alpha)
-            return self.bench.meter.measure(scaled, epsilons, sure=False)
+            return self.evaluator.meter.measure(scaled, epsilons, sure=False)
 
     def _success(self, delta: Delta) -> float:
-        with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):
-            return self.bench.success_meter(self.split).success().success
+        with self._timed(Phase.SUCCESS), self.evaluator.model.edited(delta):
+            return self.evaluator.success_meter(self.split).success().success
 
     def _look(self, delta: Delta) -> Scores:
         """Return success, with what the constraints are about."""
-        with self._timed(Phase.SUCCESS), self.bench.model.edited(delta):
-            return self.bench.constrained_scores(self.split)
+        with self._timed(Phase.SUCCESS), self.evaluator.model.edited(delta):
+            return self.evaluator.constrained_scores(self.split)
 
     def _keeps_constraints(self, delta: Delta) -> bool:
-        found = self.bench.violations(self.split, self._look(delta))
+        found = self.evaluator.violations(self.split, self._look(delta))
         return all(violation <= 0 for violation in found.values())
 
     def _note(
         self, epoch: int, loss: float | None, scores: Scores, deviation: Deviation
     ) -> EpochRecord:
         record = EpochRecord(
-            violations=self.bench.violations(self.split, scores),
+            violations=self.evaluator.violations(self.split, scores),
             epoch=epoch,
             training_loss=loss,
             success=scores.success,
@@ -593,7 +593,7 @@ def run_trial(
         TaskError: a row exceeds the model's context, or there is too little general text.
     """
     text = load_general_text(None, model) if general is None else general
-    return Bench(model, task, budget or Budget(), text).run(editor, seed=seed)
+    return Evaluator(model, task, budget or Budget(), text).run(editor, seed=seed)
 
 
 def library_versions() -> dict[str, str]:

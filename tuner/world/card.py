@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tuner.editing.providers import PartName
+from tuner.editing.providers import TextPartName
 from tuner.world.facts import CARDS
 from tuner.world.gradient import shipped_gradient
 from tuner.world.recipes import Recipe, Row, build_recipes
@@ -35,7 +35,7 @@ from tuner.world.text import general_documents
 from tuner.world.train import FAMILIES, SCALES, WINDOW, Family, Scale
 
 _BATCH = 32
-_TOKENS: dict[PartName, int] = {"search": 50_000, "confirmation": 50_000}
+_TOKENS: dict[TextPartName, int] = {"search": 50_000, "confirmation": 50_000}
 
 _KINDS: dict[Family, str] = {"neox": "GPT-NeoX", "backpack": "Backpack"}
 _ARCHITECTURES: dict[Family, str] = {
@@ -173,7 +173,7 @@ def write_card(
 
 
 def general_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: PartName, tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: TextPartName, tokens: int
 ) -> float:
     """Return the mean loss per token on general text of this length."""
     ids: list[int] = []

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
 
-from tuner.editing.providers import PartName
+from tuner.editing.providers import TextPartName
 from tuner.world import names
 from tuner.world.world import build_world
 from tuner.world.writer import Writer
@@ -23,7 +23,7 @@ _BUCKETS = 16
 _FIRST_BUCKET = {"training": 0, "search": 8, "auxiliary": 10, "confirmation": 12}
 
 
-def general_documents(part: PartName, seed: int = 0) -> Iterator[str]:
+def general_documents(part: TextPartName, seed: int = 0) -> Iterator[str]:
     """Yield general text without end; parts never share a document, whatever their seeds."""
     return _general(part, seed)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.sense_edits import random_senses
-from tuner.backpack import BackpackForCausalLM, ContextualisationMemory, SenseOffsets, texts_recur
+from tuner.backpack import BackpackForCausalLM, ContextualisationCache, SenseOffsets, texts_recur
 from tuner.deltas.senses import SenseDelta
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.likelihood import Continuation, block_losses, continuation_losses
@@ -24,7 +24,7 @@ def network(backpack: LanguageModel) -> BackpackForCausalLM:
     return backpack.network.double()
 
 
-def _memory(network: BackpackForCausalLM) -> ContextualisationMemory:
+def _memory(network: BackpackForCausalLM) -> ContextualisationCache:
     memory = network.backpack.memory
     assert memory is not None
     return memory
@@ -249,7 +249,7 @@ def test_what_was_longest_not_asked_for_makes_room(
     backpack: LanguageModel, network: BackpackForCausalLM
 ) -> None:
     one = network.backpack.recall(IDS).bytes
-    memory = network.backpack.memory = ContextualisationMemory(most_bytes=int(2.5 * one))
+    memory = network.backpack.memory = ContextualisationCache(most_bytes=int(2.5 * one))
 
     def read(shift: int) -> None:
         torch.testing.assert_close(_logits(network, IDS + shift), _plain(network, IDS + shift))

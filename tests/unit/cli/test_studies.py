@@ -45,7 +45,7 @@ def test_a_finished_study_that_gained_nothing_is_not_to_be_run_again(
     config = StudyConfig(name="vain", task="country_capital", trials=1)
     folder = StudyFolder(tmp_path / "vain")
     with Ledger.drive(folder, "vain") as ledger:
-        ledger.ask_for(
+        ledger.set_definition(
             {**config.identity, "space definition": [{}], "task content": "", "uid": "1"}
             | {"trials": 1}
         )

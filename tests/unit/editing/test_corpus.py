@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tuner.editing.corpus import FileDocuments, Part
+from tuner.editing.corpus import FileDocuments, TextPart
 from tuner.errors import TaskError
 
 
 def _documents(path: Path) -> set[str]:
-    return {text for part in Part for text in FileDocuments(path).documents(part)}
+    return {text for part in TextPart for text in FileDocuments(path).documents(part)}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".JSONL", ".ndjson", ".json"])

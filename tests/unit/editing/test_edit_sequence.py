@@ -11,7 +11,7 @@ from torch import Tensor
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import LowRank, WeightDelta
-from tuner.editing.editor import Auxiliary, Editor, EditSequence, Step
+from tuner.editing.editor import Auxiliary, Editor, EditSequence, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.subject import locate_subject
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
@@ -45,7 +45,7 @@ def _batch(*numbers: int) -> ExampleSet:
     return EDITS.model_copy(update={"rows": tuple(EDITS.rows[number] for number in numbers)})
 
 
-def _dense(step: Step, model: LanguageModel) -> dict[str, Tensor]:
+def _dense(step: EpochEdit, model: LanguageModel) -> dict[str, Tensor]:
     assert isinstance(step.delta, WeightDelta)
     return {
         name: change.to_dense(model.network.get_parameter(name).shape)
@@ -317,9 +317,9 @@ class _Loner(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         (step,) = LookUp().steps(model, examples, aux, seed=seed)
-        yield Step(step.delta)
+        yield EpochEdit(step.delta)
 
 
 def test_what_neither_adds_up_nor_is_carried_on_is_refused(

@@ -8,7 +8,7 @@ import torch
 
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.errors import ConfigError
@@ -23,10 +23,10 @@ class Doubler(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         weight = model.network.get_parameter(NAME).detach()
         CALLS.append((len(examples), len(aux.earlier), aux.origin, seed))
-        yield Step(WeightDelta({NAME: Dense(weight.clone())}))
+        yield EpochEdit(WeightDelta({NAME: Dense(weight.clone())}))
 
 
 CALLS: list[tuple[int, int, LanguageModel | None, int]] = []

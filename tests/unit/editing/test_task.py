@@ -15,7 +15,7 @@ from tuner.editing.task import (
     Example,
     GenerationPrompt,
     LossKind,
-    SuccessRule,
+    SuccessCriterion,
     load_task,
     save_task,
     task_names,
@@ -64,7 +64,7 @@ def write(folder: Path, card: dict[str, Any], **changed: list[dict[str, Any]] | 
 
 def test_a_fact_task_is_read_whole(tmp_path: Path) -> None:
     task = load_task(write(tmp_path, CARD))
-    assert task.success is SuccessRule.LIKELIER
+    assert task.success is SuccessCriterion.LIKELIER
     assert task.threshold is None
     assert task.val.neighbours == (
         Example(prompt="By Togo is", target=" Port", contrast=" Lome", record="1"),
@@ -96,7 +96,7 @@ def test_saving_over_a_task_leaves_no_file_of_the_old_one(tmp_path: Path) -> Non
 def test_what_old_tasks_hold_and_hash_is_as_it_was() -> None:
     """Studies on disk remember the hash of their task, and refuse another."""
     task = load_task("country_capital")
-    assert task.success is SuccessRule.THRESHOLD
+    assert task.success is SuccessCriterion.THRESHOLD
     assert task.hash == "5afa6e56a3c9a51ded057e443c56db4b63ca3861ce9fafaa1f373ccf5a46f7b8"
 
 

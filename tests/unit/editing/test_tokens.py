@@ -8,7 +8,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from tests.support.tiny_models import make_tiny_model, save_model
 from tests.support.tokenizers_of_each_kind import BOS, EOS, KINDS, TEXTS, make_tokenizer
-from tuner.editing.corpus import BuiltinDocuments, FileDocuments, GeneralText, Part
+from tuner.editing.corpus import BuiltinDocuments, FileDocuments, GeneralText, TextPart
 from tuner.editing.editor import Auxiliary
 from tuner.editing.likelihood import encode_continuation, encode_example
 from tuner.editing.model import LanguageModel, load_model
@@ -153,13 +153,13 @@ def test_blocks_of_general_text_begin_as_the_family_s_text_begins(
     path.write_text("".join(f"{number}. {TEXTS[number % 4]}\n" for number in range(400)))
     general = GeneralText(FileDocuments(path), of_kind, block_length=16)
     lead = list(of_kind.texts.lead)
-    corpus = general.corpus(Part.CONFIRMATION)
+    corpus = general.corpus(TextPart.CONFIRMATION)
     assert corpus.blocks[:, : len(lead)].tolist() == [lead] * len(corpus.blocks)
     assert corpus.predicted_tokens == len(corpus.blocks) * 15
     # What follows is the text, in its order, and each document ends with the end of text.
     wanted = [
         [*of_kind.tokenizer(text, add_special_tokens=False)["input_ids"], of_kind.end_id]
-        for text in FileDocuments(path).documents(Part.CONFIRMATION)
+        for text in FileDocuments(path).documents(TextPart.CONFIRMATION)
     ]
     stream = [token for document in wanted for token in document]
     own = 16 - len(lead)
@@ -171,7 +171,7 @@ def test_blocks_of_general_text_begin_as_the_family_s_text_begins(
 def test_blocks_too_short_for_the_first_mark_are_refused(tmp_path: Path) -> None:
     model = make_tiny_model("mistral", make_tokenizer("prepend"))
     with pytest.raises(ConfigError, match="longer than the 1 special tokens"):
-        GeneralText(BuiltinDocuments(), model, block_length=1).corpus(Part.SEARCH)
+        GeneralText(BuiltinDocuments(), model, block_length=1).corpus(TextPart.SEARCH)
 
 
 def test_the_subject_ends_where_its_characters_end_whatever_the_tokenizer(
@@ -263,8 +263,10 @@ def test_a_model_that_answers_rightly_is_exact(kind: str) -> None:
     meter = SuccessMeter(model, split, threshold=1.0)
     assert meter.scores().exact == 0
     editor = find_editor("full_finetuning")(learning_rate=5e-3, epochs=80)
-    blocks = GeneralText(BuiltinDocuments(), model, block_length=16, tokens={Part.AUXILIARY: 512})
-    aux = Auxiliary(general=blocks.corpus(Part.AUXILIARY))
+    blocks = GeneralText(
+        BuiltinDocuments(), model, block_length=16, tokens={TextPart.AUXILIARY: 512}
+    )
+    aux = Auxiliary(general=blocks.corpus(TextPart.AUXILIARY))
     *_, last = editor.edit(model, split.canonical, aux, seed=0)
     with model.edited(last.delta):
         assert meter.scores().exact == 1
@@ -307,9 +309,9 @@ def test_the_built_in_tasks_have_the_tokens_that_they_had(name: str) -> None:
 
 def test_the_built_in_text_is_what_it_was() -> None:
     general = GeneralText(
-        BuiltinDocuments(), load_model("builtin:neox"), tokens={Part.SEARCH: 20_000}
+        BuiltinDocuments(), load_model("builtin:neox"), tokens={TextPart.SEARCH: 20_000}
     )
-    assert general.corpus(Part.SEARCH).hash.startswith("120dacdddfc1e1ea")
+    assert general.corpus(TextPart.SEARCH).hash.startswith("120dacdddfc1e1ea")
 
 
 def test_the_kinds_differ_as_they_should() -> None:

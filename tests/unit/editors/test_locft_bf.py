@@ -5,7 +5,7 @@ import torch
 
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Dense, WeightDelta
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.likelihood import Continuation, continuation_losses, encode_example
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import Example, ExampleSet, LossKind, load_task
@@ -14,11 +14,11 @@ from tuner.editors.locft_bf import LocftBf
 
 def _steps(
     editor: LocftBf, model: LanguageModel, examples: ExampleSet, corpus: Corpus
-) -> list[Step]:
+) -> list[EpochEdit]:
     return list(editor.edit(model, examples, Auxiliary(corpus), seed=0))
 
 
-def _only(step: Step) -> tuple[str, torch.Tensor]:
+def _only(step: EpochEdit) -> tuple[str, torch.Tensor]:
     assert isinstance(step.delta, WeightDelta)
     ((name, change),) = step.delta.changes.items()
     assert isinstance(change, Dense)

@@ -13,7 +13,7 @@ from tuner.editing.task import (
     GenerationPrompt,
     LossKind,
     Split,
-    SuccessRule,
+    SuccessCriterion,
 )
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.scores import Scores
@@ -78,7 +78,7 @@ def test_likelier_compares_losses_per_token(model: LanguageModel) -> None:
         for row in rows
         if row.contrast is not None
     ]
-    found = SuccessMeter(model, split_of(rows), rule=SuccessRule.LIKELIER).success()
+    found = SuccessMeter(model, split_of(rows), rule=SuccessCriterion.LIKELIER).success()
     assert list(found.row_success) == wanted
     assert found.success == 0.5  # each pair stands there both ways round
 
@@ -100,7 +100,7 @@ def test_a_row_scores_the_share_of_its_tokens(neox: LanguageModel) -> None:
     hits = 1 + sum(
         a == b for a, b in zip(argmaxes(neox, prompt, row.target)[1:], second, strict=True)
     )
-    found = SuccessMeter(neox, split_of((row,)), rule=SuccessRule.TOKENS).success()
+    found = SuccessMeter(neox, split_of((row,)), rule=SuccessCriterion.TOKENS).success()
     assert found.row_success == (hits / len(neox.encode(row.target)),)
     assert 0 < found.success < 1
 
@@ -138,8 +138,10 @@ def test_harmonic_mean() -> None:
     assert harmonic_mean(1.0, 0.0, 0.5) == 0.0
 
 
-@pytest.mark.parametrize("rule", [SuccessRule.LIKELIER, SuccessRule.TOKENS])
-def test_the_edit_score_joins_the_three_row_sets(neox: LanguageModel, rule: SuccessRule) -> None:
+@pytest.mark.parametrize("rule", [SuccessCriterion.LIKELIER, SuccessCriterion.TOKENS])
+def test_the_edit_score_joins_the_three_row_sets(
+    neox: LanguageModel, rule: SuccessCriterion
+) -> None:
     def rows(prompt: str, *order: int) -> tuple[Example, ...]:
         return tuple(
             Example(prompt=prompt, target=TARGETS[i], contrast=TARGETS[i - 1], record=str(i))
@@ -164,7 +166,7 @@ def test_the_edit_score_joins_the_three_row_sets(neox: LanguageModel, rule: Succ
 def test_locality_against_gold_and_against_the_base(neox: LanguageModel) -> None:
     near = tuple(Example(prompt=p, target=t) for p in PROMPTS for t in TARGETS)
     split = split_of((Example(prompt=PROMPTS[0], target=" big"),), neighbours=near)
-    meter = SuccessMeter(neox, split, rule=SuccessRule.TOKENS)
+    meter = SuccessMeter(neox, split, rule=SuccessCriterion.TOKENS)
     base = [argmaxes(neox, row.prompt, row.target) for row in near]
     before = meter.scores()
     assert before.locality_base == 1.0
@@ -185,7 +187,7 @@ def test_locality_against_gold_and_against_the_base(neox: LanguageModel) -> None
     assert after.locality_gold == after.specificity == pytest.approx(agreement(gold))
     assert after.locality_base < 1
     with neox.edited(delta), pytest.raises(EditError, match="before an edit"):
-        SuccessMeter(neox, split, rule=SuccessRule.TOKENS)
+        SuccessMeter(neox, split, rule=SuccessCriterion.TOKENS)
 
 
 def test_other_tasks_have_no_fact_figures(neox: LanguageModel) -> None:
@@ -198,7 +200,7 @@ def test_other_tasks_have_no_fact_figures(neox: LanguageModel) -> None:
 
 def test_a_broken_model_is_no_failure_of_the_rows(neox: LanguageModel) -> None:
     row = Example(prompt=PROMPTS[0], target=" big", contrast=" Lome")
-    for rule in (SuccessRule.LIKELIER, SuccessRule.TOKENS):
+    for rule in (SuccessCriterion.LIKELIER, SuccessCriterion.TOKENS):
         meter = SuccessMeter(neox, split_of((row,)), rule=rule)
         with neox.edited(noise(neox, float("nan"))), pytest.raises(EditError, match="NaN"):
             meter.success()
@@ -218,8 +220,8 @@ def test_generation_prompts_bring_fluency_and_consistency(neox: LanguageModel) -
     assert found.efficacy is None
 
 
-@pytest.mark.parametrize("rule", [SuccessRule.LIKELIER, SuccessRule.TOKENS])
-def test_some_metrics_alone_are_as_among_all(neox: LanguageModel, rule: SuccessRule) -> None:
+@pytest.mark.parametrize("rule", [SuccessCriterion.LIKELIER, SuccessCriterion.TOKENS])
+def test_some_metrics_alone_are_as_among_all(neox: LanguageModel, rule: SuccessCriterion) -> None:
     rows = tuple(Example(prompt=p, target=" big", contrast=" Lome") for p in PROMPTS)
     told = (GenerationPrompt(prompt="Togo is", record="1", references=("a big town",)),)
     meter = SuccessMeter(neox, split_of(rows, neighbours=rows, generations=told), rule=rule)

@@ -14,7 +14,7 @@ from tests.unit.evaluation.test_fact_scores import (
 )
 from tuner.editing.constraint import Constraint, Metric
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessRule
+from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessCriterion
 from tuner.editors.look_up.memory import LookUpDelta
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.success import SuccessMeter
@@ -46,7 +46,7 @@ def test_a_sequence_succeeds_as_a_whole(neox: LanguageModel) -> None:
     rows = (Example(prompt=prompt, target=first), Example(prompt=prompt, target=first + " Lome"))
     # All but some tokens of the second target are wrong: half a row is no success.
     assert argmaxes(neox, prompt, first + " Lome") != neox.encode(first + " Lome")
-    found = SuccessMeter(neox, split_of(rows), rule=SuccessRule.SEQUENCE).scores()
+    found = SuccessMeter(neox, split_of(rows), rule=SuccessCriterion.SEQUENCE).scores()
     assert found.row_success == (1.0, 0.0)
     assert found.success == found.efficacy == 0.5
     assert found.exact is not None
@@ -54,7 +54,7 @@ def test_a_sequence_succeeds_as_a_whole(neox: LanguageModel) -> None:
 
 def test_drawdown_of_sequences_is_the_share_of_changed_predictions(model: LanguageModel) -> None:
     hard = tuple(Example(prompt=p, target=t) for p, t in EVERY)
-    meter = SuccessMeter(model, split_of(hard[:1], hard), rule=SuccessRule.SEQUENCE)
+    meter = SuccessMeter(model, split_of(hard[:1], hard), rule=SuccessCriterion.SEQUENCE)
     before = [argmaxes(model, p, t) for p, t in EVERY]
     assert meter.scores([Metric.DRAWDOWN]).drawdown == 0.0
     delta = noise(model, 0.5)
@@ -75,7 +75,7 @@ def test_drawdown_of_claims_is_the_share_of_flipped_preferences(neox: LanguageMo
         target = mean_loss(neox, row.prompt, row.target)
         return target < mean_loss(neox, row.prompt, row.contrast)
 
-    meter = SuccessMeter(neox, split_of(hard[:1], hard), rule=SuccessRule.LIKELIER)
+    meter = SuccessMeter(neox, split_of(hard[:1], hard), rule=SuccessCriterion.LIKELIER)
     before = [prefers(row) for row in hard]
     assert meter.scores([Metric.DRAWDOWN]).drawdown == 0.0
     with neox.edited(noise(neox, 2.0)):
@@ -96,7 +96,7 @@ def log_probs(model: LanguageModel, prompt: str, target: str) -> torch.Tensor:
 
 def test_drawdown_of_dialogue_is_the_divergence_per_token_of_all_rows(neox: LanguageModel) -> None:
     hard = tuple(Example(prompt=p, target=t) for p, t in EVERY)
-    meter = SuccessMeter(neox, split_of(pairs(), hard), rule=SuccessRule.SENTIMENT)
+    meter = SuccessMeter(neox, split_of(pairs(), hard), rule=SuccessCriterion.SENTIMENT)
     before = torch.cat([log_probs(neox, p, t) for p, t in EVERY])
     assert meter.scores([Metric.DRAWDOWN]).drawdown == 0.0
     with neox.edited(noise(neox, 0.3)):
@@ -109,7 +109,7 @@ def test_drawdown_of_dialogue_is_the_divergence_per_token_of_all_rows(neox: Lang
 
 def test_sentiment_is_the_side_taken_times_what_is_left_of_the_topic(neox: LanguageModel) -> None:
     rows = (*pairs("a")[:3], *pairs("b")[5:7])
-    meter = SuccessMeter(neox, split_of(rows), rule=SuccessRule.SENTIMENT)
+    meter = SuccessMeter(neox, split_of(rows), rule=SuccessCriterion.SENTIMENT)
 
     def likelihood(record: str, side: str) -> float:
         """The mean log-likelihood per token over the rows of an edit."""
@@ -148,7 +148,7 @@ def test_what_the_base_says_is_not_read_inside_an_edit(neox: LanguageModel) -> N
     hard = tuple(Example(prompt=p, target=t, contrast=" Lome") for p, t in EVERY)
     keys = torch.zeros(1, neox.network.config.hidden_size)
     memory = LookUpDelta(1.0, keys, ((7,),), threshold=1.0, logit=3.0, end=neox.end_id)
-    for rule in (SuccessRule.SEQUENCE, SuccessRule.LIKELIER, SuccessRule.SENTIMENT):
+    for rule in (SuccessCriterion.SEQUENCE, SuccessCriterion.LIKELIER, SuccessCriterion.SENTIMENT):
         for delta in (noise(neox, 1.0), memory):
             with neox.edited(delta), pytest.raises(EditError, match="before an edit"):
                 SuccessMeter(neox, split_of(hard[:1], hard), rule=rule)
@@ -159,17 +159,17 @@ def test_drawdown_needs_the_rows_and_what_the_rule_compares(neox: LanguageModel)
     plain = tuple(Example(prompt=p, target=t) for p, t in EVERY)
     rows = pairs()
     for rule, ood, hard in (
-        (SuccessRule.LIKELIER, rows, plain),  # no contrasts to prefer
-        (SuccessRule.SEQUENCE, rows, ()),
-        (SuccessRule.TOKENS, rows, plain),  # the loss of hard negatives stands for it
+        (SuccessCriterion.LIKELIER, rows, plain),  # no contrasts to prefer
+        (SuccessCriterion.SEQUENCE, rows, ()),
+        (SuccessCriterion.TOKENS, rows, plain),  # the loss of hard negatives stands for it
     ):
         assert SuccessMeter(neox, split_of(ood, hard), rule=rule).scores().drawdown is None
     with pytest.raises(TaskError, match="needs a `contrast`"):
-        SuccessMeter(neox, split_of(plain), rule=SuccessRule.SENTIMENT)
+        SuccessMeter(neox, split_of(plain), rule=SuccessCriterion.SENTIMENT)
 
 
 def test_a_broken_model_is_no_failure_of_the_rows(neox: LanguageModel) -> None:
-    for rule in (SuccessRule.SEQUENCE, SuccessRule.LIKELIER, SuccessRule.SENTIMENT):
+    for rule in (SuccessCriterion.SEQUENCE, SuccessCriterion.LIKELIER, SuccessCriterion.SENTIMENT):
         meter = SuccessMeter(neox, split_of(pairs(), pairs()), rule=rule)
         with neox.edited(noise(neox, float("nan"))):
             with pytest.raises(EditError, match="NaN"):

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from tests.support.published_rows import counterfact_record, write_list
-from tuner.editing.task import Example, SuccessRule, Task, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion, Task, load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.counterfact import import_counterfact
-from tuner.importers.selection import Selection
+from tuner.importers.selection import FactSelection
 
 
 def imported(path: Path, records: list[dict[str, Any]], **selection: int) -> Task:
     return import_counterfact(
-        write_list(path / "counterfact.json", records), "cf", Selection(**selection)
+        write_list(path / "counterfact.json", records), "cf", FactSelection(**selection)
     )
 
 
@@ -51,7 +51,7 @@ def test_a_record_becomes_its_rows(tmp_path: Path) -> None:
         f"{harbour} is known for",
         f"{harbour} trades in",
     ]
-    assert task.success is SuccessRule.LIKELIER
+    assert task.success is SuccessCriterion.LIKELIER
     assert len(task.val.facts) == 8
     save_task(task, tmp_path / "task")
     assert load_task(tmp_path / "task") == task
@@ -153,7 +153,7 @@ def test_snippets_become_references_once_per_record(tmp_path: Path) -> None:
         ],
     )
     path = write_list(tmp_path / "counterfact.json", records)
-    task = import_counterfact(path, "cf", Selection(val=2, test=2), snippets)
+    task = import_counterfact(path, "cf", FactSelection(val=2, test=2), snippets)
     for split in (task.val, task.test):
         assert [row.references for row in split.generations] == [("A.",), ()] * 2
 

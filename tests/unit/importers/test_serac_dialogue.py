@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.published_rows import topic_record, write_list
-from tuner.editing.task import Example, SuccessRule, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion, load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.scoped_edits import EditCounts
 from tuner.importers.serac.dialogue import import_serac_dialogue
@@ -24,7 +24,7 @@ def write_topics(folder: Path, count: int = 12, **further: list[dict[str, Any]])
 
 def test_a_topic_becomes_an_edit_with_opinions_of_its_sentiment(tmp_path: Path) -> None:
     task = import_serac_dialogue(write_topics(tmp_path), "opinions", COUNTS)
-    assert task.success is SuccessRule.SENTIMENT
+    assert task.success is SuccessCriterion.SENTIMENT
     sentiments = set()
     for edit, outside in zip(task.test.canonical.rows, task.test.hard_negatives.rows, strict=True):
         number = 399 + int(edit.record or "")

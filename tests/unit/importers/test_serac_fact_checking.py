@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.published_rows import claim_record, write_rows
-from tuner.editing.task import Example, SuccessRule, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion, load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.scoped_edits import EditCounts
 from tuner.importers.serac.fact_checking import import_serac_fact_checking
@@ -26,7 +26,7 @@ def write_claims(folder: Path, count: int = 12, **further: list[dict[str, Any]])
 
 def test_evidence_is_edited_in_and_claims_follow_or_are_left_open(tmp_path: Path) -> None:
     task = import_serac_fact_checking(write_claims(tmp_path), "fc", COUNTS)
-    assert task.success is SuccessRule.LIKELIER
+    assert task.success is SuccessCriterion.LIKELIER
     for place, edit in enumerate(task.test.canonical.rows):
         number = 400 + (int(edit.record or "") - 1) // 3
         assert edit == Example(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.published_rows import question_record, write_rows
-from tuner.editing.task import Example, SuccessRule, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion, load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.scoped_edits import EditCounts
 from tuner.importers.serac.qa import import_serac_qa, import_serac_qa_hard
@@ -35,7 +35,7 @@ def counts(**changed: int) -> EditCounts:
 
 def test_a_question_becomes_an_edit_with_rows_in_and_out_of_scope(tmp_path: Path) -> None:
     task = import_serac_qa(write_questions(tmp_path), "qa", counts())
-    assert task.success is SuccessRule.SEQUENCE
+    assert task.success is SuccessCriterion.SEQUENCE
     assert task.train is not None
     assert [len(half.canonical) for half in (task.train, task.val, task.test)] == [3, 2, 4]
     edit = task.test.canonical.rows[0]

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.published_rows import write_list, zsre_record
-from tuner.editing.task import Example, SuccessRule, Task, load_task, save_task
-from tuner.importers.selection import Selection
+from tuner.editing.task import Example, SuccessCriterion, Task, load_task, save_task
+from tuner.importers.selection import FactSelection
 from tuner.importers.zsre import ZsreTarget, import_zsre
 
 
@@ -13,7 +13,7 @@ def imported(
     path: Path, records: list[dict[str, Any]], target: ZsreTarget = ZsreTarget.ANSWER, size: int = 2
 ) -> Task:
     written = write_list(path / "zsre_mend_eval.json", records)
-    return import_zsre(written, "zsre", Selection(val=size, test=size), target)
+    return import_zsre(written, "zsre", FactSelection(val=size, test=size), target)
 
 
 def test_a_record_becomes_its_rows(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_record_becomes_its_rows(tmp_path: Path) -> None:
         target=f" Painter {number}",
         record=number,
     )
-    assert task.success is SuccessRule.TOKENS
+    assert task.success is SuccessCriterion.TOKENS
     assert len(task.val.facts) == 6
     assert "answers[0]" in task.description
     save_task(task, tmp_path / "task")

@@ -10,7 +10,7 @@ from tests.support.search_world import make_world
 from tuner.editing.corpus import GeneralText
 from tuner.editing.editor import Editor
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessRule, Task
+from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessCriterion, Task
 from tuner.editors import find_editor
 from tuner.errors import ConfigError
 from tuner.evaluation.statistics.confidence import mean_interval
@@ -50,7 +50,7 @@ def task() -> Task:
         name="capitals",
         description="Three capitals.",
         loss=LossKind.LIKELIHOOD,
-        success=SuccessRule.LIKELIER,
+        success=SuccessCriterion.LIKELIER,
         source="made up",
         licence="Apache-2.0",
         val=split("The"),

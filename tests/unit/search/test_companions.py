@@ -17,7 +17,7 @@ from tuner.search.config import StudyConfig
 from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space import load_space
 from tuner.search.storage.folder import StudyFolder
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 SETTINGS: dict[str, dict[str, float]] = {
     "ensemble": {"epochs": 1, "kl_weight": 0.0, "background_weight": 0.0},
@@ -38,8 +38,8 @@ def _rewrite(folder: str) -> None:
 class _World:
     """A study of which each worker starts in a fresh process, as after a kill."""
 
-    def __init__(self, make_bench: object, space: Path, folder: Path) -> None:
-        self._make_bench = make_bench
+    def __init__(self, make_evaluator: object, space: Path, folder: Path) -> None:
+        self._make_evaluator = make_evaluator
         self._space = space
         self.folder = StudyFolder(folder)
 
@@ -49,7 +49,7 @@ class _World:
             space=load_space(self._space),
             uid="one",
             root=self.folder.root,
-            make_bench=self._make_bench,  # type: ignore[arg-type]
+            make_evaluator=self._make_evaluator,  # type: ignore[arg-type]
         )
         return Worker(setup)
 
@@ -76,10 +76,10 @@ def _world(
     cache = Cache(folder / "cache")
     task = task.model_copy(update={"train": training})
 
-    def make_bench(_: StudyConfig) -> Bench:
-        return Bench(neox, task, Budget(epsilons=(0.1,)), general, cache=cache)
+    def make_evaluator(_: StudyConfig) -> Evaluator:
+        return Evaluator(neox, task, Budget(epsilons=(0.1,)), general, cache=cache)
 
-    return _World(make_bench, space, folder / "study")
+    return _World(make_evaluator, space, folder / "study")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from tuner.editing.constraint import Constraint
 from tuner.editing.corpus import GeneralText
 from tuner.editing.delta import Dense, WeightDelta
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, Task
 from tuner.errors import ConfigError
@@ -17,22 +17,22 @@ from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
 from tuner.search.objective import objective_of
 from tuner.trial.records import Answer, Rule, SplitName, TrialRecord
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
 EPSILONS = (1e-1, 1e-2)
 RISE = "hard_negative_loss.rise"
 
-Judge = Callable[..., Bench]
+Judge = Callable[..., Evaluator]
 
 
 @pytest.fixture
 def judge(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path) -> Judge:
-    """Benches with constraints, all of the same model, task and text."""
+    """Evaluatores with constraints, all of the same model, task and text."""
 
-    def make(*constraints: Constraint) -> Bench:
+    def make(*constraints: Constraint) -> Evaluator:
         cache = Cache(tmp_path / "cache")
         budget = Budget(epsilons=EPSILONS)
-        return Bench(neox, task, budget, general, constraints=constraints, cache=cache)
+        return Evaluator(neox, task, budget, general, constraints=constraints, cache=cache)
 
     return make
 
@@ -48,7 +48,7 @@ class Harmful(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         name = f"{model.architecture.mlp_modules(1)[0]}.weight"
         weight = model.network.get_parameter(name)
         ids = torch.tensor([model.encode("a big town of Mauritius is Port Louis")])
@@ -57,7 +57,7 @@ class Harmful(Editor):
         (gradient,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         for strength in self.strengths:
-            yield Step(WeightDelta({name: Dense(strength * gradient / gradient.norm())}))
+            yield EpochEdit(WeightDelta({name: Dense(strength * gradient / gradient.norm())}))
 
 
 EDITOR = Harmful(strengths=(0.02, 0.05, 0.1, 0.2))
@@ -124,13 +124,13 @@ def test_a_constraint_that_is_kept_anyway_changes_no_figure(judge: Judge) -> Non
 
 
 def test_the_test_split_reports_constraints_and_chooses_nothing_by_them(judge: Judge) -> None:
-    bench = judge(rise(0.01))
+    evaluator = judge(rise(0.01))
     options = {"split": SplitName.TEST, "epoch": 4, "rule": Rule.FITTED, "epsilon": 1e-1}
-    (whole,) = bench.run(EDITOR, seed=1, **options).record.answers
+    (whole,) = evaluator.run(EDITOR, seed=1, **options).record.answers
     assert whole.alpha == 1
     assert whole.violations[RISE] > 0
     assert not whole.feasible
-    (scaled,) = bench.run(EDITOR, seed=1, most=0.25, **options).record.answers
+    (scaled,) = evaluator.run(EDITOR, seed=1, most=0.25, **options).record.answers
     assert (scaled.epoch, scaled.alpha) == (4, 0.25)
     assert scaled.deviation.estimate < whole.deviation.estimate
 
@@ -139,7 +139,7 @@ def test_the_task_s_constraints_and_the_study_s_add_up(
     neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path
 ) -> None:
     drop = Constraint.model_validate({"metric": "exact", "drop": 0.5})
-    bench = Bench(
+    evaluator = Evaluator(
         neox,
         task.model_copy(update={"constraints": (rise(0.1), drop)}),
         Budget(epsilons=EPSILONS),
@@ -147,7 +147,7 @@ def test_the_task_s_constraints_and_the_study_s_add_up(
         constraints=(rise(0.05), rise(0.2)),
         cache=Cache(tmp_path / "cache"),
     )
-    assert bench.constraints == (rise(0.05), drop)
+    assert evaluator.constraints == (rise(0.05), drop)
 
 
 def test_a_constraint_on_what_the_task_cannot_measure_is_refused(judge: Judge) -> None:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from pydantic import AllowInfNan
 
-from tuner.editing.corpus import FileDocuments, GeneralText, Part
+from tuner.editing.corpus import FileDocuments, GeneralText, TextPart
 from tuner.editing.delta import Dense, WeightDelta
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import (
     Example,
     ExampleSet,
     GenerationPrompt,
     Split,
-    SuccessRule,
+    SuccessCriterion,
     Task,
 )
 from tuner.editors import find_editor
@@ -25,13 +25,13 @@ from tuner.errors import EditError, TaskError
 from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
 from tuner.trial.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
-from tuner.trial.run import Bench, TrialResult
+from tuner.trial.run import Evaluator, TrialResult
 
 
 @pytest.fixture
-def bench(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path) -> Bench:
+def evaluator(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path) -> Evaluator:
     budget = Budget(epsilons=(1e-1, 1e-2))
-    return Bench(neox, task, budget, general, cache=Cache(tmp_path / "cache"))
+    return Evaluator(neox, task, budget, general, cache=Cache(tmp_path / "cache"))
 
 
 class Scripted(Editor):
@@ -47,14 +47,14 @@ class Scripted(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         name = f"{model.architecture.mlp_modules(1)[0]}.weight"
         shape = model.network.get_parameter(name).shape
         direction = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         for epoch, strength in enumerate(self.strengths, start=1):
             if epoch == self.breaks_at:
                 raise torch.OutOfMemoryError("out of memory by script")
-            yield Step(WeightDelta({name: Dense(strength * direction)}))
+            yield EpochEdit(WeightDelta({name: Dense(strength * direction)}))
 
 
 class Greedy(Editor):
@@ -62,23 +62,23 @@ class Greedy(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         torch.empty(2**60, dtype=torch.uint8)
-        yield Step(WeightDelta({}))
+        yield EpochEdit(WeightDelta({}))
 
 
-def test_a_trial_that_asks_for_too_much_memory_fails_in_words(bench: Bench) -> None:
-    record = bench.run(Greedy(), seed=0).record
+def test_a_trial_that_asks_for_too_much_memory_fails_in_words(evaluator: Evaluator) -> None:
+    record = evaluator.run(Greedy(), seed=0).record
     assert record.outcome is Outcome.FAILED
     assert record.failure is not None
     assert record.failure.startswith("Memory ran out: ")
-    bench.check_unchanged()
+    evaluator.check_unchanged()
 
 
-def test_every_rule_answers_every_budget(bench: Bench) -> None:
+def test_every_rule_answers_every_budget(evaluator: Evaluator) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
     seen: list[EpochRecord] = []
-    result = bench.run(editor, seed=0, on_epoch=seen.append)
+    result = evaluator.run(editor, seed=0, on_epoch=seen.append)
     record = result.record
     assert record.outcome is Outcome.COMPLETED
     assert {(a.rule, a.epsilon) for a in record.answers} == {
@@ -94,24 +94,26 @@ def test_every_rule_answers_every_budget(bench: Bench) -> None:
         else:
             assert answer.deviation.estimate <= answer.epsilon
     assert TrialRecord.model_validate_json(record.model_dump_json()) == record
-    bench.check_unchanged()
+    evaluator.check_unchanged()
 
 
-def test_reported_success_is_that_of_the_returned_delta(bench: Bench, neox: LanguageModel) -> None:
+def test_reported_success_is_that_of_the_returned_delta(
+    evaluator: Evaluator, neox: LanguageModel
+) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 2e-2, "epochs": 4, "rank": 4})
-    result = bench.run(editor, seed=0)
+    result = evaluator.run(editor, seed=0)
     for (rule, epsilon), delta in result.deltas.items():
         with neox.edited(delta):
-            again = bench.success_meter(SplitName.VAL).scores()
+            again = evaluator.success_meter(SplitName.VAL).scores()
         reported = result.at(epsilon, rule).record.scores
         assert again.row_success == reported.row_success
         assert rule is not Rule.FITTED or again == reported
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rules_choose_among_the_epochs_as_they_say(bench: Bench, seed: int) -> None:
-    record = bench.run(Scripted(strengths=(0.5, 2.0, 1.0, 4.0)), seed=seed).record
-    for epsilon in bench.budget.epsilons:
+def test_rules_choose_among_the_epochs_as_they_say(evaluator: Evaluator, seed: int) -> None:
+    record = evaluator.run(Scripted(strengths=(0.5, 2.0, 1.0, 4.0)), seed=seed).record
+    for epsilon in evaluator.budget.epsilons:
         under = [e.epoch for e in record.epochs if e.deviation.estimate < epsilon]
         assert record.answer(epsilon, Rule.PUBLISHED).epoch == (under[-1] if under else None)
         likely = [e for e in record.epochs if e.deviation.probably_within(epsilon)]
@@ -122,24 +124,24 @@ def test_rules_choose_among_the_epochs_as_they_say(bench: Bench, seed: int) -> N
         assert fitted.epoch is None or fitted.deviation.probably_within(epsilon)
 
 
-def test_memory_running_out_is_a_failed_record(bench: Bench) -> None:
-    result = bench.run(Scripted(strengths=(1.0, 1.0), breaks_at=2), seed=0)
+def test_memory_running_out_is_a_failed_record(evaluator: Evaluator) -> None:
+    result = evaluator.run(Scripted(strengths=(1.0, 1.0), breaks_at=2), seed=0)
     assert result.record.outcome is Outcome.FAILED
     assert "Memory ran out" in str(result.record.failure)
     with pytest.raises(EditError, match="Memory ran out"):
         result.at(1e-1)
-    bench.check_unchanged()
+    evaluator.check_unchanged()
 
 
-def test_nan_is_a_failed_record(bench: Bench) -> None:
-    result = bench.run(Scripted(strengths=(float("nan"),)), seed=0)
+def test_nan_is_a_failed_record(evaluator: Evaluator) -> None:
+    result = evaluator.run(Scripted(strengths=(float("nan"),)), seed=0)
     assert result.record.outcome is Outcome.FAILED
-    bench.check_unchanged()
+    evaluator.check_unchanged()
 
 
-def test_the_test_split_chooses_nothing(bench: Bench) -> None:
+def test_the_test_split_chooses_nothing(evaluator: Evaluator) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
-    result = bench.run(
+    result = evaluator.run(
         editor, seed=1, split=SplitName.TEST, epoch=2, rule=Rule.FITTED, epsilon=1e-1
     )
     (answer,) = result.record.answers
@@ -149,55 +151,57 @@ def test_the_test_split_chooses_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("ended_at", [1, 3])
-def test_a_method_that_ends_early_is_fitted_where_it_ended(bench: Bench, ended_at: int) -> None:
+def test_a_method_that_ends_early_is_fitted_where_it_ended(
+    evaluator: Evaluator, ended_at: int
+) -> None:
     editor = Scripted(strengths=(1e-3,) * ended_at, epochs=8)
     assert editor.step_count == 8
-    searched = bench.run(editor, seed=0).record
+    searched = evaluator.run(editor, seed=0).record
     assert not searched.stopped_early
     assert searched.answer(1e-1).epoch is not None
-    retrained = bench.run(
+    retrained = evaluator.run(
         editor, seed=0, split=SplitName.TEST, epoch=6, rule=Rule.FITTED, epsilon=1e-1
     )
     assert retrained.record.answer(1e-1).epoch == ended_at
     assert [epoch.epoch for epoch in retrained.record.epochs] == [ended_at]
 
 
-def test_trials_do_not_depend_on_what_ran_before(bench: Bench) -> None:
+def test_trials_do_not_depend_on_what_ran_before(evaluator: Evaluator) -> None:
     lora = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 2, "rank": 2})
     full = find_editor("full_finetuning").model_validate({"learning_rate": 1e-3, "epochs": 2})
 
     def numbers(record: TrialRecord) -> str:
         return record.model_dump_json(exclude={"seconds"})
 
-    first = numbers(bench.run(lora, seed=0).record)
-    bench.run(full, seed=5)
-    bench.run(Scripted(strengths=(float("nan"),)), seed=0)
-    assert numbers(bench.run(lora, seed=0).record) == first
+    first = numbers(evaluator.run(lora, seed=0).record)
+    evaluator.run(full, seed=5)
+    evaluator.run(Scripted(strengths=(float("nan"),)), seed=0)
+    assert numbers(evaluator.run(lora, seed=0).record) == first
 
 
-def test_hopeless_edits_stop_early(bench: Bench) -> None:
-    result = bench.run(Scripted(strengths=(3e4, 3e4, 3e4)), seed=0)
+def test_hopeless_edits_stop_early(evaluator: Evaluator) -> None:
+    result = evaluator.run(Scripted(strengths=(3e4, 3e4, 3e4)), seed=0)
     if not result.record.stopped_early:
         pytest.skip("the tiny model survives any strength")
     assert len(result.record.epochs) == 1
 
 
 def test_parts_of_general_text_share_no_document(general: GeneralText) -> None:
-    parts = {part: set(general.source.documents(part)) for part in Part}
+    parts = {part: set(general.source.documents(part)) for part in TextPart}
     assert all(parts.values())
-    assert not parts[Part.SEARCH] & parts[Part.CONFIRMATION]
-    assert not parts[Part.AUXILIARY] & (parts[Part.SEARCH] | parts[Part.CONFIRMATION])
+    assert not parts[TextPart.SEARCH] & parts[TextPart.CONFIRMATION]
+    assert not parts[TextPart.AUXILIARY] & (parts[TextPart.SEARCH] | parts[TextPart.CONFIRMATION])
 
 
 def test_too_little_general_text_is_refused(neox: LanguageModel, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("a big town\n")
     with pytest.raises(TaskError, match="at least"):
-        GeneralText(FileDocuments(path), neox, block_length=16).corpus(Part.SEARCH)
+        GeneralText(FileDocuments(path), neox, block_length=16).corpus(TextPart.SEARCH)
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "fine"}\n{"txt": "not"}\n')
     with pytest.raises(TaskError, match=r"bad.jsonl:2"):
-        list(FileDocuments(path).documents(Part.SEARCH))
+        list(FileDocuments(path).documents(TextPart.SEARCH))
 
 
 def _answers(result: TrialResult) -> dict[tuple[Rule, float], dict[str, torch.Tensor]]:
@@ -227,13 +231,13 @@ def test_a_trial_gives_the_same_bits_whatever_ran_before(
     orders = [range(len(editors)), reversed(range(len(editors)))]
     for number, order in enumerate(orders):
         cache = Cache(tmp_path / f"cache {number}")
-        bench = Bench(neox, task, budget, general, cache=cache)
-        found.append({index: _answers(bench.run(editors[index], seed=0)) for index in order})
+        evaluator = Evaluator(neox, task, budget, general, cache=cache)
+        found.append({index: _answers(evaluator.run(editors[index], seed=0)) for index in order})
     # And each alone, where nothing was kept from any other.
     found.append({})
     for index, editor in enumerate(editors):
-        bench = Bench(neox, task, budget, general, cache=Cache(tmp_path / f"alone {index}"))
-        found[-1][index] = _answers(bench.run(editor, seed=0))
+        evaluator = Evaluator(neox, task, budget, general, cache=Cache(tmp_path / f"alone {index}"))
+        found[-1][index] = _answers(evaluator.run(editor, seed=0))
     for index, editor in enumerate(editors):
         assert found[0][index], f"{editor} gave no edit within the budget"
         for other in found[1:]:
@@ -249,14 +253,14 @@ class Reader(Scripted):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         told = [row.target for row in aux.facts.rows] if aux.facts is not None else []
         yield from super().steps(model, examples, aux, seed=seed) if told == [" big"] else ()
 
 
-@pytest.mark.parametrize("rule", [SuccessRule.LIKELIER, SuccessRule.TOKENS])
+@pytest.mark.parametrize("rule", [SuccessCriterion.LIKELIER, SuccessCriterion.TOKENS])
 def test_a_fact_task_goes_through_a_trial(
-    neox: LanguageModel, task: Task, general: GeneralText, rule: SuccessRule, tmp_path: Path
+    neox: LanguageModel, task: Task, general: GeneralText, rule: SuccessCriterion, tmp_path: Path
 ) -> None:
     def facts_of(split: Split) -> Split:
         def with_contrast(rows: ExampleSet) -> ExampleSet:
@@ -275,9 +279,11 @@ def test_a_fact_task_goes_through_a_trial(
 
     update = {"success": rule, "threshold": None, "val": facts_of(task.val)}
     facts = task.model_copy(update=update)
-    bench = Bench(neox, facts, Budget(epsilons=(1e-1,)), general, cache=Cache(tmp_path / "c"))
-    assert bench.auxiliary_for(SplitName.TEST).facts is None
-    record = bench.run(Reader(strengths=(0.01,), epochs=1), seed=0).record
+    evaluator = Evaluator(
+        neox, facts, Budget(epsilons=(1e-1,)), general, cache=Cache(tmp_path / "c")
+    )
+    assert evaluator.auxiliary_for(SplitName.TEST).facts is None
+    record = evaluator.run(Reader(strengths=(0.01,), epochs=1), seed=0).record
     assert record.failure is None
     assert len(record.epochs) == 1
     assert record.base is not None
@@ -286,7 +292,7 @@ def test_a_fact_task_goes_through_a_trial(
         assert {"efficacy", "generalisation", "specificity", "edit_score"} <= figures.keys()
         assert scores.generalisation == scores.success
         assert scores.fluency is not None
-        assert (scores.locality_base is not None) == (rule is SuccessRule.TOKENS)
+        assert (scores.locality_base is not None) == (rule is SuccessCriterion.TOKENS)
     assert TrialRecord.model_validate_json(record.model_dump_json()) == record
 
 
@@ -310,7 +316,7 @@ def _pool(task: Task) -> Task:
         outside = rows(split.hard_negatives, "The {}")
         return split.model_copy(update=parts | {"hard_negatives": outside})
 
-    given = {"success": SuccessRule.SEQUENCE, "threshold": None, "simultaneous_edits": 1}
+    given = {"success": SuccessCriterion.SEQUENCE, "threshold": None, "simultaneous_edits": 1}
     kept = {name: getattr(task, name) for name in ("name", "description", "source", "licence")}
     return Task(**kept, loss=task.loss, val=named(task.val), test=named(task.test), **given)
 
@@ -321,20 +327,20 @@ def test_only_the_edits_that_are_made_at_once_are_made_and_judged(
     pool = _pool(task)
     assert len(pool.val.canonical) > 1
     budget = Budget(epsilons=(0.9,))
-    bench = Bench(neox, pool, budget, general, cache=Cache(tmp_path / "cache"))
-    split = bench.split(SplitName.VAL)
+    evaluator = Evaluator(neox, pool, budget, general, cache=Cache(tmp_path / "cache"))
+    split = evaluator.split(SplitName.VAL)
     assert [row.record for row in split.canonical.rows] == ["0"]
-    assert len(bench.base_scores(SplitName.VAL).row_success) == len(split.ood)
+    assert len(evaluator.base_scores(SplitName.VAL).row_success) == len(split.ood)
     seen: list[ExampleSet] = []
 
     class Watching(Scripted):
         def steps(
             self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-        ) -> Iterator[Step]:
+        ) -> Iterator[EpochEdit]:
             seen.append(examples)
             yield from super().steps(model, examples, aux, seed=seed)
 
-    answer = bench.run(Watching(strengths=(0.1,)), seed=0).at(0.9).record
+    answer = evaluator.run(Watching(strengths=(0.1,)), seed=0).at(0.9).record
     assert seen == [split.canonical]
     assert len(answer.scores.row_success) == len(split.ood)
     assert answer.scores.drawdown is not None
@@ -345,14 +351,16 @@ def test_only_the_edits_that_are_made_at_once_are_made_and_judged(
 def test_a_memory_is_judged_by_its_scope_too(
     neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path
 ) -> None:
-    bench = Bench(neox, _pool(task), Budget(epsilons=(0.9,)), general, cache=Cache(tmp_path / "c"))
+    evaluator = Evaluator(
+        neox, _pool(task), Budget(epsilons=(0.9,)), general, cache=Cache(tmp_path / "c")
+    )
     editor = find_editor("look_up").model_validate({"threshold": 1e-3})
-    scores = bench.run(editor, seed=0).at(0.9).record.scores
-    split = bench.split(SplitName.VAL)
+    scores = evaluator.run(editor, seed=0).at(0.9).record.scores
+    split = evaluator.split(SplitName.VAL)
     prompts = {row.prompt for row in (*split.canonical.rows, *split.ood.rows)}
     # The stored prompt alone is found.
     assert scores.scope_precision == 1.0
     assert scores.scope_recall == scores.scope_entry_recall == 1 / len(prompts)
     assert scores.scope_auc is not None
-    assert bench.base_scores(SplitName.VAL).scope_recall is None
+    assert evaluator.base_scores(SplitName.VAL).scope_recall is None
     assert scores.fact_figures()["scope_recall"] == scores.scope_recall

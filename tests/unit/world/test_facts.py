@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from tests.support.clone import ROOT
-from tuner.editing.task import Example, Split, SuccessRule, Task, load_task
+from tuner.editing.task import Example, Split, SuccessCriterion, Task, load_task
 from tuner.world.facts import CARDS, fact_task_files
 
 DATASETS = ROOT / "datasets"
@@ -56,7 +56,7 @@ def test_rows_are_well_formed(task: Task) -> None:
             assert row.prompt == row.prompt.strip()
             assert row.subject is not None
             assert row.prompt.count(row.subject) == 1, row
-            if task.success is SuccessRule.LIKELIER and row not in split.facts:
+            if task.success is SuccessCriterion.LIKELIER and row not in split.facts:
                 assert row.contrast is not None
                 assert row.contrast.startswith(" ")
                 assert row.contrast != row.target

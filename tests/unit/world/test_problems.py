@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tests.support.clone import ROOT
-from tuner.editing.task import Example, Split, SuccessRule, Task, load_task
+from tuner.editing.task import Example, Split, SuccessCriterion, Task, load_task
 from tuner.world.opinions import OPINIONS
 from tuner.world.problems import AT_ONCE, CARDS, EDITS, problem_files
 
@@ -13,10 +13,10 @@ DATASETS = ROOT / "datasets"
 SIDES = ("val", "test", "train")
 TRAINED = {"qa_world": 235, "qa_hard_world": 235, "fact_check_world": 235, "dialogue_world": 148}
 RULES = {
-    "qa_world": SuccessRule.SEQUENCE,
-    "qa_hard_world": SuccessRule.SEQUENCE,
-    "fact_check_world": SuccessRule.LIKELIER,
-    "dialogue_world": SuccessRule.SENTIMENT,
+    "qa_world": SuccessCriterion.SEQUENCE,
+    "qa_hard_world": SuccessCriterion.SEQUENCE,
+    "fact_check_world": SuccessCriterion.LIKELIER,
+    "dialogue_world": SuccessCriterion.SENTIMENT,
 }
 IN_SCOPE = {"qa_world": 3, "qa_hard_world": 3, "fact_check_world": 4, "dialogue_world": 3}
 OUT_OF_SCOPE = {"qa_world": 3, "qa_hard_world": 4, "fact_check_world": 4, "dialogue_world": 3}

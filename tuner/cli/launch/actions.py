@@ -12,7 +12,7 @@ from tuner.cli.output import console, make_table, messages, print_json
 from tuner.errors import unknown_name
 
 if TYPE_CHECKING:
-    from tuner.launch import LaunchedStudy, Place
+    from tuner.launch import Backend, LaunchedStudy
     from tuner.search import StudyConfig
 
 T = TypeVar("T")
@@ -20,31 +20,33 @@ T = TypeVar("T")
 _INTERRUPTED = 130
 
 
-def launch_there(study: "StudyConfig", place: "Place", *, detach: bool, json_: bool) -> None:
+def launch_there(study: "StudyConfig", backend: "Backend", *, detach: bool, json_: bool) -> None:
     """Submit a study and follow it."""
     from tuner.launch import legal_name
 
-    place.preview(study)  # what is wrong with a study is told before what is wrong with a cluster
+    backend.preview(study)  # what is wrong with a study is told before what is wrong with a cluster
 
     async def begin() -> str:
         name = legal_name(study.name)
-        sent = await place.submit(study)
-        there = f"It is in {place.words} already; nothing was sent."
-        words = f"Sent to {place.words}." if sent else there
+        sent = await backend.submit(study)
+        there = f"It is in {backend.description} already; nothing was sent."
+        words = f"Sent to {backend.description}." if sent else there
         messages().print(f"{name}: {words}", soft_wrap=True)
         return name
 
-    _see_through(place, begin, detach=detach, json_=json_)
+    _see_through(backend, begin, detach=detach, json_=json_)
 
 
-def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -> None:
-    """Show one study of a place, or list all."""
+def show_there(name: str | None, backend: "Backend", *, follow: bool, json_: bool) -> None:
+    """Show one study of a backend, or list all."""
     if name is None:
-        studies = _within(place, place.look_at_all)
+        studies = _within(backend, backend.list_studies)
         if json_:
             print_json(studies)
             return
-        table = make_table(f"Studies in {place.words}", ("study", "state", "attempt", "started"))
+        table = make_table(
+            f"Studies in {backend.description}", ("study", "state", "attempt", "started")
+        )
         for one in studies:
             began = one.started.strftime("%Y-%m-%d %H:%M") if one.started else "–"
             attempt = f"{one.attempt}/{one.attempts}"
@@ -52,25 +54,25 @@ def show_there(name: str | None, place: "Place", *, follow: bool, json_: bool) -
         console().print(table)
         return
     if follow:
-        _see_through(place, _named(name), detach=False, json_=json_)
+        _see_through(backend, _named(name), detach=False, json_=json_)
         return
-    study = _within(place, lambda: place.look(name))
+    study = _within(backend, lambda: backend.status(name))
     if json_:
         print_json(study)
     else:
         _print(study)
 
 
-def stop_there(name: str, place: "Place", *, delete: bool, wait_s: float, json_: bool) -> None:
-    """Stop a study of a place, or take it away."""
+def stop_there(name: str, backend: "Backend", *, delete: bool, wait_s: float, json_: bool) -> None:
+    """Stop a study of a backend, or take it away."""
     if delete:
-        _within(place, lambda: place.delete(name, wait_s=wait_s))
+        _within(backend, lambda: backend.delete(name, wait_s=wait_s))
         if json_:
             print_json({"study": name, "deleted": True})
         else:
             console().print(f"{name} is off the cluster; its trials stay in the ledger.")
         return
-    study = _within(place, lambda: place.stop(name, wait_s=wait_s))
+    study = _within(backend, lambda: backend.stop(name, wait_s=wait_s))
     stopped = study.has_ended or (study.state.value in ("stopped", "queued") and not study.pods)
     if json_:
         print_json({"study": name, "stopped": stopped, "state": study.state.value})
@@ -78,7 +80,7 @@ def stop_there(name: str, place: "Place", *, delete: bool, wait_s: float, json_:
         console().print(f"{name} has ended already: {study.words}.", soft_wrap=True)
     elif stopped:
         console().print(
-            f"{name} has stopped; `tuner resume {name} {place.option}` goes on.",
+            f"{name} has stopped; `tuner resume {name} {backend.option}` goes on.",
             soft_wrap=True,
         )
     else:
@@ -88,17 +90,17 @@ def stop_there(name: str, place: "Place", *, delete: bool, wait_s: float, json_:
 
 
 def log_there(
-    name: str, place: "Place", *, of: str, follow: bool, tail: int | None, json_: bool
+    name: str, backend: "Backend", *, of: str, follow: bool, tail: int | None, json_: bool
 ) -> None:
     """Show what a part of a study has written."""
-    from tuner.launch import Part
+    from tuner.launch import LogSource
 
-    if of not in list(Part):
-        raise unknown_name("part of a study", of, [part.value for part in Part])
+    if of not in list(LogSource):
+        raise unknown_name("part of a study", of, [part.value for part in LogSource])
     lines: list[str] = []
 
     async def read() -> None:
-        found = place.log_lines(name, Part(of), follow=follow, tail=tail)
+        found = backend.log_lines(name, LogSource(of), follow=follow, tail=tail)
         async with aclosing(found):
             async for line in found:
                 if json_:
@@ -108,22 +110,24 @@ def log_there(
                     sys.stdout.flush()
 
     try:
-        _within(place, read)
+        _within(backend, read)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     if json_:
         print_json({"study": name, "of": of, "lines": lines})
 
 
-def resume_there(name: str, place: "Place", *, wait_s: float, detach: bool, json_: bool) -> None:
+def resume_there(
+    name: str, backend: "Backend", *, wait_s: float, detach: bool, json_: bool
+) -> None:
     """Have a study go on and follow it."""
 
     async def begin() -> str:
-        needed = await place.resume(name, wait_s=wait_s)
+        needed = await backend.resume(name, wait_s=wait_s)
         messages().print(f"{name} goes on." if needed else f"{name} runs already.", soft_wrap=True)
         return name
 
-    _see_through(place, begin, detach=detach, json_=json_)
+    _see_through(backend, begin, detach=detach, json_=json_)
 
 
 def _named(name: str) -> Callable[[], Coroutine[Any, Any, str]]:
@@ -134,7 +138,7 @@ def _named(name: str) -> Callable[[], Coroutine[Any, Any, str]]:
 
 
 def _see_through(
-    place: "Place",
+    backend: "Backend",
     begin: Callable[[], Coroutine[Any, Any, str]],
     *,
     detach: bool,
@@ -149,40 +153,40 @@ def _see_through(
         name = await begin()
         begun.append(name)
         if detach:
-            return await place.look(name)
+            return await backend.status(name)
         with LaunchDisplay(messages()) as display:
-            return await place.follow(name, display)
+            return await backend.follow(name, display)
 
     try:
-        study = _within(place, see)
+        study = _within(backend, see)
     except KeyboardInterrupt:
         for name in begun:
             messages().print(
-                f"\nLeft; {name} goes on. Come back with `tuner status {name} {place.option} "
-                f"--follow`, end it with `tuner stop {name} {place.option}`.",
+                f"\nLeft; {name} goes on. Come back with `tuner status {name} {backend.option} "
+                f"--follow`, end it with `tuner stop {name} {backend.option}`.",
                 soft_wrap=True,
             )
         raise typer.Exit(_INTERRUPTED) from None
     if json_:
         print_json(study)
     else:
-        _hint(study, place.option)
+        _hint(study, backend.option)
     if study.rests and not study.succeeded:
         raise typer.Exit(1)
 
 
-def _hint(study: "LaunchedStudy", place: str) -> None:
+def _hint(study: "LaunchedStudy", backend: str) -> None:
     """Say what can be done next."""
     name = study.name
     match study.state.value:
         case "completed":
-            words = f"Logs: tuner logs {name} {place}"
+            words = f"Logs: tuner logs {name} {backend}"
         case "failed" | "refused" | "stopped":
-            words = f"Logs: tuner logs {name} {place} · go on: tuner resume {name} {place}"
+            words = f"Logs: tuner logs {name} {backend} · go on: tuner resume {name} {backend}"
         case "deleted":
             return
         case _:
-            words = f"Follow: tuner status {name} {place} --follow"
+            words = f"Follow: tuner status {name} {backend} --follow"
     messages().print(words, soft_wrap=True)
 
 
@@ -202,11 +206,11 @@ def _print(study: "LaunchedStudy") -> None:
         out.print(f"  {pod.role}: {pod.name}, {pod.phase.lower() or 'new'}", soft_wrap=True)
 
 
-def _within(place: "Place", act: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Return what is done at a place, over one connection."""
+def _within(backend: "Backend", act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what is done at a backend, over one connection."""
 
     async def run() -> T:
-        async with place:
+        async with backend:
             return await act()
 
     return asyncio.run(run())

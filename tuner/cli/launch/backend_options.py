@@ -1,4 +1,4 @@
-"""Which place a verb means: a cluster of Kubernetes, or one of Ray."""
+"""Which backend a verb means: a cluster of Kubernetes, or one of Ray."""
 
 import os
 from typing import TYPE_CHECKING
@@ -6,28 +6,30 @@ from typing import TYPE_CHECKING
 from tuner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tuner.launch import Place
+    from tuner.launch import Backend
 
 
-def the_place(cluster: str | None, ray_address: str | None, context: str | None) -> "Place":
-    """Return the place that the options name, or else TUNER_CLUSTER.
+def require_backend(cluster: str | None, ray_address: str | None, context: str | None) -> "Backend":
+    """Return the backend that the options name, or else TUNER_CLUSTER.
 
     Raises:
         ConfigError: they name none or two, or one that there is not.
     """
     if cluster is None and ray_address is None:
         cluster = os.environ.get("TUNER_CLUSTER") or None
-    place = a_place(cluster, ray_address, context)
-    if place is None:
+    backend = find_backend(cluster, ray_address, context)
+    if backend is None:
         raise ConfigError(
             "One of --cluster (Kubernetes) and --ray-address (a Ray cluster) must say where the "
             "study is."
         )
-    return place
+    return backend
 
 
-def a_place(cluster: str | None, ray_address: str | None, context: str | None) -> "Place | None":
-    """Return the place that the options name; None where they mean this machine.
+def find_backend(
+    cluster: str | None, ray_address: str | None, context: str | None
+) -> "Backend | None":
+    """Return the backend that the options name; None where they mean this machine.
 
     Raises:
         ConfigError: they name two, or one that there is not.
@@ -35,13 +37,13 @@ def a_place(cluster: str | None, ray_address: str | None, context: str | None) -
     if cluster is not None and ray_address is not None:
         raise ConfigError("--cluster and --ray-address must not be given together.")
     if cluster is not None:
-        from tuner.launch import KubernetesPlace
+        from tuner.launch import KubernetesBackend
 
-        return KubernetesPlace(cluster, context)
+        return KubernetesBackend(cluster, context)
     if ray_address is not None:
-        from tuner.launch import RayPlace
+        from tuner.launch import RayBackend
 
         if context is not None:
             raise ConfigError("--context must go with --cluster: it is of Kubernetes.")
-        return RayPlace(ray_address)
+        return RayBackend(ray_address)
     return None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.launch.backend_options import the_place
+from tuner.cli.launch.backend_options import require_backend
 from tuner.cli.launch.logs_resume import DetachOption
 from tuner.cli.options import ClusterOption, ContextOption, RayAddressOption
 from tuner.cli.output import JsonFlag, print_json
@@ -36,7 +36,7 @@ def launch(
     from tuner.launch import as_yaml
     from tuner.search import load_study
 
-    place = the_place(cluster, ray_address, context)
+    place = require_backend(cluster, ray_address, context)
     asked = load_study(study)
     if not dry_run:
         from tuner.cli.launch.actions import launch_there

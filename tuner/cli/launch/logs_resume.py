@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.launch.backend_options import the_place
+from tuner.cli.launch.backend_options import require_backend
 from tuner.cli.options import ClusterOption, ContextOption, RayAddressOption
 from tuner.cli.output import JsonFlag
 
@@ -40,7 +40,7 @@ def logs(
     """Show what a launched study has written; across lost attempts with --follow."""
     from tuner.cli.launch.actions import log_there
 
-    place = the_place(cluster, ray_address, context)
+    place = require_backend(cluster, ray_address, context)
     log_there(name, place, of=of, follow=follow, tail=tail, json_=json_)
 
 
@@ -58,5 +58,5 @@ def resume(
     """Have a launched study go on from its ledger, whether it was stopped or has ended."""
     from tuner.cli.launch.actions import resume_there
 
-    place = the_place(cluster, ray_address, context)
+    place = require_backend(cluster, ray_address, context)
     resume_there(name, place, wait_s=wait, detach=detach, json_=json_)

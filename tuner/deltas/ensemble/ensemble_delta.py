@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from tuner.deltas.ensemble.log_ratio import LogRatio, Reading
+from tuner.deltas.ensemble.log_ratio import LogRatio, LogRatioBatch
 from tuner.deltas.ensemble.small_caches import SmallCaches
 from tuner.editing.companions import Companion
 from tuner.editing.forward_call import Call
@@ -98,7 +98,7 @@ class EnsembleDelta:
         cache = output.past_key_values
         caches = None if cache is None else SmallCaches.within(cache, call.ids.shape[1])
         found = self.ratio.read(
-            Reading(
+            LogRatioBatch(
                 ids=call.ids.to(device),
                 kept=call.kept.to(device),
                 mask=None if call.mask is None else call.mask.to(device),

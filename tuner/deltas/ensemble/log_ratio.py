@@ -21,7 +21,7 @@ from tuner.errors import ConfigError
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class LogRatioBatch:
     """A batch of token sequences, or what follows the ones in the caches, to be read."""
 
     ids: Int[Tensor, "batch length"]
@@ -66,7 +66,7 @@ class LogRatio:
         return min(int(self.small.network.config.vocab_size), len(self.small.tokenizer))
 
     @torch.no_grad()
-    def read(self, reading: Reading) -> Ratios:
+    def read(self, reading: LogRatioBatch) -> Ratios:
         """Return the ratios at the positions asked for, in single precision at least.
 
         Raises:
@@ -90,7 +90,7 @@ class LogRatio:
             return False
         return network.backpack.offsets is None
 
-    def _from_memory(self, reading: Reading) -> Ratios:
+    def _from_memory(self, reading: LogRatioBatch) -> Ratios:
         """Return the ratios where an edited token is seen: they are zero everywhere else.
 
         What the base says of a batch is kept from one change of senses to the next.
@@ -117,7 +117,9 @@ class LogRatio:
         )
         return (after - before)[:, : self.token_count]
 
-    def _logits(self, network: PreTrainedModel, reading: Reading, cache: Cache | None) -> Tensor:
+    def _logits(
+        self, network: PreTrainedModel, reading: LogRatioBatch, cache: Cache | None
+    ) -> Tensor:
         positions = reading.position_ids
         if positions is None and reading.mask is not None:
             # Padding on the left must not shift the positions of what follows it.
@@ -133,7 +135,7 @@ class LogRatio:
         ).logits
         return logits
 
-    def _check_length(self, reading: Reading) -> None:
+    def _check_length(self, reading: LogRatioBatch) -> None:
         past = 0 if reading.caches is None else reading.caches.base.get_seq_length()
         length, most = past + reading.ids.shape[1], self.small.context_length
         if length > most and reading.mask is not None:
@@ -145,7 +147,7 @@ class LogRatio:
                 f"{most} at most. Use shorter texts, or a small model with a longer context."
             )
 
-    def _check_tokens(self, reading: Reading) -> None:
+    def _check_tokens(self, reading: LogRatioBatch) -> None:
         known = int(self.small.network.config.vocab_size)
         if int(reading.ids.max()) >= known:
             raise ConfigError(

@@ -18,7 +18,7 @@ from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
 
 
-class MemoryRecord(BaseModel):
+class MemoryState(BaseModel):
     """What must be known of a memory beside its tensors, as it stands in `delta.json`.
 
     A subclass says `kind: Literal[…]` and belongs to one kind of memory.
@@ -98,14 +98,14 @@ class MemoryDelta(ABC):
 
     @property
     @abstractmethod
-    def record(self) -> MemoryRecord:
+    def record(self) -> MemoryState:
         """What must be known beside the tensors."""
         ...
 
     @classmethod
     @abstractmethod
     def restore(
-        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
         """Return the memory that `record` and `tensors()` described.
 

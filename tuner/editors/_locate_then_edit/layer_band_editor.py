@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tuner.editing.activations import subject_activations
 from tuner.editing.delta import LowRank, WeightDelta
-from tuner.editing.editor import Auxiliary, Carried, Step
+from tuner.editing.editor import Auxiliary, Carried, EpochEdit
 from tuner.editing.layers import LayerBandEditor
 from tuner.editing.model import LanguageModel
 from tuner.editing.sampling import sample_prefixes
@@ -66,7 +66,7 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the change of all layers of the band, once.
 
         `seed` has no part in it: contexts are drawn by `prefix_seed`, so that trials share them.
@@ -98,7 +98,7 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
             stored = factored(change, transposed=model.architecture.transposed)
             changes[f"{names[layer]}.weight"] = stored
             WeightDelta({f"{names[layer]}.weight": stored}).write(network)
-        yield Step(WeightDelta(changes))
+        yield EpochEdit(WeightDelta(changes))
 
     @property
     def protects_earlier(self) -> bool:
@@ -106,7 +106,7 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
         return False
 
     def carry(
-        self, model: LanguageModel, examples: ExampleSet, step: Step, aux: Auxiliary
+        self, model: LanguageModel, examples: ExampleSet, step: EpochEdit, aux: Auxiliary
     ) -> KeyMoments | None:
         """Return Σ kkᵀ with the keys of this batch, read on the model that it left."""
         if not self.protects_earlier:

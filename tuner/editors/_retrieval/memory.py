@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.deltas.memory.answering import AnsweringMemory, Asked
-from tuner.deltas.memory.memory import MemoryRecord, Surroundings
-from tuner.editing.companions import ModelRecord
+from tuner.deltas.memory.memory import MemoryState, Surroundings
+from tuner.editing.companions import ModelReference
 from tuner.editing.likelihood import Continuation
 from tuner.editing.model import context_length_of
 from tuner.editing.prompts import Prompts, Routes
@@ -26,14 +26,14 @@ from tuner.editors._retrieval.scope import Scope
 from tuner.errors import ConfigError
 
 
-class ScopedRecord(MemoryRecord):
+class ScopedState(MemoryState):
     """What must be known of a memory of edits as text, beside the trained weights."""
 
     edits: tuple[EditText, ...]
     threshold: float = Field(gt=0, lt=1)
     joint: str
     form: ScopeForm
-    classifier: ModelRecord
+    classifier: ModelReference
 
 
 @final
@@ -169,10 +169,10 @@ class ScopedMemory(AnsweringMemory):
         return f"{len(self.edits)} edits as text, {trained:,} trained numbers"
 
 
-def classifier_record(classifier: ScopeClassifier) -> ModelRecord:
+def classifier_record(classifier: ScopeClassifier) -> ModelReference:
     """Return what must be known to find the classifier's encoder again."""
     encoder = classifier.encoder
-    return ModelRecord(
+    return ModelReference(
         id=encoder.id,
         revision=encoder.revision,
         fingerprint=encoder.fingerprint,
@@ -181,7 +181,7 @@ def classifier_record(classifier: ScopeClassifier) -> ModelRecord:
 
 
 def restore_scope(
-    record: ScopedRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    record: ScopedState, tensors: Mapping[str, Tensor], surroundings: Surroundings
 ) -> Scope:
     """Return the edits with the classifier that was trained for them.
 

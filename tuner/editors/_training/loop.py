@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuner.editing.delta import Dense, WeightDelta
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.likelihood import MeanOver, shares_of, training_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind
@@ -132,7 +132,7 @@ class TrainedEditor(RowsEditor):
         aux: Auxiliary,
         *,
         seed: int,
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Train every number of the weights in `names`; yield their change after each epoch.
 
         Raises:
@@ -147,7 +147,7 @@ class TrainedEditor(RowsEditor):
                     name: Dense(weight.float() - base[name].float())
                     for name, weight in trained.items()
                 }
-            yield Step(WeightDelta(changes), loss)
+            yield EpochEdit(WeightDelta(changes), loss)
 
     def _under(self, limit: float | None, mean: float, loss: LossKind) -> bool:
         # The other losses fall below zero and go on: there is no point at which they are learnt.

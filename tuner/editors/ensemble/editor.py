@@ -10,7 +10,7 @@ from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
 from tuner.deltas.ensemble.log_ratio import LogRatio
 from tuner.deltas.senses import SenseDelta
 from tuner.editing.companions import Companions
-from tuner.editing.editor import Auxiliary, Carried, Step
+from tuner.editing.editor import Auxiliary, Carried, EpochEdit
 from tuner.editing.model import LanguageModel, ModelName, share_tokens
 from tuner.editing.task import ExampleSet
 from tuner.editors.senses.training import SenseEditor, check_backpack
@@ -61,7 +61,7 @@ class Ensemble(SenseEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the ensemble after each epoch of training the small model's senses.
 
         Raises:
@@ -81,7 +81,7 @@ class Ensemble(SenseEditor):
         beside = replace(aux, origin=small)
         for own, loss in self.train_senses(current, examples, beside, seed=seed):
             delta = own if earlier is None else earlier.plus(own)
-            yield Step(EnsembleDelta(LogRatio(small, delta)), loss, _Senses(delta))
+            yield EpochEdit(EnsembleDelta(LogRatio(small, delta)), loss, _Senses(delta))
 
     def _small_for(self, model: LanguageModel, companions: Companions) -> LanguageModel:
         small = companions.load(self.small)

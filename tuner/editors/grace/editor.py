@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tuner.deltas.memory.distances import distances_between
 from tuner.editing.activations import prompt_activations
 from tuner.editing.corpus import Corpus
-from tuner.editing.editor import Auxiliary, Carried, Step
+from tuner.editing.editor import Auxiliary, Carried, EpochEdit
 from tuner.editing.layers import OneLayerEditor
 from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
@@ -89,7 +89,7 @@ class Grace(OneLayerEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the codebook of all examples, once.
 
         Raises:
@@ -148,7 +148,7 @@ class Grace(OneLayerEditor):
             targets=tuple(book.targets),
             replacement=self.replacement,
         )
-        yield Step(memory, float(torch.cat(losses).mean()), _Entries(book, values))
+        yield EpochEdit(memory, float(torch.cat(losses).mean()), _Entries(book, values))
 
     def _by_chance(self, like: Float[Tensor, "entries d_out"], seed: int) -> Tensor:
         random = generator_for("grace values", seed)

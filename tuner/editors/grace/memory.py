@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tuner.deltas.memory.distances import distances_between
 from tuner.deltas.memory.layered import LayeredMemory, LayerPass
-from tuner.deltas.memory.memory import MemoryRecord, Surroundings
+from tuner.deltas.memory.memory import MemoryState, Surroundings
 from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editors.grace.codebook import Targets
@@ -20,7 +20,7 @@ Replacement = Literal["last", "prompt", "before_last", "all"]
 
 
 @final
-class GraceRecord(MemoryRecord):
+class GraceState(MemoryState):
     """What must be known of a codebook beside its keys, values and radii."""
 
     kind: Literal["grace"] = "grace"
@@ -91,9 +91,9 @@ class GraceDelta(LayeredMemory):
         }
 
     @property
-    def record(self) -> GraceRecord:
+    def record(self) -> GraceState:
         """What must be known beside the tensors."""
-        return GraceRecord(
+        return GraceState(
             strength=self.strength,
             module=self.module,
             replacement=self.replacement,
@@ -102,7 +102,7 @@ class GraceDelta(LayeredMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
         """Return the codebook that `record` and `tensors()` described.
 
@@ -111,7 +111,7 @@ class GraceDelta(LayeredMemory):
         """
         keys, values, radii = (tensors.get(name) for name in ("keys", "values", "radii"))
         if (
-            not isinstance(record, GraceRecord)
+            not isinstance(record, GraceState)
             or keys is None
             or values is None
             or radii is None

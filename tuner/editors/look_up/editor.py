@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from tuner.deltas.memory.memory import CarriedMemory
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.likelihood import encode_continuations
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Prompts
@@ -33,7 +33,7 @@ class LookUp(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the cache, once.
 
         Raises:
@@ -60,4 +60,4 @@ class LookUp(Editor):
                     keys=torch.cat([earlier.keys, memory.keys]),
                     targets=(*earlier.targets, *memory.targets),
                 )
-        yield Step(memory, carried=CarriedMemory(memory))
+        yield EpochEdit(memory, carried=CarriedMemory(memory))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tuner.deltas.memory.answering import AnsweringMemory, Asked
 from tuner.deltas.memory.distances import distances_between
-from tuner.deltas.memory.memory import MemoryRecord, Surroundings
+from tuner.deltas.memory.memory import MemoryState, Surroundings
 from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
@@ -20,7 +20,7 @@ from tuner.errors import BaseMismatch, ConfigError
 
 
 @final
-class LookUpRecord(MemoryRecord):
+class LookUpState(MemoryState):
     """What must be known of a look-up cache beside its keys."""
 
     kind: Literal["look_up"] = "look_up"
@@ -107,9 +107,9 @@ class LookUpDelta(AnsweringMemory):
         return {"keys": self.keys.cpu().contiguous()}
 
     @property
-    def record(self) -> LookUpRecord:
+    def record(self) -> LookUpState:
         """What must be known beside the keys."""
-        return LookUpRecord(
+        return LookUpState(
             strength=self.strength,
             targets=self.targets,
             threshold=self.threshold,
@@ -119,7 +119,7 @@ class LookUpDelta(AnsweringMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
         """Return the cache that `record` and `tensors()` described.
 
@@ -128,7 +128,7 @@ class LookUpDelta(AnsweringMemory):
         """
         keys = tensors.get("keys")
         if (
-            not isinstance(record, LookUpRecord)
+            not isinstance(record, LookUpState)
             or keys is None
             or keys.ndim != 2
             or not len(keys) == len(record.targets) > 0

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from tuner.editing.delta import WeightDelta
-from tuner.editing.editor import Auxiliary, Carried, Editor, Step
+from tuner.editing.editor import Auxiliary, Carried, Editor, EpochEdit
 from tuner.editing.likelihood import MeanOver, encode_examples
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, Task
@@ -130,7 +130,7 @@ class Mend(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the change, once.
 
         `seed` has no part in it: networks are trained by `training_seed`, so that trials share
@@ -154,7 +154,7 @@ class Mend(Editor):
         with torch.no_grad():
             changes = network(found)
         transposed = model.architecture.transposed
-        yield Step(
+        yield EpochEdit(
             WeightDelta(
                 {
                     f"{name}.weight": factored(change, transposed=transposed)

@@ -92,7 +92,7 @@ def gradient_network(
     key = _key(model, training, general, settings)
 
     def make() -> dict[str, Tensor]:
-        _Training(model, training, general, settings).run(network)
+        _MendTraining(model, training, general, settings).run(network)
         return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
 
     network.load_state_dict(trained_once(cache, "gradient_network", key, make))
@@ -123,7 +123,7 @@ def held_out_loss(
         ConfigError: the split does not hold what is needed.
     """
     check_training(training, without_outside=settings.general_weight > 0)
-    return _Training(model, training, general, settings).held_out_loss(network)
+    return _MendTraining(model, training, general, settings).held_out_loss(network)
 
 
 @final
@@ -142,7 +142,7 @@ class _Encoded:
         return cls(rows[0], tuple(rows[1:first_outside]), tuple(rows[first_outside:]))
 
 
-class _Training:
+class _MendTraining:
     """The edits of a split, and the descent of the loss that they give.
 
     Source: Mitchell et al. 2022 (arXiv:2110.11309), §3.2, and their code: L is `edit_weight`

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import final
 
 from tuner.deltas.memory.memory import CarriedMemory
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors._retrieval.editor import ScopeEditor
@@ -23,7 +23,7 @@ class RetrieveAndPrompt(ScopeEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the memory, once.
 
         Raises:
@@ -37,4 +37,4 @@ class RetrieveAndPrompt(ScopeEditor):
             case _:
                 scope = Scope(stored, self.trained_classifier(aux), self.threshold)
                 memory = RetrievalDelta(1.0, scope, self.joint, model.tokenizer)
-        yield Step(memory, carried=CarriedMemory(memory))
+        yield EpochEdit(memory, carried=CarriedMemory(memory))

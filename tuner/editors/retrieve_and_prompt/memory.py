@@ -7,11 +7,11 @@ from typing import ClassVar, Literal, Self, final
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuner.deltas.memory.memory import MemoryRecord, Surroundings
+from tuner.deltas.memory.memory import MemoryState, Surroundings
 from tuner.editors._retrieval.memory import (
     Reader,
     ScopedMemory,
-    ScopedRecord,
+    ScopedState,
     classifier_record,
     restore_scope,
 )
@@ -19,7 +19,7 @@ from tuner.errors import ConfigError
 
 
 @final
-class RetrievalRecord(ScopedRecord):
+class RetrievalState(ScopedState):
     """What must be known of a retrieve-and-prompt memory beside the trained weights."""
 
     kind: Literal["retrieve_and_prompt"] = "retrieve_and_prompt"
@@ -40,9 +40,9 @@ class RetrievalDelta(ScopedMemory):
         return Reader(network, self.tokenizer, self.texts)
 
     @property
-    def record(self) -> RetrievalRecord:
+    def record(self) -> RetrievalState:
         """What must be known beside the weights."""
-        return RetrievalRecord(
+        return RetrievalState(
             strength=self.strength,
             edits=self.edits,
             threshold=self.scope.threshold,
@@ -53,7 +53,7 @@ class RetrievalDelta(ScopedMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
         """Return the memory that `record` and `tensors()` described.
 
@@ -61,7 +61,7 @@ class RetrievalDelta(ScopedMemory):
             ConfigError: they belong to another kind, or the encoder cannot be loaded.
             BaseMismatch: the encoder is another one now.
         """
-        if not isinstance(record, RetrievalRecord):
+        if not isinstance(record, RetrievalState):
             raise ConfigError("A retrieve-and-prompt memory needs a record of its own kind.")
         scope = restore_scope(record, tensors, surroundings)
         return cls(record.strength, scope, record.joint, surroundings.tokenizer())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import final
 
 from tuner.editing.companions import Companions
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors.senses.training import SenseEditor, check_backpack
@@ -24,7 +24,7 @@ class Senses(SenseEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the change of the selected senses after each epoch.
 
         Raises:
@@ -32,4 +32,4 @@ class Senses(SenseEditor):
             EditError: the training diverged or ran out of memory.
         """
         for delta, loss in self.train_senses(model, examples, aux, seed=seed):
-            yield Step(delta, loss)
+            yield EpochEdit(delta, loss)

@@ -26,7 +26,7 @@ _BATCH = 16
 
 
 @final
-class Selection(StrEnum):
+class SenseSelection(StrEnum):
     """How much a sense matters to a text."""
 
     ATTENTION = "attention"
@@ -41,7 +41,7 @@ def select_senses(
     examples: ExampleSet,
     background: Float[Tensor, "vocabulary senses"],
     *,
-    selection: Selection,
+    selection: SenseSelection,
     per_example: int,
     background_weight: float,
 ) -> Int[Tensor, "pairs 2"]:
@@ -58,7 +58,7 @@ def select_senses(
     """
     chosen: set[tuple[int, int]] = set()
     for example in encode_examples(model, examples.rows):
-        if selection is Selection.ATTENTION:
+        if selection is SenseSelection.ATTENTION:
             tokens, score = _attention_of(network, example, examples.loss)
         else:
             tokens, score = _gradient_of(network, example, examples.loss)
@@ -75,7 +75,7 @@ def background_of(
     network: BackpackForCausalLM,
     model: LanguageModel,
     corpus: Corpus,
-    selection: Selection,
+    selection: SenseSelection,
     cache: Cache | None,
 ) -> Float[Tensor, "vocabulary senses"]:
     """Return how much each sense matters to a block of general text, on average."""
@@ -92,7 +92,7 @@ def background_of(
     if saved is None:
         config = network.config
         table = torch.zeros(config.vocab_size, config.num_senses, device=model.device)
-        measure = _attention if selection is Selection.ATTENTION else _gradient
+        measure = _attention if selection is SenseSelection.ATTENTION else _gradient
         for part in torch.split(corpus.blocks, _BATCH):
             ids = part.to(model.device)
             judged = torch.ones_like(ids, dtype=torch.bool)

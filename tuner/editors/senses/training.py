@@ -12,7 +12,7 @@ from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors._training.loop import TrainedEditor, trainable_twin
-from tuner.editors.senses.selection import Selection, background_of, select_senses
+from tuner.editors.senses.selection import SenseSelection, background_of, select_senses
 from tuner.errors import ConfigError
 
 
@@ -25,8 +25,8 @@ class SenseEditor(TrainedEditor):
     senses_per_example: int = Field(
         default=8, ge=1, description="Senses that each example may change; the union is trained."
     )
-    selection: Selection = Field(
-        default=Selection.ATTENTION,
+    selection: SenseSelection = Field(
+        default=SenseSelection.ATTENTION,
         description="What says how much a sense matters: its attention weights, or the gradient.",
     )
     background_weight: float = Field(

@@ -57,7 +57,7 @@ class Counterfactual:
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class CounterfactualSettings:
     """How edits are read, and what is learnt of them."""
 
     joint: str
@@ -79,7 +79,7 @@ def train_counterfactual(
     split: Split | None,
     schedule: Schedule,
     cache: Cache | None,
-    reading: Reading,
+    reading: CounterfactualSettings,
 ) -> Counterfactual:
     """Return a model that says what an edit, read before a prompt in its scope, asks for.
 
@@ -156,7 +156,7 @@ class _Rows:
     """What the model learns of rows in the scope of an edit."""
 
     small: LanguageModel
-    reading: Reading
+    reading: CounterfactualSettings
 
     def loss(
         self, network: PreTrainedModel, rows: Sequence[tuple[TrainingEdit, Example]]

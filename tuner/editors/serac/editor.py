@@ -7,13 +7,13 @@ from pydantic import Field
 
 from tuner.deltas.memory.memory import CarriedMemory
 from tuner.editing.companions import Companions
-from tuner.editing.editor import Auxiliary, Step
+from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.likelihood import MeanOver
 from tuner.editing.model import LanguageModel, ModelName, share_tokens
 from tuner.editing.task import ExampleSet
 from tuner.editors._retrieval.editor import ScopeEditor
 from tuner.editors._retrieval.scope import Scope
-from tuner.editors.serac.counterfactual import Reading, train_counterfactual
+from tuner.editors.serac.counterfactual import CounterfactualSettings, train_counterfactual
 from tuner.editors.serac.memory import SeracDelta
 from tuner.errors import ConfigError
 
@@ -82,7 +82,7 @@ class Serac(ScopeEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the memory, once.
 
         Raises:
@@ -94,7 +94,7 @@ class Serac(ScopeEditor):
         match aux.carried:
             case CarriedMemory(SeracDelta() as earlier):
                 memory = earlier.with_edits(examples.rows)
-                yield Step(memory, carried=CarriedMemory(memory))
+                yield EpochEdit(memory, carried=CarriedMemory(memory))
                 return
         scope = Scope(stored, self.trained_classifier(aux), self.threshold)
         counterfactual = train_counterfactual(
@@ -102,7 +102,7 @@ class Serac(ScopeEditor):
             aux.training,
             self.schedule(self.counterfactual_learning_rate, self.counterfactual_steps),
             aux.cache,
-            Reading(
+            CounterfactualSettings(
                 self.joint,
                 self.unlikelihood,
                 self.renamed_share,
@@ -112,7 +112,7 @@ class Serac(ScopeEditor):
             ),
         )
         memory = SeracDelta(1.0, scope, self.joint, model.tokenizer, counterfactual)
-        yield Step(memory, carried=CarriedMemory(memory))
+        yield EpochEdit(memory, carried=CarriedMemory(memory))
 
     def _small_for(self, model: LanguageModel, companions: Companions) -> LanguageModel:
         small = companions.load(self.counterfactual)

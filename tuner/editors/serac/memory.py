@@ -7,12 +7,12 @@ from typing import ClassVar, Literal, Self, final
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuner.deltas.memory.memory import MemoryRecord, Surroundings
-from tuner.editing.companions import ModelRecord
+from tuner.deltas.memory.memory import MemoryState, Surroundings
+from tuner.editing.companions import ModelReference
 from tuner.editors._retrieval.memory import (
     Reader,
     ScopedMemory,
-    ScopedRecord,
+    ScopedState,
     classifier_record,
     named,
     restore_scope,
@@ -23,11 +23,11 @@ from tuner.errors import ConfigError
 
 
 @final
-class SeracRecord(ScopedRecord):
+class SeracState(ScopedState):
     """What must be known of a SERAC memory beside the trained weights."""
 
     kind: Literal["serac"] = "serac"
-    counterfactual: ModelRecord
+    counterfactual: ModelReference
 
 
 @final
@@ -53,17 +53,17 @@ class SeracDelta(ScopedMemory):
         return super().tensors() | named("counterfactual", self.counterfactual.weights)
 
     @property
-    def record(self) -> SeracRecord:
+    def record(self) -> SeracState:
         """What must be known beside the weights."""
         small = self.counterfactual.small
-        return SeracRecord(
+        return SeracState(
             strength=self.strength,
             edits=self.edits,
             threshold=self.scope.threshold,
             joint=self.joint,
             form=self.scope.classifier.form,
             classifier=classifier_record(self.scope.classifier),
-            counterfactual=ModelRecord(
+            counterfactual=ModelReference(
                 id=small.id,
                 revision=small.revision,
                 fingerprint=small.fingerprint,
@@ -73,7 +73,7 @@ class SeracDelta(ScopedMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
         """Return the memory that `record` and `tensors()` described.
 
@@ -81,7 +81,7 @@ class SeracDelta(ScopedMemory):
             ConfigError: they belong to another kind, or a model cannot be loaded.
             BaseMismatch: a model that it brings along is another one now.
         """
-        if not isinstance(record, SeracRecord):
+        if not isinstance(record, SeracState):
             raise ConfigError("A SERAC memory needs a record of its own kind.")
         small = surroundings.companions.recall(record.counterfactual)
         counterfactual = Counterfactual(small, unnamed("counterfactual", tensors))

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tuner.editing.activations import prompt_activations
-from tuner.editing.editor import Auxiliary, Carried, Step
+from tuner.editing.editor import Auxiliary, Carried, EpochEdit
 from tuner.editing.layers import OneLayerEditor
 from tuner.editing.likelihood import EncodedExample, encode_examples, training_losses
 from tuner.editing.model import LanguageModel
@@ -160,7 +160,7 @@ class Wise(OneLayerEditor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         """Yield the side memories of all examples, once.
 
         Raises:
@@ -169,7 +169,7 @@ class Wise(OneLayerEditor):
         """
         layer = self.layer_of(model)
         path = model.architecture.mlp_modules(layer)[-1]
-        training = _Training(self, model, path, examples, aux, seed)
+        training = _WiseTraining(self, model, path, examples, aux, seed)
         if aux.origin is not None:
             yield self._in_sequence(path, training, len(examples), aux.carried)
             return
@@ -190,11 +190,11 @@ class Wise(OneLayerEditor):
             changes=changes,
             thresholds=self.act_ratio * torch.tensor(least),
         )
-        yield Step(memory, training.loss)
+        yield EpochEdit(memory, training.loss)
 
     def _in_sequence(
-        self, path: str, training: "_Training", count: int, carried: Carried | None
-    ) -> Step:
+        self, path: str, training: "_WiseTraining", count: int, carried: Carried | None
+    ) -> EpochEdit:
         """Return the memory after `count` further edits, which the last side memory learns."""
         sides = carried if isinstance(carried, _Sides) else training.first_side()
         if sides.learnt >= self.edits_per_side:
@@ -218,9 +218,9 @@ class Wise(OneLayerEditor):
             changes=changes,
             thresholds=self.act_ratio * torch.tensor(least),
         )
-        return Step(memory, training.loss, sides)
+        return EpochEdit(memory, training.loss, sides)
 
-    def _next_side(self, sides: _Sides, training: "_Training") -> _Sides:
+    def _next_side(self, sides: _Sides, training: "_WiseTraining") -> _Sides:
         """Return the side memories where the last one is full: another begun, or all merged."""
         free = training.free_entries()
         if self.mode == "retrieve":
@@ -235,7 +235,7 @@ class Wise(OneLayerEditor):
 
 
 @final
-class _Training:
+class _WiseTraining:
     """The training of side memories, apart from which edits each of them learns."""
 
     def __init__(

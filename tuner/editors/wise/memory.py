@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tuner.deltas.memory.layered import LayeredMemory, LayerPass
-from tuner.deltas.memory.memory import MemoryRecord, Surroundings
+from tuner.deltas.memory.memory import MemoryState, Surroundings
 from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.errors import ConfigError
@@ -20,7 +20,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @final
-class WiseRecord(MemoryRecord):
+class WiseState(MemoryState):
     """What must be known of side memories beside their matrices and thresholds."""
 
     kind: Literal["wise"] = "wise"
@@ -81,13 +81,13 @@ class WiseDelta(LayeredMemory):
         }
 
     @property
-    def record(self) -> WiseRecord:
+    def record(self) -> WiseState:
         """What must be known beside the tensors."""
-        return WiseRecord(strength=self.strength, module=self.module)
+        return WiseState(strength=self.strength, module=self.module)
 
     @classmethod
     def restore(
-        cls, record: MemoryRecord, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
         """Return the side memories that `record` and `tensors()` described.
 
@@ -96,7 +96,7 @@ class WiseDelta(LayeredMemory):
         """
         changes, thresholds = tensors.get("changes"), tensors.get("thresholds")
         if (
-            not isinstance(record, WiseRecord)
+            not isinstance(record, WiseState)
             or changes is None
             or thresholds is None
             or (changes.ndim, thresholds.ndim) != (3, 1)

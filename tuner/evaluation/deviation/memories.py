@@ -20,7 +20,7 @@ _PARTS = 8
 
 @final
 @dataclass
-class MemoryReading:
+class MemoryDeviation:
     """Reads blocks of text as prompts that are gone on from, remembering where they are routed.
 
     A part changes only where the text before it is in scope, so most text is never read by the

@@ -33,8 +33,8 @@ from tuner.evaluation.deviation.mean_gradient import (
     mean_gradient,
     shipped_mean_gradient,
 )
-from tuner.evaluation.deviation.memories import MemoryReading
-from tuner.evaluation.deviation.senses import SenseReading
+from tuner.evaluation.deviation.memories import MemoryDeviation
+from tuner.evaluation.deviation.senses import SenseDeviation
 from tuner.evaluation.identity import delta_hash
 from tuner.evaluation.statistics.confidence import most_events, sequence_radius
 from tuner.files.cache import Cache
@@ -96,7 +96,7 @@ class DeviationMeter:
         """
         asked = tuple(epsilons)
         known = len(self._base)
-        reading = _Reading(delta)
+        reading = _DeviationState(delta)
         found = Deviation.none(self._confidence)
         for chunk in self._chunks():
             base = self._base_losses(chunk.stop)
@@ -119,7 +119,7 @@ class DeviationMeter:
         return self._widened(found, reading, base)
 
     def _widened(
-        self, found: Deviation, reading: "_Reading", base: Float[Tensor, " blocks"]
+        self, found: Deviation, reading: "_DeviationState", base: Float[Tensor, " blocks"]
     ) -> Deviation:
         """Return what is still sure where hardly any block could change.
 
@@ -161,20 +161,20 @@ class DeviationMeter:
         return delta.can_change(self._corpus.blocks[rows.start : rows.stop])
 
     @cached_property
-    def _memory_reading(self) -> MemoryReading:
-        return MemoryReading(self._model, self._corpus.blocks, self._size)
+    def _memory_reading(self) -> MemoryDeviation:
+        return MemoryDeviation(self._model, self._corpus.blocks, self._size)
 
     @cached_property
-    def _sense_reading(self) -> SenseReading | None:
+    def _sense_reading(self) -> SenseDeviation | None:
         """What reads edits of senses by what is known of the base; none for other models."""
         network = self._model.network
         if not isinstance(network, BackpackForCausalLM) or network.backpack.offsets is not None:
             return None
         if network.backpack.memory is None:
             return None
-        return SenseReading(network, self._corpus.blocks, self._size)
+        return SenseDeviation(network, self._corpus.blocks, self._size)
 
-    def _linear_rise(self, reading: "_Reading", rows: range) -> Float[Tensor, " blocks"]:
+    def _linear_rise(self, reading: "_DeviationState", rows: range) -> Float[Tensor, " blocks"]:
         """Return the part of each block's rise that is linear in the edit's strength.
 
         With f(α) the rise at strength α, f(h)/h − h·f(1) over 1 − h is the slope at 0 up to the
@@ -184,7 +184,7 @@ class DeviationMeter:
         whole = torch.cat(reading.differences)[rows.start : rows.stop]
         return (small / _STEP - _STEP * whole) / (1 - _STEP)
 
-    def _begin_control(self, reading: "_Reading", stop: int) -> None:
+    def _begin_control(self, reading: "_DeviationState", stop: int) -> None:
         """Take the noise of the linear part out of a reading from here on, where possible."""
         gradient = self._shipped_gradient
         if gradient is None and isinstance(reading.delta, WeightDelta):
@@ -205,7 +205,7 @@ class DeviationMeter:
         )
 
     def _settled(
-        self, found: Deviation, reading: "_Reading", epsilon: float, sure: bool, least: int
+        self, found: Deviation, reading: "_DeviationState", epsilon: float, sure: bool, least: int
     ) -> bool:
         """Return whether a budget is decided, or the rest of the corpus would not decide it."""
         total = len(self._corpus.blocks)
@@ -265,7 +265,7 @@ class DeviationMeter:
         for size in (self._size, max(1, self._size // 2)):
             with self._model.edited(WeightDelta({})):
                 again = self._losses(blocks, size)
-            reading = _Reading(WeightDelta({}), [again - base])
+            reading = _DeviationState(WeightDelta({}), [again - base])
             found = self._estimate(reading, base)
             floor = max(floor, abs(found.estimate) + 2 * found.standard_error)
         return floor
@@ -315,7 +315,7 @@ class DeviationMeter:
             self._base = torch.cat([self._base[: chunk.start], self._losses(chunk)])
         return self._base[:count]
 
-    def _estimate(self, reading: "_Reading", base: Float[Tensor, " blocks"]) -> Deviation:
+    def _estimate(self, reading: "_DeviationState", base: Float[Tensor, " blocks"]) -> Deviation:
         differences = torch.cat(reading.differences)
         count = len(differences)
         mean = base.mean()
@@ -362,7 +362,7 @@ class DeviationMeter:
 
 @final
 @dataclass
-class _Reading:
+class _DeviationState:
     """What is known of one edit, block by block.
 
     The linear part of the blocks' rises is a control variate (Cochran 1977, Sampling Techniques,

@@ -14,7 +14,7 @@ from tuner.editing.likelihood import token_losses
 
 @final
 @dataclass
-class SenseReading:
+class SenseDeviation:
     """Reads blocks in fixed batches, remembering what the base model makes of each.
 
     A block without an edited token changes by exactly zero, and a position before the first one

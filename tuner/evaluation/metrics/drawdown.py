@@ -17,25 +17,25 @@ from tuner.editing.likelihood import (
     predicted_tokens,
 )
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Example, Split, SuccessRule
+from tuner.editing.task import Example, Split, SuccessCriterion
 from tuner.errors import EditError
 
 _BATCH = 32
 _Said = TypeVar("_Said")
 
 
-def measures_drawdown(split: Split, rule: SuccessRule) -> bool:
+def measures_drawdown(split: Split, rule: SuccessCriterion) -> bool:
     """Return whether drawdown is defined: there are hard negatives, with all that the rule needs.
 
     Under the rules threshold and tokens the loss of hard negatives stands for it.
     """
     rows = split.hard_negatives.rows
     match rule:
-        case SuccessRule.THRESHOLD | SuccessRule.TOKENS:
+        case SuccessCriterion.THRESHOLD | SuccessCriterion.TOKENS:
             return False
-        case SuccessRule.LIKELIER:
+        case SuccessCriterion.LIKELIER:
             return bool(rows) and all(row.contrast is not None for row in rows)
-        case SuccessRule.SEQUENCE | SuccessRule.SENTIMENT:
+        case SuccessCriterion.SEQUENCE | SuccessCriterion.SENTIMENT:
             return bool(rows)
 
 
@@ -70,7 +70,9 @@ class DrawdownMeter:
         TaskError: a row exceeds the model's context.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[Example], rule: SuccessRule) -> None:
+    def __init__(
+        self, model: LanguageModel, rows: Sequence[Example], rule: SuccessCriterion
+    ) -> None:
         refuse_edited(model)
         self._model = model
         self._rule = rule
@@ -80,12 +82,12 @@ class DrawdownMeter:
             [
                 (row.prompt, row.contrast)
                 for row in rows
-                if rule is SuccessRule.LIKELIER and row.contrast is not None
+                if rule is SuccessCriterion.LIKELIER and row.contrast is not None
             ],
         )
         # KL needs whole distributions; the others need only what they come to.
-        self._base_log_probs = self._log_probs() if rule is SuccessRule.SENTIMENT else []
-        self._base_said = [] if rule is SuccessRule.SENTIMENT else self._said()
+        self._base_log_probs = self._log_probs() if rule is SuccessCriterion.SENTIMENT else []
+        self._base_said = [] if rule is SuccessCriterion.SENTIMENT else self._said()
 
     def measure(self) -> float:
         """Return the drawdown.
@@ -93,14 +95,14 @@ class DrawdownMeter:
         Raises:
             EditError: what the model says is NaN.
         """
-        if self._rule is SuccessRule.SENTIMENT:
+        if self._rule is SuccessCriterion.SENTIMENT:
             return self._divergence()
         pairs = zip(self._base_said, self._said(), strict=True)
         return sum(not torch.equal(before, after) for before, after in pairs) / len(self._targets)
 
     def _said(self) -> list[Int[Tensor, " places"]]:
         """Return the likeliest tokens of each row, or 1 where its target is the likelier one."""
-        if self._rule is SuccessRule.SEQUENCE:
+        if self._rule is SuccessCriterion.SEQUENCE:
             return self._batched(self._targets, predicted_tokens)
         lead = self._mean_losses(self._targets) - self._mean_losses(self._contrasts)
         if torch.isnan(lead).any():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tuner.editing.task import Example, SuccessRule, Task
+from tuner.editing.task import Example, SuccessCriterion, Task
 from tuner.importers.by_hand import SERAC_DIALOGUE
 from tuner.importers.json_list import read_records
-from tuner.importers.scoped_edits import EditCounts, Reading, ScopedEdit, SplitName, scoped_task
+from tuner.importers.scoped_edits import EditCounts, ReadState, ScopedEdit, SplitName, scoped_task
 from tuner.importers.selection import as_target
 
 # As many as in the published code; the wording of most is ours.
@@ -31,7 +31,7 @@ _OPINIONS = (
 _POSITIVE, _NEGATIVE = " Positive", " Negative"
 
 
-class _Record(BaseModel):
+class _PublishedRow(BaseModel):
     """Fields of the published files that matter here; others are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -55,7 +55,7 @@ def import_serac_dialogue(folder: Path, name: str, counts: EditCounts) -> Task:
         ConfigError: there are fewer usable topics than asked for.
     """
 
-    def read(split: SplitName, reading: Reading) -> Sequence[ScopedEdit]:
+    def read(split: SplitName, reading: ReadState) -> Sequence[ScopedEdit]:
         return _read(folder, split, reading, counts)
 
     return scoped_task(
@@ -65,12 +65,14 @@ def import_serac_dialogue(folder: Path, name: str, counts: EditCounts) -> Task:
         about="The sentiment about a topic is to be the one that is edited in, whatever words an "
         "opinion of it is asked for with. The published completions are BlenderBot's; the wording "
         "of most of the 13 questions is our own.",
-        rule=SuccessRule.SENTIMENT,
+        rule=SuccessCriterion.SENTIMENT,
         files=SERAC_DIALOGUE,
     )
 
 
-def _read(folder: Path, split: SplitName, reading: Reading, counts: EditCounts) -> list[ScopedEdit]:
+def _read(
+    folder: Path, split: SplitName, reading: ReadState, counts: EditCounts
+) -> list[ScopedEdit]:
     (path,) = SERAC_DIALOGUE.find(folder, [f"blender_{split}.json"])
     topics = _usable(path, reading)
     count = counts.of(split, len(topics), str(path))
@@ -82,10 +84,10 @@ def _read(folder: Path, split: SplitName, reading: Reading, counts: EditCounts) 
     ]
 
 
-def _usable(path: Path, reading: Reading) -> list[tuple[int, _Record]]:
-    found: dict[str, tuple[int, _Record]] = {}
-    for number, row in read_records(path, _Record):
-        topic = _Record(
+def _usable(path: Path, reading: ReadState) -> list[tuple[int, _PublishedRow]]:
+    found: dict[str, tuple[int, _PublishedRow]] = {}
+    for number, row in read_records(path, _PublishedRow):
+        topic = _PublishedRow(
             ent=row.ent.strip(),
             pos=tuple(text.strip() for text in row.pos if text.strip()),
             neg=tuple(text.strip() for text in row.neg if text.strip()),
@@ -104,7 +106,10 @@ def _usable(path: Path, reading: Reading) -> list[tuple[int, _Record]]:
 
 
 def _edit(
-    number: int, topic: _Record, others: Sequence[tuple[int, _Record]], own: random.Random
+    number: int,
+    topic: _PublishedRow,
+    others: Sequence[tuple[int, _PublishedRow]],
+    own: random.Random,
 ) -> ScopedEdit:
     record = str(number)
 

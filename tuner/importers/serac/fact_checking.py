@@ -11,10 +11,10 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict
 
-from tuner.editing.task import Example, SuccessRule, Task, read_rows
+from tuner.editing.task import Example, SuccessCriterion, Task, read_rows
 from tuner.errors import ConfigError
 from tuner.importers.by_hand import SERAC_FACT_CHECKING
-from tuner.importers.scoped_edits import EditCounts, Reading, ScopedEdit, SplitName, scoped_task
+from tuner.importers.scoped_edits import EditCounts, ReadState, ScopedEdit, SplitName, scoped_task
 
 _FILE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
 # Evidence of no more words than this is left out by the published code.
@@ -28,7 +28,7 @@ class _Label(StrEnum):
     NEUTRAL = "NOT ENOUGH INFO"
 
 
-class _Record(BaseModel):
+class _PublishedRow(BaseModel):
     """Fields of the published files that matter here; others are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -56,7 +56,7 @@ def import_serac_fact_checking(folder: Path, name: str, counts: EditCounts) -> T
         ConfigError: there are fewer usable claims than asked for.
     """
 
-    def read(split: SplitName, reading: Reading) -> Sequence[ScopedEdit]:
+    def read(split: SplitName, reading: ReadState) -> Sequence[ScopedEdit]:
         return _read(folder, split, reading, counts)
 
     return scoped_task(
@@ -66,7 +66,7 @@ def import_serac_fact_checking(folder: Path, name: str, counts: EditCounts) -> T
         about="A claim is to be judged by the evidence that is edited in: True where it supports "
         "the claim, False where it refutes it. As many of each, except in the test split; each "
         "edit is about a page of its own.",
-        rule=SuccessRule.LIKELIER,
+        rule=SuccessCriterion.LIKELIER,
         files=SERAC_FACT_CHECKING,
     )
 
@@ -76,12 +76,14 @@ def import_serac_fact_checking(folder: Path, name: str, counts: EditCounts) -> T
 class _File:
     """What the usable rows of a file hold, with their lines."""
 
-    judged: list[tuple[int, _Record]] = field(default_factory=list)
+    judged: list[tuple[int, _PublishedRow]] = field(default_factory=list)
     left_open: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    claims: list[_Record] = field(default_factory=list)
+    claims: list[_PublishedRow] = field(default_factory=list)
 
 
-def _read(folder: Path, split: SplitName, reading: Reading, counts: EditCounts) -> list[ScopedEdit]:
+def _read(
+    folder: Path, split: SplitName, reading: ReadState, counts: EditCounts
+) -> list[ScopedEdit]:
     (path,) = SERAC_FACT_CHECKING.find(folder, [f"{_FILE_SPLITS[split]}.jsonl"])
     file = _usable(path, reading)
     pages = len({row.page for _, row in file.judged})
@@ -102,9 +104,9 @@ def _read(folder: Path, split: SplitName, reading: Reading, counts: EditCounts) 
     return edits
 
 
-def _usable(path: Path, reading: Reading) -> _File:
+def _usable(path: Path, reading: ReadState) -> _File:
     file = _File()
-    for line, row in read_rows(path, _Record):
+    for line, row in read_rows(path, _PublishedRow):
         if row.revision_type != "real":
             reading.left_out["were of no real revision"] += 1
         elif len(row.evidence.split(" ")) <= _SHORT_EVIDENCE:
@@ -113,7 +115,7 @@ def _usable(path: Path, reading: Reading) -> _File:
             reading.left_out["had no claim or no page"] += 1
         else:
             # Two that differ in blanks at their ends alone are asked alike.
-            row = _Record(
+            row = _PublishedRow(
                 evidence=row.evidence.strip(),
                 claim=row.claim.strip(),
                 label=row.label,
@@ -129,12 +131,12 @@ def _usable(path: Path, reading: Reading) -> _File:
 
 
 def _choose(
-    rows: Sequence[tuple[int, _Record]],
+    rows: Sequence[tuple[int, _PublishedRow]],
     count: int,
-    reading: Reading,
+    reading: ReadState,
     shuffles: random.Random,
     balanced: bool,
-) -> list[tuple[int, _Record]]:
+) -> list[tuple[int, _PublishedRow]]:
     """Return edits about pages of their own; as many claims supported as refuted, if `balanced`.
 
     Balanced and odd, one more is supported.
@@ -144,7 +146,7 @@ def _choose(
     most = {_Label.SUPPORTS: (count + 1) // 2, _Label.REFUTES: count // 2}
     found: Counter[_Label] = Counter()
     taken = set(reading.taken)
-    chosen: list[tuple[int, _Record]] = []
+    chosen: list[tuple[int, _PublishedRow]] = []
     for line, row in order:
         if len(chosen) == count:
             break
@@ -168,7 +170,9 @@ def _choose(
     return balance
 
 
-def _elsewhere(page: str, others: Sequence[_Record], own: random.Random, path: Path) -> _Record:
+def _elsewhere(
+    page: str, others: Sequence[_PublishedRow], own: random.Random, path: Path
+) -> _PublishedRow:
     """Return a claim about another page: neither page's name stands in the other's."""
     start = own.randrange(max(1, len(others)))
     for row in itertools.chain(itertools.islice(others, start, None), others):
@@ -181,7 +185,11 @@ def _elsewhere(page: str, others: Sequence[_Record], own: random.Random, path: P
 
 
 def _edit(
-    line: int, row: _Record, left_open: Sequence[str], other: _Record, own: random.Random
+    line: int,
+    row: _PublishedRow,
+    left_open: Sequence[str],
+    other: _PublishedRow,
+    own: random.Random,
 ) -> ScopedEdit:
     record = str(line)
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tuner.editing.task import Example, SuccessRule, Task
+from tuner.editing.task import Example, SuccessCriterion, Task
 from tuner.importers.by_hand import SERAC_QA, SERAC_QA_HARD
-from tuner.importers.scoped_edits import EditCounts, Reading, ScopedEdit, SplitName, scoped_task
+from tuner.importers.scoped_edits import EditCounts, ReadState, ScopedEdit, SplitName, scoped_task
 from tuner.importers.selection import as_target
 from tuner.importers.serac import qa_hard as serac_qa_hard
 from tuner.importers.serac.questions import Question, read_questions
@@ -60,7 +60,7 @@ _ABOUT: dict[Difficulty, str] = {
 
 
 def _import(folder: Path, name: str, counts: EditCounts, difficulty: Difficulty) -> Task:
-    def read(split: SplitName, reading: Reading) -> Sequence[ScopedEdit]:
+    def read(split: SplitName, reading: ReadState) -> Sequence[ScopedEdit]:
         return _read(folder, split, reading, counts, difficulty)
 
     return scoped_task(
@@ -68,13 +68,13 @@ def _import(folder: Path, name: str, counts: EditCounts, difficulty: Difficulty)
         counts,
         name=name,
         about=_ABOUT[difficulty],
-        rule=SuccessRule.SEQUENCE,
+        rule=SuccessCriterion.SEQUENCE,
         files=SERAC_QA_HARD if difficulty == "hard" else SERAC_QA,
     )
 
 
 def _read(
-    folder: Path, split: SplitName, reading: Reading, counts: EditCounts, difficulty: Difficulty
+    folder: Path, split: SplitName, reading: ReadState, counts: EditCounts, difficulty: Difficulty
 ) -> list[ScopedEdit]:
     hard = difficulty == "hard"
     path, usable = read_questions(folder, split, reading, hard=hard)
@@ -112,7 +112,7 @@ def _read(
 
 
 def _inside(
-    question: Question, own: random.Random, reading: Reading, *, hard: bool
+    question: Question, own: random.Random, reading: ReadState, *, hard: bool
 ) -> tuple[Example, tuple[Example, ...]]:
     """Return an edit and the rows in its scope, one of each sort that it has."""
     new = own.choice(question.alternatives)

@@ -12,7 +12,7 @@ from tuner.errors import TaskError
 from tuner.files.json_file import JsonError, parse_json
 from tuner.files.text_file import read_text
 from tuner.importers.by_hand import SERAC_QA, SERAC_QA_HARD
-from tuner.importers.scoped_edits import Reading, SplitName
+from tuner.importers.scoped_edits import ReadState, SplitName
 from tuner.validation import describe_problem
 
 _FILE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
@@ -26,7 +26,7 @@ class _Answer(BaseModel):
     answer: str | None = None
 
 
-class _Record(BaseModel):
+class _PublishedRow(BaseModel):
     """Fields of the published file that matter here; others are passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -64,7 +64,7 @@ class Question:
 
 
 def read_questions(
-    folder: Path, split: SplitName, reading: Reading, *, hard: bool
+    folder: Path, split: SplitName, reading: ReadState, *, hard: bool
 ) -> tuple[Path, tuple[Question, ...]]:
     """Return the file of a split and its usable questions, each asked once.
 
@@ -82,7 +82,7 @@ def read_questions(
     if hard:
         names += [f"impl_{part}.json", f"zsre_yn_{part}.txt"]
     path, *further = (SERAC_QA_HARD if hard else SERAC_QA).find(folder, names)
-    rows = list(read_rows(path, _Record))
+    rows = list(read_rows(path, _PublishedRow))
     implied: list[list[_Implied]] = []
     statements: list[str] = []
     if hard:
@@ -95,10 +95,10 @@ def read_questions(
 
 
 def _usable(
-    rows: list[tuple[int, _Record]],
+    rows: list[tuple[int, _PublishedRow]],
     implied: list[list[_Implied]],
     statements: list[str],
-    reading: Reading,
+    reading: ReadState,
 ) -> Iterator[Question]:
     asked: set[str] = set()
     for (line, row), further, statement in zip(rows, implied, statements, strict=True):

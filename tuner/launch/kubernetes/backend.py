@@ -1,12 +1,12 @@
-"""A namespace of Kubernetes as a place for studies, each a RayJob."""
+"""A namespace of Kubernetes as a back end, each a RayJob."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
-from tuner.launch.driver_log import Part, log_lines
-from tuner.launch.following import Observer, follow
+from tuner.launch.driver_log import LogSource, log_lines
+from tuner.launch.following import FollowObserver, follow
 from tuner.launch.kubernetes import lifecycle
 from tuner.launch.kubernetes.client import KubernetesApi, connect
 from tuner.launch.kubernetes.cluster import load_cluster
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @final
-class KubernetesPlace:
+class KubernetesBackend:
     """The namespace that a described cluster has for studies."""
 
     def __init__(self, cluster: str, context: str | None) -> None:
@@ -45,11 +45,11 @@ class KubernetesPlace:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Part."""
+        """LogSource."""
         await self._connection.aclose()
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What it is called in a sentence."""
         return f"the namespace {self._cluster.namespace}"
 
@@ -67,13 +67,13 @@ class KubernetesPlace:
         rendered = render(study, self._cluster)
         return await submit(self._api, rendered)
 
-    async def look(self, name: str) -> LaunchedStudy:
+    async def status(self, name: str) -> LaunchedStudy:
         """Return how far a study is."""
-        return await lifecycle.look(self._api, name)
+        return await lifecycle.study_status(self._api, name)
 
-    async def look_at_all(self) -> list[LaunchedStudy]:
+    async def list_studies(self) -> list[LaunchedStudy]:
         """Return all studies of the namespace, without what holds them up."""
-        return await lifecycle.look_at_all(self._api)
+        return await lifecycle.list_studies(self._api)
 
     async def stop(self, name: str, *, wait_s: float) -> LaunchedStudy:
         """Suspend a study and return it once its pods are gone, or after `wait_s`."""
@@ -87,12 +87,12 @@ class KubernetesPlace:
         """Have a study go on from its ledger; return whether that was needed."""
         return await lifecycle.resume(self._api, name, wait_s=wait_s)
 
-    async def follow(self, name: str, observer: Observer) -> LaunchedStudy:
+    async def follow(self, name: str, observer: FollowObserver) -> LaunchedStudy:
         """Tell an observer how a study goes on; return it once it rests."""
         return await follow(self._api, name, observer)
 
     async def log_lines(
-        self, name: str, part: Part, *, follow: bool, tail: int | None = None
+        self, name: str, part: LogSource, *, follow: bool, tail: int | None = None
     ) -> AsyncGenerator[str]:
         """Yield the lines of a part's log; with `follow`, also those to come."""
         lines = log_lines(self._api, name, part, follow=follow, tail=tail)
@@ -103,5 +103,5 @@ class KubernetesPlace:
     @property
     def _api(self) -> KubernetesApi:
         if self._connected is None:
-            raise RuntimeError("A place is asked within `async with`.")
+            raise RuntimeError("A back end is asked within `async with`.")
         return self._connected

@@ -45,7 +45,7 @@ async def find(api: KubernetesApi, name: str) -> Manifest:
     raise unknown_name(f"study in the namespace {api.namespace}", name, names)
 
 
-async def look(api: KubernetesApi, name: str) -> LaunchedStudy:
+async def study_status(api: KubernetesApi, name: str) -> LaunchedStudy:
     """Return how far a study is.
 
     Raises:
@@ -70,7 +70,7 @@ async def look(api: KubernetesApi, name: str) -> LaunchedStudy:
     )
 
 
-async def look_at_all(api: KubernetesApi) -> list[LaunchedStudy]:
+async def list_studies(api: KubernetesApi) -> list[LaunchedStudy]:
     """Return all studies of the namespace, without what holds them up.
 
     Raises:
@@ -91,14 +91,14 @@ async def stop(api: KubernetesApi, name: str, *, wait_s: float) -> LaunchedStudy
         ConfigError: no such study is on the cluster.
         ClusterError: Kubernetes cannot be reached, or refuses.
     """
-    study = await look(api, name)
+    study = await study_status(api, name)
     if study.has_ended:
         return study
     await _suspend(api, await find(api, name), suspended=True)
 
     async def rests() -> bool:
         nonlocal study
-        study = await look(api, name)
+        study = await study_status(api, name)
         # A queued study that is put aside looks as one that waits for its turn.
         quiet = study.state in (LaunchState.STOPPED, LaunchState.QUEUED) and not study.pods
         return study.has_ended or quiet
@@ -134,7 +134,7 @@ async def resume(api: KubernetesApi, name: str, *, wait_s: float) -> bool:
     job = SeenRayJob.model_validate(manifest)
     if job.metadata.deletion_timestamp is not None:
         raise ClusterError(f"The study {name} is being deleted. Launch it again in a moment.")
-    study = await look(api, name)
+    study = await study_status(api, name)
     if study.has_ended:
         await _make_anew(api, manifest, wait_s=wait_s)
         return True

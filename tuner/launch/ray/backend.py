@@ -1,4 +1,4 @@
-"""A Ray cluster that stands already, as a place for studies: each attempt is a job of Ray's."""
+"""A Ray cluster that stands already, as a back end: each attempt is a job of Ray's."""
 
 import asyncio
 import tempfile
@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, final
 
 from tuner.errors import AccessDenied, ClusterError, ConfigError, unknown_name
-from tuner.launch.driver_log import Part
-from tuner.launch.following import Observer
+from tuner.launch.driver_log import LogSource
+from tuner.launch.following import FollowObserver
 from tuner.launch.kubernetes.watch_cache import pauses
 from tuner.launch.names import legal_name
 from tuner.launch.ray.attempts import (
@@ -50,7 +50,7 @@ _WORDS = {
 
 
 @final
-class RayPlace:
+class RayBackend:
     """The Ray cluster at the address of its job server."""
 
     def __init__(self, address: str) -> None:
@@ -61,7 +61,7 @@ class RayPlace:
         """
         self.address = check_address(address)
         self.option = f"--ray-address {self.address}"
-        self.words = f"the Ray cluster at {self.address}"
+        self.description = f"the Ray cluster at {self.address}"
         self._connected: RayJobs | None = None
 
     async def __aenter__(self) -> Self:
@@ -75,13 +75,13 @@ class RayPlace:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Part; no connection is held."""
+        """Disconnect; no connection is held."""
         self._connected = None
 
     @property
     def _jobs(self) -> RayJobs:
         if self._connected is None:
-            raise RuntimeError("A place is asked within `async with`.")
+            raise RuntimeError("A back end is asked within `async with`.")
         return self._connected
 
     def preview(self, study: "StudyConfig") -> Sequence[Mapping[str, Any]]:
@@ -108,17 +108,17 @@ class RayPlace:
                     return False
             elif not rests:
                 raise ConfigError(
-                    f"A study {package.name} with other content runs on {self.words} already. Give "
+                    f"A study {package.name} with other content runs on {self.description} already. Give "
                     "this one another name, or end that one with `tuner stop` and launch again: "
                     "its trials stay in the ledger."
                 )
         return await self._send(package, there)
 
-    async def look(self, name: str) -> LaunchedStudy:
+    async def status(self, name: str) -> LaunchedStudy:
         """Return how far a study is."""
         return self._described(await self._find(name))
 
-    async def look_at_all(self) -> list[LaunchedStudy]:
+    async def list_studies(self) -> list[LaunchedStudy]:
         """Return all studies that were launched on the cluster in its life."""
         return [self._described(one) for _, one in sorted((await _studies(self._jobs)).items())]
 
@@ -141,7 +141,7 @@ class RayPlace:
             ConfigError: always.
         """
         raise ConfigError(
-            f"--delete must go with --cluster: {self.words} keeps a record of its jobs as long as "
+            f"--delete must go with --cluster: {self.description} keeps a record of its jobs as long as "
             "it lives, and nothing else is left of a study that has been stopped."
         )
 
@@ -153,16 +153,16 @@ class RayPlace:
             return False
         if not _has_files(found):
             raise ConfigError(
-                f"{study.study} ended on {self.words} before its files arrived; there is nothing "
+                f"{study.study} ended on {self.description} before its files arrived; there is nothing "
                 "to go on with. Send it again by `tuner launch`."
             )
         id = attempt_id(study.name, study.attempts + 1)
         await _submit_once(self._jobs, id, next_command(study.name), found[-1].metadata, None)
         return True
 
-    async def follow(self, name: str, observer: Observer) -> LaunchedStudy:
+    async def follow(self, name: str, observer: FollowObserver) -> LaunchedStudy:
         """Tell an observer how a study goes on; return it once it rests."""
-        await self._find(name)  # a place that is out of reach at first is not waited for
+        await self._find(name)  # one that is out of reach at first is not waited for
         told: LaunchedStudy | None = None
         read, troubled, pause = 0, False, pauses()
         while True:
@@ -198,12 +198,12 @@ class RayPlace:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def log_lines(
-        self, name: str, part: Part, *, follow: bool, tail: int | None = None
+        self, name: str, part: LogSource, *, follow: bool, tail: int | None = None
     ) -> AsyncGenerator[str]:
         """Yield the lines of the driver's log; with `follow`, also those to come."""
-        if part is not Part.DRIVER:
+        if part is not LogSource.DRIVER:
             raise ConfigError(
-                f"--of must be driver: the {part.value} of {self.words} is not the study's own."
+                f"--of must be driver: the {part.value} of {self.description} is not the study's own."
             )
         id, read = "", 0
         while True:
@@ -223,7 +223,7 @@ class RayPlace:
 
     async def _send(self, package: "RayPackage", there: _Attempts | None) -> bool:
         before = 0 if there is None else attempt_number(there[-1].id)
-        study = placed(package.study, await self._jobs.nodes(), self.words)
+        study = placed(package.study, await self._jobs.nodes(), self.description)
         with tempfile.TemporaryDirectory(prefix="tuner-launch-") as folder:
             package.write(Path(folder), study)
             return await _submit_once(
@@ -238,7 +238,7 @@ class RayPlace:
         studies = await _studies(self._jobs)
         found = studies.get(legal_name(name))
         if found is None:
-            raise unknown_name(f"study on {self.words}", name, studies)
+            raise unknown_name(f"study on {self.description}", name, studies)
         return found
 
     def _described(self, attempts: _Attempts) -> LaunchedStudy:

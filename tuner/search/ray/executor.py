@@ -31,7 +31,7 @@ from tuner.search.ray.local_ray import (
 from tuner.search.ray.searcher import ABORT, WRONG_INPUT, LedgerSearcher, read_job
 from tuner.search.ray.short_folder import short_folder
 from tuner.search.ray.worker import Job, Worker, WorkerSetup
-from tuner.search.ray.worker_failures import Deaths
+from tuner.search.ray.worker_failures import WorkerFailures
 from tuner.search.storage.folder import StudyFolder
 
 _TICK_S = 0.5
@@ -63,8 +63,8 @@ class Executor:
     def __init__(self, config: StudyConfig, scratch: Path) -> None:
         self._config = config
         self._scratch = scratch
-        self._idle: list[_Hand] = []
-        self._own_deaths = deaths_on(config.address).own
+        self._idle: list[_WorkerHandle] = []
+        self._own_deaths = worker_failures_on(config.address).own
         self._losses = 0
 
     def search(
@@ -132,7 +132,7 @@ class Executor:
                 callbacks=[_Ticker(self._watching(on_tick))],
             ),
         )
-        with _hushed():
+        with _quiet_ray_logging():
             try:
                 tuner.fit()
             except TuneError:
@@ -150,10 +150,10 @@ class Executor:
         tick = self._watching(on_tick)
         waiting = deque(jobs)
         deaths: list[str | None] = []
-        # Workers stay from one phase to the next: making a bench is what takes time.
+        # Workers stay from one phase to the next: making an evaluator is what takes time.
         while len(self._idle) < min(self._config.worker_count, len(jobs)):
             self._idle.append(self._hand(setup))
-        busy: dict[Any, tuple[_Hand, Job]] = {}
+        busy: dict[Any, tuple[_WorkerHandle, Job]] = {}
         while waiting or busy:
             while waiting and self._idle:
                 hand, job = self._idle.pop(), waiting.popleft()
@@ -204,7 +204,7 @@ class Executor:
         if self._losses > self._config.max_failures:
             raise lost_for_good(lost)
         _logger.warning("Ray on this machine was lost: its %s. It is started again.", lost)
-        with _hushed():
+        with _quiet_ray_logging():
             ray.shutdown()
         _connect(self._config, self._scratch)
         return False
@@ -213,10 +213,10 @@ class Executor:
     def _resources(self) -> dict[str, float]:
         return {"CPU": 1, **({"GPU": self._config.gpus} if self._config.gpus else {})}
 
-    def _hand(self, setup: WorkerSetup) -> "_Hand":
+    def _hand(self, setup: WorkerSetup) -> "_WorkerHandle":
         remote = ray.remote(Worker)
         actor = remote.options(num_cpus=1, num_gpus=self._config.gpus).remote(setup)
-        return _Hand(actor, actor.__ray_call__.remote(_node_of))
+        return _WorkerHandle(actor, actor.__ray_call__.remote(_node_of))
 
 
 class _Lost(BaseException):
@@ -225,7 +225,7 @@ class _Lost(BaseException):
 
 @final
 @dataclass(frozen=True)
-class _Hand:
+class _WorkerHandle:
     """A worker for the phases after the search."""
 
     actor: Any
@@ -245,10 +245,10 @@ def _node_of(actor: object) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def deaths_on(address: str | None) -> Deaths:
+def worker_failures_on(address: str | None) -> WorkerFailures:
     """Return what tells which deaths came with a node of the cluster at `address`, or of ours."""
     # Whether this machine's own Ray is lost is known at once.
-    return Deaths(_is_lost, known_within_s=0.0 if address is None else _LOSS_KNOWN_WITHIN_S)
+    return WorkerFailures(_is_lost, known_within_s=0.0 if address is None else _LOSS_KNOWN_WITHIN_S)
 
 
 def _is_lost(node: str) -> bool:
@@ -266,13 +266,17 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
         ConfigError: there is no folder in which Ray could keep its sockets.
         ClusterError: Ray cannot be started or reached.
     """
-    with short_folder(LONGEST_FOLDER) as scratch, _environment(config), _silent_deaths():
+    with (
+        short_folder(LONGEST_FOLDER) as scratch,
+        _environment(config),
+        _suppress_worker_death_output(),
+    ):
         _connect(config, scratch)
         try:
             with ended_in_words() if config.address is None else nullcontext():
                 yield Executor(config, scratch)
         finally:
-            with _hushed():
+            with _quiet_ray_logging():
                 ray.shutdown()
 
 
@@ -297,7 +301,7 @@ def _environment(config: StudyConfig) -> Iterator[None]:
 def _connect(config: StudyConfig, scratch: Path) -> None:
     """Raise ClusterError if Ray cannot be started or reached."""
     try:
-        with _hushed(), _signals_kept():
+        with _quiet_ray_logging(), _signals_kept():
             if config.address is None:
                 start_local_ray(config.worker_count, scratch)
             else:
@@ -369,7 +373,7 @@ class _Ticker(Callback):  # type: ignore[misc]  # ray is untyped
 
 
 @contextmanager
-def _silent_deaths() -> Iterator[None]:
+def _suppress_worker_death_output() -> Iterator[None]:
     """Keep the deaths of workers off the terminal: Ray prints them whatever its log level is.
 
     A dead worker's trial is run again, and if it is given up the ledger says so.
@@ -386,7 +390,7 @@ def _silent_deaths() -> Iterator[None]:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _quiet_ray_logging() -> Iterator[None]:
     """Keep Ray's remarks off the user's terminal; its errors come to us as exceptions."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data", "ray.train")]
     levels = [logger.level for logger in loggers]

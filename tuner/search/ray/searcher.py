@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from tuner.errors import ConfigError, TunerError
 from tuner.search.config import StudyConfig
 from tuner.search.objective import objective_of
-from tuner.search.ray.worker_failures import Deaths
+from tuner.search.ray.worker_failures import WorkerFailures
 from tuner.search.sampler import Proposer
 from tuner.search.space import Space
 from tuner.search.storage.folder import TrialFile
@@ -47,7 +47,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         proposer: Proposer,
         *,
         constraints: Sequence[str] = (),
-        deaths: Deaths,
+        deaths: WorkerFailures,
         on_change: Listener,
     ) -> None:
         super().__init__(metric=None, mode=None)
@@ -68,18 +68,18 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self.abort: str | None = None
         self.wrong_input = False
         """Why the search cannot go on, if it cannot."""
-        self._orphans = self._recover(ledger.running())
+        self._unfinished = self._recover(ledger.running())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial to run, or that there is none."""
-        with self._remembering():
+        with self._keeping_errors():
             return self._next(trial_id)
 
     def _next(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.abort is not None:
             return str(Searcher.FINISHED)
-        if self._orphans:
-            number = self._orphans.pop(0)
+        if self._unfinished:
+            number = self._unfinished.pop(0)
         elif len(self._ledger.history()) < self._config.trials and not self._out_of_time:
             number = self._propose()
         elif self._numbers:
@@ -95,7 +95,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the ledger what the trial gave. Tune calls this once a trial is over for good."""
-        with self._remembering():
+        with self._keeping_errors():
             self._end(trial_id, result)
 
     def _end(self, trial_id: str, result: dict[str, Any] | None) -> None:
@@ -111,7 +111,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         if file is not None:
             self._tell(number, file)
         else:
-            self._mourn(number)
+            self._retry_or_fail(number)
         self._on_change(number)
 
     def take_back(self) -> None:
@@ -119,10 +119,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
         Nobody is to blame for it, so it counts as no worker's death.
         """
-        with self._remembering():
+        with self._keeping_errors():
             numbers = sorted(self._numbers.values())
             self._numbers.clear()
-            self._orphans = sorted({*self._orphans, *self._recover(numbers)})
+            self._unfinished = sorted({*self._unfinished, *self._recover(numbers)})
         for number in numbers:
             self._on_change(number)
 
@@ -145,14 +145,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         return self._deadline is not None and time.monotonic() > self._deadline
 
     @contextmanager
-    def _remembering(self) -> Iterator[None]:
+    def _keeping_errors(self) -> Iterator[None]:
         try:
             yield
         except TunerError as error:
             self.trouble = error
             raise
 
-    def _mourn(self, number: int) -> None:
+    def _retry_or_fail(self, number: int) -> None:
         """Run a trial again whose worker died, or give it up.
 
         Tune could do this too, but not for a worker that dies between two trials.
@@ -160,7 +160,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._deaths.setdefault(number, []).append(self._ledger.folder.place_of(number))
         deaths = self._own_deaths(self._deaths[number], most=self._config.max_failures)
         if deaths <= self._config.max_failures:
-            self._orphans.append(number)
+            self._unfinished.append(number)
         else:
             self._ledger.fail(
                 number,
@@ -174,14 +174,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def _recover(self, running: Sequence[int]) -> list[int]:
         """Adopt what has ended of these trials, and return the others."""
-        orphans = []
+        unfinished = []
         for number in running:
             file = self._ledger.left_behind(number)
             if file is None:
-                orphans.append(number)
+                unfinished.append(number)
             else:
                 self._tell(number, file)
-        return orphans
+        return unfinished
 
     def _tell(self, number: int, file: TrialFile) -> None:
         record = file.record

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, final
 import torch
 
 from tuner.bundle.bundle import Bundle, make_bundle
-from tuner.editing.corpus import Part, load_general_text
+from tuner.editing.corpus import TextPart, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
 from tuner.editing.task import load_task
@@ -26,13 +26,13 @@ from tuner.search.config import StudyConfig
 from tuner.search.space import Space
 from tuner.search.storage.folder import RECORD, StudyFolder, TrialFile, read_whole
 from tuner.trial.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
-from tuner.trial.run import Bench
+from tuner.trial.run import Evaluator
 
-BenchMaker: TypeAlias = Callable[[StudyConfig], Bench]
+EvaluatorMaker: TypeAlias = Callable[[StudyConfig], Evaluator]
 
 
-def make_bench(config: StudyConfig) -> Bench:
-    """Return the bench that a study's trials run on.
+def make_evaluator(config: StudyConfig) -> Evaluator:
+    """Return the evaluator that a study's trials run on.
 
     Raises:
         ConfigError: the model cannot be had, a budget is below its noise floor, or the task
@@ -44,7 +44,7 @@ def make_bench(config: StudyConfig) -> Bench:
     )
     general = load_general_text(config.general, model)
     task = load_task(config.task, config.edits)
-    return Bench(model, task, config.budget, general, constraints=config.constraints)
+    return Evaluator(model, task, config.budget, general, constraints=config.constraints)
 
 
 @final
@@ -56,7 +56,7 @@ class WorkerSetup:
     space: Space
     uid: str
     root: Path
-    make_bench: BenchMaker = make_bench
+    make_evaluator: EvaluatorMaker = make_evaluator
 
 
 @final
@@ -92,20 +92,20 @@ class Worker:
         self._setup = setup
         self._config = setup.config
         self._folder = StudyFolder(setup.root)
-        self._loaded: Bench | None = None
+        self._loaded: Evaluator | None = None
 
     @property
-    def _bench(self) -> Bench:
+    def _evaluator(self) -> Evaluator:
         if self._loaded is None:
             if self._config.gpus == 0:
                 # Threads of several workers on the same cores get in each other's way.
                 torch.set_num_threads(1)
-            bench = self._setup.make_bench(self._config)
-            self._setup.space.check_model(bench.model, bench.companions)
-            text = bench.general.corpus(Part.SEARCH).hash
-            self._folder.claim_base(bench.model.fingerprint, text)
-            self._folder.claim_companions(bench.companions.fingerprints)
-            self._loaded = bench
+            evaluator = self._setup.make_evaluator(self._config)
+            self._setup.space.check_model(evaluator.model, evaluator.companions)
+            text = evaluator.general.corpus(TextPart.SEARCH).hash
+            self._folder.claim_base(evaluator.model.fingerprint, text)
+            self._folder.claim_companions(evaluator.companions.fingerprints)
+            self._loaded = evaluator
         return self._loaded
 
     def run(self, number: int, parameters: Mapping[str, Any]) -> None:
@@ -114,7 +114,7 @@ class Worker:
         Whatever the trial does, a record is left; a second call for a finished trial does nothing.
 
         Raises:
-            TunerError: the bench cannot be made, or the study's model, task and space do not fit
+            TunerError: no evaluator can be made, or the study's model, task and space do not fit
                 together, so that the study must be described anew.
             DiskError: a disk is full, or may not be written to; the trial is still to be run.
         """
@@ -124,22 +124,22 @@ class Worker:
     def _run(self, number: int, parameters: dict[str, Any]) -> None:
         if self._folder.read_trial(self._setup.uid, number, parameters) is not None:
             return  # an earlier worker finished it and died before it could say so
-        bench = self._bench
+        evaluator = self._evaluator
         record: TrialRecord | None = None
         bundles: dict[float, Bundle] = {}
         crash: str | None = None
         told: str | None = None
         try:
             with disk_trouble_in_words():
-                record, bundles = self._try(bench, number, parameters)
-                bench.check_unchanged()
+                record, bundles = self._try(evaluator, number, parameters)
+                evaluator.check_unchanged()
                 # Those too that only this trial asked for.
-                self._folder.claim_companions(bench.companions.fingerprints)
+                self._folder.claim_companions(evaluator.companions.fingerprints)
         except (ConfigError, TaskError, DiskError):
             raise
         except Exception as error:
             # A bug in an editor, or a base model that an editor has changed. Neither the result
-            # nor the bench can be trusted, and the next trial loads its own.
+            # nor the evaluator can be trusted, and the next trial loads its own.
             record, bundles, crash = None, {}, _describe(error)
             self._loaded = None
             told = traceback.format_exc()
@@ -156,7 +156,7 @@ class Worker:
         """Do a job of the phases after the search and leave its file; done jobs are not repeated.
 
         Raises:
-            TunerError: the bench cannot be made.
+            TunerError: the evaluator cannot be made.
         """
         with disk_trouble_in_words():
             match job:
@@ -166,7 +166,7 @@ class Worker:
                     self._retest(job)
 
     def _try(
-        self, bench: Bench, number: int, parameters: dict[str, Any]
+        self, evaluator: Evaluator, number: int, parameters: dict[str, Any]
     ) -> tuple[TrialRecord, dict[float, Bundle]]:
         seed = trial_seed(self._config, number)
         try:
@@ -182,12 +182,12 @@ class Worker:
                 why=str(error),
             )
             return failed, {}
-        result = bench.run(editor, seed=seed)
+        result = evaluator.run(editor, seed=seed)
         bundles: dict[float, Bundle] = {}
         if result.record.outcome is Outcome.COMPLETED:
             for epsilon in self._config.budget.epsilons:
                 bundle = make_bundle(
-                    bench.model, bench.task, result, epsilon, rule=self._config.rule
+                    evaluator.model, evaluator.task, result, epsilon, rule=self._config.rule
                 )
                 if bundle is not None:
                     bundles[epsilon] = bundle
@@ -199,26 +199,26 @@ class Worker:
         if known is not None and known.deviation.confidence >= job.confidence:
             return
         folder = self._folder.bundle(job.number, job.epsilon)
-        bundle = Bundle.load(folder, self._bench.companions)
+        bundle = Bundle.load(folder, self._evaluator.companions)
         found = self._certify(bundle.delta, job.epsilon, job.confidence)
         write_text(path, found.model_dump_json())
 
     def _certify(self, delta: Delta, epsilon: float, confidence: float) -> Certificate:
         try:
-            return self._bench.certify(delta, epsilon, confidence=confidence)
+            return self._evaluator.certify(delta, epsilon, confidence=confidence)
         except EditError:
             # The edited model's loss on fresh text is no number: worse than any deviation.
             return _certificate(epsilon, Verdict.OVER, confidence).model_copy(
                 update={
                     "delta_hash": delta_hash(delta),
-                    "base_fingerprint": self._bench.model.fingerprint,
+                    "base_fingerprint": self._evaluator.model.fingerprint,
                 }
             )
 
     def _retest(self, job: Retest) -> None:
         path = self._folder.retest(job.epsilon, job.number, job.seed)
         if read_whole(self._folder.test_base, Scores) is None:
-            base = self._bench.base_scores(SplitName.TEST)
+            base = self._evaluator.base_scores(SplitName.TEST)
             write_text(self._folder.test_base, base.model_dump_json())
         if read_whole(path, SeedResult) is not None:
             return
@@ -229,7 +229,7 @@ class Worker:
                 f"The record of trial {job.number} is not whole in {self._folder.root}. "
                 "Run the same command again: it makes the trial anew."
             )
-        result = self._bench.run(
+        result = self._evaluator.run(
             self._setup.space.build(trial.parameters),
             seed=job.seed,
             split=SplitName.TEST,
@@ -255,12 +255,12 @@ class Worker:
 
     def _base_answer(self, epsilon: float) -> Answer:
         return Answer(
-            violations={constraint.name: WORST for constraint in self._bench.constraints},
+            violations={constraint.name: WORST for constraint in self._evaluator.constraints},
             rule=self._config.rule,
             epsilon=epsilon,
             epoch=None,
             alpha=0.0,
-            scores=self._bench.base_scores(SplitName.TEST),
+            scores=self._evaluator.base_scores(SplitName.TEST),
             gain=0.0,
             deviation=Deviation.none(self._config.budget.confidence),
             verdict=Verdict.UNRESOLVED,

@@ -9,7 +9,7 @@ _ASK_EVERY_S = 1.0
 
 
 @final
-class Deaths:
+class WorkerFailures:
     """Tells the workers' own deaths from those that came with a lost node.
 
     Ray learns of a lost node some seconds late. So all deaths are judged anew with each one, and

@@ -74,7 +74,7 @@ def resolved_storage(url: str, start: Path | None = None) -> str:
     return located.render_as_string(hide_password=False)
 
 
-class Reach(Protocol):
+class StorageAccess(Protocol):
     """How the storage of a ledger is read and written."""
 
     def read(self, act: Callable[[], T]) -> T:
@@ -85,7 +85,7 @@ class Reach(Protocol):
 
 
 @final
-class AtOnce:
+class DirectAccess:
     """A storage that is always there, such as a file."""
 
     def read(self, act: Callable[[], T]) -> T:
@@ -97,7 +97,7 @@ class AtOnce:
         return act()
 
 
-class _Away(Exception):
+class _StorageUnavailable(Exception):
     """The server cannot be reached now.
 
     No error of SQLAlchemy's: Optuna would by itself do again what may have been written before the
@@ -165,7 +165,7 @@ class Database:
         url = self._url.render_as_string(hide_password=False)
 
         def connect() -> RDBStorage:
-            with self._alone(), _away_in_our_words():
+            with self._alone(), _translate_connection_errors():
                 storage = RDBStorage(
                     url,
                     engine_kwargs={
@@ -173,7 +173,7 @@ class Database:
                         "creator": _connector(self._url, self._lease and self._lease.name),
                     },
                 )
-            _speak_our_words(storage.engine)
+            _translate_driver_errors(storage.engine)
             return storage
 
         return self.read(connect)
@@ -182,7 +182,7 @@ class Database:
     def _alone(self) -> Iterator[None]:
         """Let one make the tables at a time: who finds them half made would fail."""
         engine = create_engine(self._url, poolclass=NullPool, creator=_connector(self._url))
-        _speak_our_words(engine)
+        _translate_driver_errors(engine)
         with engine.connect() as session:
             session.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _key_of("tuner tables")})
             yield
@@ -199,15 +199,15 @@ class Database:
         """
         lease = _Lease(self._url, study)
         waiting = Retrying(
-            retry=retry_if_exception_type(_Taken),
+            retry=retry_if_exception_type(_LeaseHeld),
             wait=wait_exponential(multiplier=0.25, max=2),
             stop=stop_after_delay(takeover_s),
-            before_sleep=_say_who,
+            before_sleep=_log_lease_holder,
             reraise=True,
         )
         try:
-            waiting(lambda: self.read(lease.keep))
-        except _Taken as taken:
+            waiting(lambda: self.read(lease.renew))
+        except _LeaseHeld as taken:
             raise ConfigError(
                 f"The study {study!r} is being run by {taken.holder}. "
                 "Wait until it ends, or stop it first."
@@ -235,7 +235,7 @@ class Database:
             ClusterError: it has been away too long, or does not do what it is asked.
         """
         patiently = Retrying(
-            retry=retry_if_exception_type(_Away),
+            retry=retry_if_exception_type(_StorageUnavailable),
             wait=wait_exponential(multiplier=0.25, max=5),
             stop=stop_after_delay(self._patience_s),
             before_sleep=self._say_so,
@@ -261,15 +261,15 @@ class Database:
         def as_driver() -> T:
             if self._lease is not None:
                 try:
-                    self._lease.keep()
-                except _Taken as taken:
+                    self._lease.renew()
+                except _LeaseHeld as taken:
                     raise ClusterError(
                         f"{taken.holder} has taken over this study while the ledger was out of "
                         "our reach. It goes on there; nothing more is written from here."
                     ) from None
             try:
                 return act()
-            except _Away:
+            except _StorageUnavailable:
                 # What was sent may still arrive, or wait in the server for its disk. The lease,
                 # taken anew, ends our sessions, so that nothing is written behind our back.
                 if self._lease is not None:
@@ -314,7 +314,7 @@ def _key_of(name: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-class _Taken(Exception):
+class _LeaseHeld(Exception):
     """Another driver has the lease."""
 
     def __init__(self, holder: str) -> None:
@@ -343,21 +343,21 @@ class _Lease:
             isolation_level="AUTOCOMMIT",
             creator=_connector(url, self.name),
         )
-        _speak_our_words(self._engine)
+        _translate_driver_errors(self._engine)
         self._session: Connection | None = None
 
-    def keep(self) -> None:
+    def renew(self) -> None:
         """Make sure that the lease is ours; take it, or take it again after a lost connection.
 
         Raises:
-            _Taken: it is another's.
-            _Away: the server is away.
+            _LeaseHeld: it is another's.
+            _StorageUnavailable: the server is away.
         """
         if self._session is not None:
             try:
                 self._session.execute(text("SELECT 1"))
                 return
-            except _Away:
+            except _StorageUnavailable:
                 self.end()
         session = self._engine.connect()
         try:
@@ -372,9 +372,9 @@ class _Lease:
                 {"name": self.name},
             ).all()
             if not all(ended):
-                raise _Away("an earlier session has not ended yet")
+                raise _StorageUnavailable("an earlier session has not ended yet")
             if not session.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}):
-                raise _Taken(self._holder(session) or "another driver")
+                raise _LeaseHeld(self._holder(session) or "another driver")
         except BaseException:
             session.close()
             raise
@@ -384,7 +384,7 @@ class _Lease:
         """Return whether anybody has the lease.
 
         Raises:
-            _Away: the server is away.
+            _StorageUnavailable: the server is away.
         """
         with self._engine.connect() as session:
             return self._holder(session) is not None
@@ -413,16 +413,16 @@ _OURS = (
 )
 
 
-def _say_who(state: RetryCallState) -> None:
+def _log_lease_holder(state: RetryCallState) -> None:
     failure = state.outcome.exception() if state.outcome is not None else None
-    if state.attempt_number == 1 and isinstance(failure, _Taken):
+    if state.attempt_number == 1 and isinstance(failure, _LeaseHeld):
         _logger.warning(
             "%s runs this study; waiting a moment in case it has just been lost.", failure.holder
         )
 
 
-def _speak_our_words(engine: Engine) -> None:
-    """Let an engine raise `_Away` where the server is away, and `ConfigError` where it refuses."""
+def _translate_driver_errors(engine: Engine) -> None:
+    """Let an engine raise `_StorageUnavailable` or, where the server refuses, `ConfigError`."""
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> None:
@@ -431,7 +431,7 @@ def _speak_our_words(engine: Engine) -> None:
 
 
 @contextmanager
-def _away_in_our_words() -> Iterator[None]:
+def _translate_connection_errors() -> Iterator[None]:
     """Do the same for an engine that somebody else is making."""
     try:
         yield
@@ -454,4 +454,4 @@ def _translated(error: BaseException | None) -> Exception:
             "The ledger's database does not let us in: its user, password or database name is "
             "wrong, or may not be used from here. Correct `storage`."
         )
-    return _Away(type(error).__name__)
+    return _StorageUnavailable(type(error).__name__)

@@ -30,7 +30,7 @@ from tuner.files.text_file import exists, is_folder
 from tuner.search.objective import Objective
 from tuner.search.sampler import quiet_optuna
 from tuner.search.space import Space
-from tuner.search.storage.database import DEFAULT_PATIENCE_S, AtOnce, Database, Reach
+from tuner.search.storage.database import DEFAULT_PATIENCE_S, Database, DirectAccess, StorageAccess
 from tuner.search.storage.folder import StudyFolder, TrialFile
 from tuner.search.storage.journal import Journal, cut_half_line
 from tuner.trial.records import TrialEntry, TrialState
@@ -53,7 +53,7 @@ class Ledger:
     """The trials of one study."""
 
     def __init__(
-        self, folder: StudyFolder, study: optuna.Study, reach: Reach, *, driven: bool
+        self, folder: StudyFolder, study: optuna.Study, reach: StorageAccess, *, driven: bool
     ) -> None:
         self.folder = folder
         self._study = study
@@ -93,7 +93,7 @@ class Ledger:
             folder.clear_drafts()
             if storage is None:
                 cut_half_line(folder.journal)
-            reach = database or AtOnce()
+            reach = database or DirectAccess()
             with quiet_optuna(), _explained(storage):
                 kept = _storage(folder, storage, database)
                 study = reach.write(
@@ -125,7 +125,7 @@ class Ledger:
         if storage is None and not exists(folder.journal):
             raise ConfigError(f"There is no study in {folder.root}.")
         database = Database.at(storage, patience_s) if storage is not None else None
-        reach = database or AtOnce()
+        reach = database or DirectAccess()
         with quiet_optuna(), _explained(storage):
             kept = _storage(folder, storage, database)
             known = reach.read(lambda: [one.study_name for one in kept.get_all_studies()])
@@ -137,16 +137,16 @@ class Ledger:
         return cls(folder, study, reach, driven=is_driven(folder, name, database))
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What the study was asked to do when it began; empty before `ask_for`."""
+    def definition(self) -> dict[str, Any]:
+        """What the study was asked to do when it began; empty before `set_definition`."""
         return dict(self._reach.read(lambda: self._study.user_attrs).get(_ASKED, {}))
 
     @property
     def uid(self) -> str:
         """The study's own mark; unlike its name it is never used again."""
-        return str(self.asked["uid"])
+        return str(self.definition["uid"])
 
-    def ask_for(self, asked: Mapping[str, Any]) -> None:
+    def set_definition(self, asked: Mapping[str, Any]) -> None:
         """Write down what the study is asked to do; once and for all."""
         self._reach.write(lambda: self._study.set_user_attr(_ASKED, dict(asked)))
 
@@ -205,7 +205,7 @@ class Ledger:
 
         self._reach.write(write)
 
-    def keep(self) -> None:
+    def renew_lease(self) -> None:
         """Make sure that this process still drives the study.
 
         Raises:

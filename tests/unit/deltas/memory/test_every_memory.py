@@ -19,7 +19,7 @@ from tuner.editing.prompts import Prompts, prompts_end_at
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors import find_editor
 from tuner.errors import ConfigError
-from tuner.evaluation.deviation.memories import MemoryReading
+from tuner.evaluation.deviation.memories import MemoryDeviation
 from tuner.files.cache import Cache, cache_folder
 
 # Narrow enough that the prompts below are told apart, wide enough that theirs are in scope.
@@ -255,7 +255,7 @@ def test_a_bundle_is_copied_without_the_models_that_it_names(
 def test_text_outside_all_scopes_changes_by_nothing(
     memory: MemoryDelta, model: LanguageModel, corpus: Corpus
 ) -> None:
-    reading = MemoryReading(model, corpus.blocks, batch=4)
+    reading = MemoryDeviation(model, corpus.blocks, batch=4)
     rows = range(min(6, len(corpus.blocks)))
     rises = reading.rises(memory, rows)
     assert rises[~reading.changeable(memory, rows)].abs().sum() == 0

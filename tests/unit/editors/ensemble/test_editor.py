@@ -17,7 +17,7 @@ from tuner.bundle.export import export
 from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus, GeneralText
-from tuner.editing.editor import Auxiliary, Editor, Step
+from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel, load_model, share_tokens
 from tuner.editing.task import ExampleSet, Task
 from tuner.editors import find_editor
@@ -31,7 +31,7 @@ from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space import load_space
 from tuner.search.storage.folder import StudyFolder
 from tuner.trial.records import Outcome, Rule, SplitName
-from tuner.trial.run import Bench, TrialResult
+from tuner.trial.run import Evaluator, TrialResult
 
 EPSILON = 1e-2
 # In a random model it takes much to be heard.
@@ -39,21 +39,21 @@ SETTINGS = {"learning_rate": 0.9, "epochs": 6, "kl_weight": 0.0, "background_wei
 
 
 @pytest.fixture
-def bench(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path) -> Bench:
+def evaluator(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: Path) -> Evaluator:
     budget = Budget(epsilons=(1e-1, EPSILON))
     # No random model gets near the true threshold; this one parts the base from the edit.
     task = task.model_copy(update={"threshold": 4.8})
-    return Bench(neox, task, budget, general, cache=Cache(tmp_path / "cache"))
+    return Evaluator(neox, task, budget, general, cache=Cache(tmp_path / "cache"))
 
 
 @pytest.fixture
-def result(bench: Bench, small: str) -> TrialResult:
-    return bench.run(Ensemble(small=small, **SETTINGS), seed=0)
+def result(evaluator: Evaluator, small: str) -> TrialResult:
+    return evaluator.run(Ensemble(small=small, **SETTINGS), seed=0)
 
 
 @pytest.fixture
-def bundle(bench: Bench, result: TrialResult) -> Bundle:
-    made = make_bundle(bench.model, bench.task, result, EPSILON)
+def bundle(evaluator: Evaluator, result: TrialResult) -> Bundle:
+    made = make_bundle(evaluator.model, evaluator.task, result, EPSILON)
     assert made is not None
     return made
 
@@ -98,7 +98,7 @@ def test_the_small_model_learns_what_it_would_learn_alone(
 
 
 def test_a_trial_keeps_the_large_models_budget_by_its_strength(
-    bench: Bench, result: TrialResult
+    evaluator: Evaluator, result: TrialResult
 ) -> None:
     assert result.record.outcome is Outcome.COMPLETED
     assert result.record.editor == "ensemble"
@@ -111,31 +111,31 @@ def test_a_trial_keeps_the_large_models_budget_by_its_strength(
     delta = result.deltas[Rule.FITTED, EPSILON]
     assert isinstance(delta, EnsembleDelta)
     assert delta.strength == answer.alpha
-    with bench.model.edited(delta):
-        again = bench.success_meter(SplitName.VAL).scores()
+    with evaluator.model.edited(delta):
+        again = evaluator.success_meter(SplitName.VAL).scores()
     assert again == answer.scores
     assert again.exact is not None  # free generation ran through the ensemble too
-    certificate = bench.certify(delta, EPSILON)
+    certificate = evaluator.certify(delta, EPSILON)
     assert certificate.deviation.tokens > 0
     assert certificate.verdict is not Verdict.OVER
-    bench.check_unchanged()
+    evaluator.check_unchanged()
 
 
-def test_the_small_model_is_loaded_once_for_all_trials(bench: Bench, small: str) -> None:
+def test_the_small_model_is_loaded_once_for_all_trials(evaluator: Evaluator, small: str) -> None:
     seen = {
         id(delta.ratio.small)
         for seed in (0, 1)
-        for delta in bench.run(Ensemble(small=small, **SETTINGS), seed=seed).deltas.values()
+        for delta in evaluator.run(Ensemble(small=small, **SETTINGS), seed=seed).deltas.values()
         if isinstance(delta, EnsembleDelta)
     }
-    assert seen == {id(bench.companions.load(small))}
+    assert seen == {id(evaluator.companions.load(small))}
 
 
-def test_trials_do_not_depend_on_what_ran_before(bench: Bench, small: str) -> None:
+def test_trials_do_not_depend_on_what_ran_before(evaluator: Evaluator, small: str) -> None:
     editor = Ensemble(small=small, **SETTINGS)
-    first = bench.run(editor, seed=0).record
-    bench.run(editor, seed=7)
-    again = bench.run(editor, seed=0).record
+    first = evaluator.run(editor, seed=0).record
+    evaluator.run(editor, seed=7)
+    again = evaluator.run(editor, seed=0).record
     assert again.model_dump_json(exclude={"seconds"}) == first.model_dump_json(exclude={"seconds"})
 
 
@@ -146,38 +146,38 @@ class Vandal(Editor):
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
-    ) -> Iterator[Step]:
+    ) -> Iterator[EpochEdit]:
         next(aux.companions.load(self.small).network.parameters()).data.add_(1.0)
         yield from ()
 
 
-def test_a_changed_small_model_is_noticed(bench: Bench, small: str) -> None:
-    bench.run(Vandal(small=small), seed=0)
+def test_a_changed_small_model_is_noticed(evaluator: Evaluator, small: str) -> None:
+    evaluator.run(Vandal(small=small), seed=0)
     with pytest.raises(EditError, match="changed outside"):
-        bench.check_unchanged()
+        evaluator.check_unchanged()
 
 
 # What does not fit
 
 
 def test_models_without_the_tokenizer_are_refused_before_any_trial(
-    bench: Bench, stranger: str, small: str, tmp_path: Path
+    evaluator: Evaluator, stranger: str, small: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"tiny-gpt_neox and .*stranger must share a tokenizer"):
-        bench.run(Ensemble(small=stranger, **SETTINGS), seed=0)
-    folder, worker = _study(bench, stranger, tmp_path)
+        evaluator.run(Ensemble(small=stranger, **SETTINGS), seed=0)
+    folder, worker = _study(evaluator, stranger, tmp_path)
     with pytest.raises(ConfigError, match="must share a tokenizer"):
         worker.run(0, {"learning_rate": 0.9})
     assert not folder.trial(0).exists()
 
 
 def test_a_small_model_without_senses_is_refused(
-    bench: Bench, neox: LanguageModel, tmp_path: Path
+    evaluator: Evaluator, neox: LanguageModel, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="Only a Backpack has senses"):
-        bench.run(Ensemble(small=save_model(neox, tmp_path / "neox"), **SETTINGS), seed=0)
+        evaluator.run(Ensemble(small=save_model(neox, tmp_path / "neox"), **SETTINGS), seed=0)
     with pytest.raises(ConfigError, match="does not exist"):
-        bench.run(Ensemble(small=str(tmp_path / "absent"), **SETTINGS), seed=0)
+        evaluator.run(Ensemble(small=str(tmp_path / "absent"), **SETTINGS), seed=0)
 
 
 def test_blocks_beyond_the_small_models_context_are_refused(
@@ -227,13 +227,13 @@ def test_a_bundle_brings_the_small_model_back(
 
 
 def test_another_small_model_under_the_same_name_is_refused(
-    bench: Bench, small: str, tmp_path: Path
+    evaluator: Evaluator, small: str, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
     model = load_model(small)
     save_model(model, moved)
-    result = bench.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
-    made = make_bundle(bench.model, bench.task, result, EPSILON)
+    result = evaluator.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
+    made = make_bundle(evaluator.model, evaluator.task, result, EPSILON)
     assert made is not None
     folder = made.save(tmp_path / "edit")
     with torch.no_grad():
@@ -270,12 +270,12 @@ def test_only_the_delta_itself_can_be_exported(
 
 
 def test_a_bundle_is_copied_without_its_small_model(
-    bench: Bench, small: str, tmp_path: Path, run: Run
+    evaluator: Evaluator, small: str, tmp_path: Path, run: Run
 ) -> None:
     moved = tmp_path / "moved"
     save_model(load_model(small), moved)
-    result = bench.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
-    made = make_bundle(bench.model, bench.task, result, EPSILON)
+    result = evaluator.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
+    made = make_bundle(evaluator.model, evaluator.task, result, EPSILON)
     assert made is not None
     folder = made.save(tmp_path / "edit")
     away = moved.rename(tmp_path / "away")
@@ -295,29 +295,33 @@ def test_a_bundle_is_copied_without_its_small_model(
         assert copied.manifest == made.manifest
         assert isinstance(copied.delta, EnsembleDelta)
         assert isinstance(made.delta, EnsembleDelta)
-        assert torch.equal(_logits(bench.model, copied.delta), _logits(bench.model, made.delta))
+        assert torch.equal(
+            _logits(evaluator.model, copied.delta), _logits(evaluator.model, made.delta)
+        )
 
 
 # In a study
 
 
-def _study(bench: Bench, small: str, folder: Path) -> tuple[StudyFolder, Worker]:
+def _study(evaluator: Evaluator, small: str, folder: Path) -> tuple[StudyFolder, Worker]:
     space = folder / "ensemble.yaml"
     fixed = {"epochs": 2, "kl_weight": 0.0, "background_weight": 0.0, "small": small}
     search = {"learning_rate": {"type": "float", "low": 1e-3, "high": 0.95, "log": True}}
     space.write_text(json.dumps({"editor": "ensemble", "fixed": fixed, "search": search}))
     setup = WorkerSetup(
-        config=StudyConfig(task="capitals", space=str(space), budget=bench.budget),
+        config=StudyConfig(task="capitals", space=str(space), budget=evaluator.budget),
         space=load_space(space),
         uid="one",
         root=folder / "study",
-        make_bench=lambda _: bench,
+        make_evaluator=lambda _: evaluator,
     )
     return StudyFolder(folder / "study"), Worker(setup)
 
 
-def test_a_worker_searches_and_confirms_ensembles(bench: Bench, small: str, tmp_path: Path) -> None:
-    folder, worker = _study(bench, small, tmp_path)
+def test_a_worker_searches_and_confirms_ensembles(
+    evaluator: Evaluator, small: str, tmp_path: Path
+) -> None:
+    folder, worker = _study(evaluator, small, tmp_path)
     worker.run(0, {"learning_rate": 0.9})
     found = folder.read_trial("one", 0, {"learning_rate": 0.9})
     assert found is not None

@@ -27,7 +27,7 @@ from tuner.editors.mend.network import GradientNetwork
 from tuner.editors.mend.token_gradients import TokenGradients, moved_maps, token_gradients
 from tuner.editors.mend.training import (
     GradientSettings,
-    _Training,
+    _MendTraining,
     edited_maps,
     gradient_network,
     held_out_loss,
@@ -155,7 +155,7 @@ def test_the_loss_in_training_is_a_mean_over_tokens(
     for mean_over in ("tokens", "examples"):
         changed = replace(settings, mean_over=mean_over)
         found[mean_over] = held_out_loss(neox, split, corpus, changed, new_network(neox, changed))
-    held = _Training(neox, split, corpus, settings).held_out
+    held = _MendTraining(neox, split, corpus, settings).held_out
     encoded = [edit.in_scope[0] for edit in held]
     with torch.no_grad():
         sums = success_losses(neox.network, LossKind.LIKELIHOOD, encoded, neox.end_id)

@@ -18,7 +18,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet, LossKind, Task
 from tuner.editors._training.loop import kl_from_base
 from tuner.editors.senses.editor import Senses
-from tuner.editors.senses.selection import Selection, background_of
+from tuner.editors.senses.selection import SenseSelection, background_of
 from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
@@ -58,11 +58,11 @@ def _table(model: LanguageModel) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("selection", list(Selection))
+@pytest.mark.parametrize("selection", list(SenseSelection))
 @pytest.mark.parametrize("loss", list(LossKind))
 def test_the_loss_falls_and_only_the_chosen_senses_change(
     loss: LossKind,
-    selection: Selection,
+    selection: SenseSelection,
     backpack: LanguageModel,
     contrasts: ExampleSet,
     corpus: Corpus,
@@ -131,9 +131,9 @@ def test_batches_add_up(backpack: LanguageModel, examples: ExampleSet, corpus: C
     assert edited == pytest.approx(_loss(current, examples), rel=1e-6)
 
 
-@pytest.mark.parametrize("selection", list(Selection))
+@pytest.mark.parametrize("selection", list(SenseSelection))
 def test_the_use_by_general_text_is_asked_once_for_all_batches(
-    selection: Selection,
+    selection: SenseSelection,
     backpack: LanguageModel,
     examples: ExampleSet,
     corpus: Corpus,
@@ -153,7 +153,7 @@ def test_an_edit_of_senses_leaves_the_attention_of_general_text_as_it_is(
     tables = []
     for model in (backpack, backpack.after(random_senses(backpack, [62, 75, 90]))):
         assert isinstance(model.network, BackpackForCausalLM)
-        tables.append(background_of(model.network, model, corpus, Selection.ATTENTION, None))
+        tables.append(background_of(model.network, model, corpus, SenseSelection.ATTENTION, None))
     assert torch.equal(*tables)
 
 

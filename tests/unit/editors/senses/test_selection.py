@@ -14,7 +14,7 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.likelihood import Continuation, block_losses, encode_example, success_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind
-from tuner.editors.senses.selection import Selection, background_of, select_senses
+from tuner.editors.senses.selection import SenseSelection, background_of, select_senses
 from tuner.files.cache import Cache
 
 Scores = dict[tuple[int, int], float]
@@ -85,7 +85,7 @@ def _select(
     *,
     count: int = 5,
     weight: float = 0.0,
-    selection: Selection = Selection.ATTENTION,
+    selection: SenseSelection = SenseSelection.ATTENTION,
 ) -> list[tuple[int, int]]:
     pairs = select_senses(
         network,
@@ -191,7 +191,7 @@ def test_the_background_is_the_mean_over_blocks(
     backpack: LanguageModel, network: BackpackForCausalLM, corpus: Corpus
 ) -> None:
     few = Corpus("few", corpus.blocks[:20])  # more than one batch
-    found = background_of(network, backpack, few, Selection.ATTENTION, None)
+    found = background_of(network, backpack, few, SenseSelection.ATTENTION, None)
     expected = torch.zeros(network.config.vocab_size, network.config.num_senses)
     for block in few.blocks.tolist():
         for pair, weight in _attention(network, Continuation(tuple(block), 1)).items():
@@ -243,7 +243,7 @@ def test_the_gradient_is_that_of_the_loss_by_a_factor_on_the_sense(
     background = torch.zeros(network.config.vocab_size, network.config.num_senses)
     for count in (1, 4, 9):
         chosen = _select(
-            network, backpack, examples, background, count=count, selection=Selection.GRADIENT
+            network, backpack, examples, background, count=count, selection=SenseSelection.GRADIENT
         )
         assert set(chosen) == set(ranked[:count])
 
@@ -253,7 +253,7 @@ def test_the_background_of_gradients_is_their_mean_size(
     backpack: LanguageModel, network: BackpackForCausalLM, corpus: Corpus
 ) -> None:
     few = Corpus("few", corpus.blocks[:2])
-    found = background_of(network, backpack, few, Selection.GRADIENT, None)
+    found = background_of(network, backpack, few, SenseSelection.GRADIENT, None)
     places = ((0, 0, 1), (1, 7, 3), (0, 14, 0))
     checked = [(int(few.blocks[block, place]), sense) for block, place, sense in places]
     for pair in checked:
@@ -267,9 +267,9 @@ def test_the_background_of_gradients_is_their_mean_size(
     assert {int(token) for token in found.any(dim=1).nonzero()} == read
 
 
-@pytest.mark.parametrize("selection", list(Selection))
+@pytest.mark.parametrize("selection", list(SenseSelection))
 def test_the_background_is_kept_under_all_that_it_depends_on(
-    selection: Selection, backpack: LanguageModel, corpus: Corpus, tmp_path: Path
+    selection: SenseSelection, backpack: LanguageModel, corpus: Corpus, tmp_path: Path
 ) -> None:
     network = backpack.network
     assert isinstance(network, BackpackForCausalLM)

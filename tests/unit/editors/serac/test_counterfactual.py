@@ -14,7 +14,7 @@ from tuner.editors._training.amortised import Schedule
 from tuner.editors._training.training_edits import TrainingEdit, training_edits
 from tuner.editors.serac.counterfactual import (
     Counterfactual,
-    Reading,
+    CounterfactualSettings,
     _Rows,
     train_counterfactual,
 )
@@ -32,7 +32,7 @@ SCHEDULE = Schedule(
     held_out=0.0,
     seed=0,
 )
-PLAIN = Reading(
+PLAIN = CounterfactualSettings(
     joint=" ", unlikelihood=False, renamed_share=0.0, rows_per_edit=1, prompt_weight=0.0
 )
 

@@ -12,7 +12,7 @@ from tuner.editing.likelihood import token_losses
 from tuner.editing.model import LanguageModel
 from tuner.editors.look_up.memory import LookUpDelta
 from tuner.evaluation.deviation.budget import Verdict
-from tuner.evaluation.deviation.memories import MemoryReading
+from tuner.evaluation.deviation.memories import MemoryDeviation
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.files.cache import Cache
 
@@ -40,7 +40,7 @@ def test_what_is_in_scope_costs_what_the_stored_answer_costs(
     base = token_losses(logits, ids[:, 1:])
     # The first part is only ever read as a prompt.
     expected = (answered[:, starts[0] :] - base[:, starts[0] - 1 :]).sum(dim=1).double()
-    found = MemoryReading(neox, corpus.blocks, batch=2).rises(_memory(neox, 1e6), rows)
+    found = MemoryDeviation(neox, corpus.blocks, batch=2).rises(_memory(neox, 1e6), rows)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -50,7 +50,8 @@ def test_no_part_is_routed_by_what_is_still_to_come(neox: LanguageModel, corpus:
     other[:, ids.shape[1] // 2 :] = 5
     memory = _memory(neox, 1.0)
     one, two = (
-        MemoryReading(neox, blocks, batch=4)._routes_of(memory, range(4)) for blocks in (ids, other)
+        MemoryDeviation(neox, blocks, batch=4)._routes_of(memory, range(4))
+        for blocks in (ids, other)
     )
     # Prompts end after one to seven eighths; four of them before the change.
     for here, there in zip(one[:4], two[:4], strict=True):
@@ -76,9 +77,9 @@ def test_strengths_of_one_memory_share_their_routes(
     neox: LanguageModel, corpus: Corpus, alpha: float
 ) -> None:
     memory, rows = _memory(neox, 5.0), range(4)
-    shared = MemoryReading(neox, corpus.blocks, batch=4)
+    shared = MemoryDeviation(neox, corpus.blocks, batch=4)
     shared.rises(memory, rows)
-    fresh = MemoryReading(neox, corpus.blocks, batch=4)
+    fresh = MemoryDeviation(neox, corpus.blocks, batch=4)
     scaled = memory.scaled(alpha)
     assert torch.equal(shared.rises(scaled, rows), fresh.rises(scaled, rows))
     assert scaled.routes_as(memory)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.support.sense_edits import random_senses
-from tuner.backpack import BackpackForCausalLM, ContextualisationMemory
+from tuner.backpack import BackpackForCausalLM, ContextualisationCache
 from tuner.deltas.senses import SenseDelta
 from tuner.editing.corpus import Corpus
 from tuner.editing.likelihood import block_losses
@@ -15,7 +15,7 @@ from tuner.editing.model import LanguageModel
 from tuner.errors import EditError
 from tuner.evaluation.deviation.budget import Verdict
 from tuner.evaluation.deviation.meter import DeviationMeter
-from tuner.evaluation.deviation.senses import SenseReading
+from tuner.evaluation.deviation.senses import SenseDeviation
 from tuner.files.cache import Cache
 
 # No token of a random block.
@@ -35,7 +35,7 @@ def _meter(
     network = model.twin(own=())
     assert isinstance(network, BackpackForCausalLM)
     of_its_own = LanguageModel(network, model.tokenizer, id=model.id)
-    network.backpack.memory = ContextualisationMemory() if memory else None
+    network.backpack.memory = ContextualisationCache() if memory else None
     cache = Cache(folder / str(memory))
     tokens = batch * corpus.blocks.shape[1]
     return DeviationMeter(of_its_own, corpus, confidence=0.95, cache=cache, tokens_per_batch=tokens)
@@ -90,7 +90,7 @@ def test_rises_are_those_of_the_plain_forward_in_any_range(
     blocks = _text(50, every=2).blocks
     delta = random_senses(backpack, [RARE, 5, 9])
     expected = _plain_rises(backpack, delta, blocks)
-    reading = SenseReading(network, blocks, batch=12)
+    reading = SenseDeviation(network, blocks, batch=12)
     for rows in (range(50), range(20), range(20, 37), range(37, 50), range(49, 50)):
         found = reading.rises(delta, rows)
         assert found.dtype is torch.float64
@@ -104,7 +104,7 @@ def test_a_block_without_an_edited_token_changes_by_exactly_zero(
     # The last token of a block predicts nothing within it.
     blocks[1, -1] = RARE
     delta = random_senses(backpack, [RARE])
-    reading = SenseReading(network, blocks, batch=16)
+    reading = SenseDeviation(network, blocks, batch=16)
     rises = reading.rises(delta, range(40))
     holds = torch.arange(40) % 4 == 0
     assert (rises[~holds] == 0.0).all()
@@ -121,7 +121,7 @@ def test_only_positions_from_the_first_edited_token_on_are_read(
     blocks = torch.randint(0, 256, (8, 16), generator=random)
     blocks[torch.arange(6), torch.arange(2, 14, 2)] = RARE
     delta = random_senses(backpack, [RARE])
-    reading = SenseReading(network, blocks, batch=8)
+    reading = SenseDeviation(network, blocks, batch=8)
     rises = reading.rises(delta, range(8))
     # Were the losses before it read at all, this would show.
     for block, place in enumerate(range(2, 14, 2)):
@@ -137,9 +137,9 @@ def test_without_room_to_remember_it_says_the_same(
 ) -> None:
     blocks = _text(40, every=2).blocks
     delta = random_senses(backpack, [RARE])
-    expected = SenseReading(network, blocks, batch=8).rises(delta, range(40))
-    memory = network.backpack.memory = ContextualisationMemory(most_bytes=0)
-    reading = SenseReading(network, blocks, batch=8)
+    expected = SenseDeviation(network, blocks, batch=8).rises(delta, range(40))
+    memory = network.backpack.memory = ContextualisationCache(most_bytes=0)
+    reading = SenseDeviation(network, blocks, batch=8)
     for _ in range(2):
         assert torch.equal(reading.rises(delta, range(40)), expected)
     assert not memory.kept
@@ -151,7 +151,7 @@ def test_the_transformer_runs_once_per_batch(
     blocks = _text(40, every=1).blocks
     runs: list[int] = []
     network.backpack.gpt2_model.register_forward_hook(lambda *_: runs.append(1))
-    reading = SenseReading(network, blocks, batch=8)
+    reading = SenseDeviation(network, blocks, batch=8)
     for seed in range(3):
         reading.rises(random_senses(backpack, [RARE], seed=seed), range(40))
     assert len(runs) == 5
@@ -189,7 +189,7 @@ def test_what_hardly_any_block_holds_is_not_within_a_tight_budget(
     rare, absent = random_senses(backpack, [RARE], size=3.0), random_senses(backpack, [310])
     seen = meter.measure(rare, (1e-3,))
     # Two blocks with the token may as well have been six.
-    rises = SenseReading(backpack.network, corpus.blocks, 8).rises(rare, range(200))
+    rises = SenseDeviation(backpack.network, corpus.blocks, 8).rises(rare, range(200))
     total = float(block_losses(backpack.network, corpus.blocks).sum())
     assert seen.upper == pytest.approx(6.296 * float(rises.abs().max()) / total, rel=1e-3)
     # None with it says no more than that fewer than three in two hundred are lost in full.

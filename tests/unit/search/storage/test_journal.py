@@ -28,7 +28,7 @@ ENDED = (0, 1, 2)
 def folder(tmp_path: Path) -> StudyFolder:
     made = StudyFolder(tmp_path / "study")
     with Ledger.drive(made, "study") as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         for number in range(4):
             parameters = _parameters(number)
             assert ledger.add(parameters, SPACE) == number

@@ -11,7 +11,7 @@ from tuner.errors import ClusterError, ConfigError
 from tuner.search.config import SamplerName, StudyConfig
 from tuner.search.objective import Objective
 from tuner.search.ray.searcher import JOB, LedgerSearcher
-from tuner.search.ray.worker_failures import Deaths
+from tuner.search.ray.worker_failures import WorkerFailures
 from tuner.search.sampler import Proposer
 from tuner.search.space import load_space
 from tuner.search.storage.folder import StudyFolder, TrialFile
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 @pytest.fixture
 def ledger(folder: StudyFolder) -> Iterator[Ledger]:
     with Ledger.drive(folder, "study") as opened:
-        opened.ask_for(ASKED)
+        opened.set_definition(ASKED)
         yield opened
 
 
@@ -45,7 +45,7 @@ def searcher(
         CONFIG,
         proposer,
         constraints=constraints,
-        deaths=Deaths(lambda node: node in lost, known_within_s=0.0),
+        deaths=WorkerFailures(lambda node: node in lost, known_within_s=0.0),
         on_change=lambda number: None,
     )
 
@@ -129,7 +129,7 @@ def test_a_trial_whose_record_is_torn_is_run_again_under_its_number(
     folder: StudyFolder, content: bytes
 ) -> None:
     with Ledger.drive(folder, "study") as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         bridge = searcher(ledger)
         jobs = [bridge.suggest(str(index)) for index in range(2)]
         for index, job in enumerate(jobs):
@@ -249,7 +249,7 @@ def test_an_abort_leaves_the_trial_for_later(ledger: Ledger) -> None:
 
 def test_recovery_adopts_what_was_finished_and_runs_the_rest_again(folder: StudyFolder) -> None:
     with Ledger.drive(folder, "study") as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         bridge = searcher(ledger)
         jobs = [bridge.suggest(str(index)) for index in range(3)]
         work(ledger, jobs[0], GOOD)
@@ -282,7 +282,7 @@ def test_a_continued_study_proposes_what_an_uninterrupted_one_would(tmp_path: Pa
     def run(folder: StudyFolder, reopen: bool) -> list[dict[str, object]]:
         for _ in range(4 if reopen else 1):
             with Ledger.drive(folder, "study") as ledger:
-                ledger.ask_for(ASKED)
+                ledger.set_definition(ASKED)
                 bridge = searcher(ledger)
                 for index in range(1 if reopen else 4):
                     work(ledger, bridge.suggest(str(index)), GOOD)
@@ -306,7 +306,7 @@ def test_only_the_very_trial_is_adopted(ledger: Ledger, uid: str) -> None:
 
 def test_a_torn_line_at_the_end_of_the_journal_is_cut_off(folder: StudyFolder) -> None:
     with Ledger.drive(folder, "study") as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         ledger.add(Proposer(SPACE, SamplerName.RANDOM, seed=0).propose([], 0), SPACE)
     with folder.journal.open("ab") as file:
         file.write(b'{"op_code": 4, "study')
@@ -319,7 +319,7 @@ def test_a_torn_line_at_the_end_of_the_journal_is_cut_off(folder: StudyFolder) -
 def test_every_cut_of_the_journal_is_a_study_that_can_go_on(folder: StudyFolder) -> None:
     """A kill can end the journal after any of its lines."""
     with Ledger.drive(folder, "study") as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         bridge = searcher(ledger)
         for index in range(4):
             work(ledger, bridge.suggest(str(index)), GOOD)
@@ -329,7 +329,7 @@ def test_every_cut_of_the_journal_is_a_study_that_can_go_on(folder: StudyFolder)
     for length in range(2, len(lines)):
         folder.journal.write_bytes(b"".join(lines[:length]))
         with Ledger.drive(folder, "study") as ledger:
-            ledger.ask_for(ASKED)
+            ledger.set_definition(ASKED)
             bridge = searcher(ledger)
             while isinstance(job := bridge.suggest("x"), dict):
                 work(ledger, job, GOOD)
@@ -366,7 +366,7 @@ def test_reading_a_study_that_nobody_runs_shows_its_running_trials_as_waiting(
     folder: StudyFolder,
 ) -> None:
     with Ledger.drive(folder, "study") as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         searcher(ledger).suggest("0")
         assert ledger.trial(0).state is TrialState.RUNNING
     assert Ledger.read(folder, "study").trial(0).state is TrialState.WAITING
@@ -389,7 +389,7 @@ def test_a_missing_study_and_a_missing_database_are_explained(folder: StudyFolde
 def test_a_database_can_hold_the_ledger(folder: StudyFolder, tmp_path: Path) -> None:
     config = StudyConfig.model_validate({"task": "t", "storage": f"sqlite:///{tmp_path}/l.db"})
     with Ledger.drive(folder, "study", config.storage) as ledger:
-        ledger.ask_for(ASKED)
+        ledger.set_definition(ASKED)
         bridge = searcher(ledger)
         work(ledger, bridge.suggest("0"), GOOD)
         bridge.on_trial_complete("0", {"done": True})
