@@ -108,9 +108,9 @@ class RayBackend:
                     return False
             elif not rests:
                 raise ConfigError(
-                    f"A study {package.name} with other content runs on {self.description} already. Give "
-                    "this one another name, or end that one with `tuner stop` and launch again: "
-                    "its trials stay in the ledger."
+                    f"A study {package.name} with other content runs on {self.description} "
+                    "already. Give this one another name, or end that one with `tuner stop` and launch "
+                    "again: its trials stay in the ledger."
                 )
         return await self._send(package, there)
 
@@ -141,8 +141,8 @@ class RayBackend:
             ConfigError: always.
         """
         raise ConfigError(
-            f"--delete must go with --cluster: {self.description} keeps a record of its jobs as long as "
-            "it lives, and nothing else is left of a study that has been stopped."
+            f"--delete must go with --cluster: {self.description} keeps a record of its jobs as "
+            "long as it lives, and nothing else is left of a study that has been stopped."
         )
 
     async def resume(self, name: str, *, wait_s: float) -> bool:
@@ -153,8 +153,8 @@ class RayBackend:
             return False
         if not _has_files(found):
             raise ConfigError(
-                f"{study.study} ended on {self.description} before its files arrived; there is nothing "
-                "to go on with. Send it again by `tuner launch`."
+                f"{study.study} ended on {self.description} before its files arrived; there is "
+                "nothing to go on with. Send it again by `tuner launch`."
             )
         id = attempt_id(study.name, study.attempts + 1)
         await _submit_once(self._jobs, id, next_command(study.name), found[-1].metadata, None)
@@ -203,7 +203,8 @@ class RayBackend:
         """Yield the lines of the driver's log; with `follow`, also those to come."""
         if part is not LogSource.DRIVER:
             raise ConfigError(
-                f"--of must be driver: the {part.value} of {self.description} is not the study's own."
+                f"--of must be driver: the {part.value} of {self.description} is not the "
+                "study's own."
             )
         id, read = "", 0
         while True:
