@@ -109,8 +109,8 @@ class RayBackend:
             elif not rests:
                 raise ConfigError(
                     f"A study {package.name} with other content runs on {self.description} "
-                    "already. Give this one another name, or end that one with `tuner stop` and launch "
-                    "again: its trials stay in the ledger."
+                    "already. Give this one another name, or end that one with `tuner stop` and "
+                    "launch again: its trials stay in the ledger."
                 )
         return await self._send(package, there)
 
