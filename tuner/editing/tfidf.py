@@ -1,16 +1,52 @@
-"""Which texts of a pool are nearest to another, by the words that they share."""
+"""TF-IDF: how near two texts are by the words that they share, and which of a pool are nearest."""
 
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import Generic, TypeVar, final
 
 import torch
 
 from tuner.editing.model import LanguageModel
 
 _Term = TypeVar("_Term", bound=Hashable)
+
+
+@final
+class Tfidf(Generic[_Term]):
+    """Weights of terms by a set of documents: a term's count times its inverse frequency.
+
+    The inverse frequency of a term in df of n documents is smoothed: log((1 + n) / (1 + df)) + 1;
+    a term in none of them (not `in` this object) has the highest.
+
+    Source: Salton and Buckley 1988, "Term-weighting approaches in automatic text retrieval".
+    """
+
+    def __init__(self, documents: Iterable[Iterable[_Term]]) -> None:
+        terms = [set(document) for document in documents]
+        frequency = Counter(term for document in terms for term in document)
+        self._unseen = math.log(1 + len(terms)) + 1
+        self._idf = {
+            term: math.log((1 + len(terms)) / (1 + df)) + 1 for term, df in frequency.items()
+        }
+
+    def __contains__(self, term: _Term) -> bool:
+        return term in self._idf
+
+    def weights(self, terms: Iterable[_Term]) -> dict[_Term, float]:
+        """Return the weight of each term of a text."""
+        return {
+            term: number * self._idf.get(term, self._unseen)
+            for term, number in Counter(terms).items()
+        }
+
+    def cosine(self, one: Iterable[_Term], other: Iterable[_Term]) -> float:
+        """Return the similarity of two texts, from 0 to 1; 0 where one of them has no term."""
+        left, right = self.weights(one), self.weights(other)
+        length = math.hypot(*left.values()) * math.hypot(*right.values())
+        shared = math.fsum(left[term] * right[term] for term in left.keys() & right.keys())
+        return shared / length if length else 0.0
 
 
 @final
@@ -46,29 +82,25 @@ def nearest_terms(
 ) -> Iterator[list[Near]]:
     """Yield for each text, given as its terms, the `count` nearest of the pool, nearest first.
 
-    Nearness is the cosine of TF-IDF vectors, with the pool's smoothed inverse frequencies
-    log((1 + n) / (1 + df)) + 1; terms that the pool lacks do not count. Ties go to the earlier
-    place. A pool smaller than `count` is returned whole.
-
-    Source: Salton and Buckley 1988, "Term-weighting approaches in automatic text retrieval".
+    Nearness is the cosine of `Tfidf` vectors, weighted by the pool; terms that the pool lacks do
+    not count. Ties go to the earlier place. A pool smaller than `count` is returned whole.
     """
-    held = [Counter(terms) for terms in pool]
-    frequency = Counter(term for terms in held for term in terms)
-    idf = {term: math.log((1 + len(pool)) / (1 + df)) + 1 for term, df in frequency.items()}
-    places: dict[_Term, list[int]] = {term: [] for term in frequency}
-    weights: dict[_Term, list[float]] = {term: [] for term in frequency}
-    for place, terms in enumerate(held):
-        length = math.hypot(*(number * idf[term] for term, number in terms.items()))
-        for term, number in terms.items():
-            places[term].append(place)
-            weights[term].append(number * idf[term] / length)
-    columns = {term: torch.tensor(found) for term, found in places.items()}
-    shares = {term: torch.tensor(found, dtype=torch.float64) for term, found in weights.items()}
+    tfidf = Tfidf(pool)
+    columns: dict[_Term, list[int]] = {}
+    shares: dict[_Term, list[float]] = {}
+    for place, terms in enumerate(pool):
+        weights = tfidf.weights(terms)
+        length = math.hypot(*weights.values())
+        for term, weight in weights.items():
+            columns.setdefault(term, []).append(place)
+            shares.setdefault(term, []).append(weight / length)
+    places = {term: torch.tensor(of_term) for term, of_term in columns.items()}
+    unit = {term: torch.tensor(of_term, dtype=torch.float64) for term, of_term in shares.items()}
     for text in texts:
-        known = {term: n * idf[term] for term, n in Counter(text).items() if term in idf}
+        known = tfidf.weights(term for term in text if term in tfidf)
         products = torch.zeros(len(pool), dtype=torch.float64)
         for term, weight in known.items():
-            products.index_add_(0, columns[term], shares[term] * weight)
+            products.index_add_(0, places[term], unit[term] * weight)
         # A text's own length scales all its cosines alike, so the order does without it.
         order = products.argsort(descending=True, stable=True)[:count]
         length = math.hypot(*known.values()) or 1.0

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -13,6 +13,7 @@ from tuner.editing.generation import generate_sampled
 from tuner.editing.likelihood import in_length_order
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import GenerationPrompt
+from tuner.editing.tfidf import Tfidf
 from tuner.errors import TaskError
 
 PUBLISHED_LENGTH = 100
@@ -28,44 +29,18 @@ def ngram_entropy(text: str) -> float:
 
     Source: Meng et al. 2022 (arXiv:2202.05262), §3.4 and their code, which sets the weights.
     """
-    words = re.findall(r"\w+|[^\w\s]", text)
-    return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2
+    tokens = re.findall(r"\w+|[^\w\s]", text)
+    return (2 / 3 * _entropy(tokens, 2) + 4 / 3 * _entropy(tokens, 3)) / 2
 
 
-def _entropy(words: Sequence[str], n: int) -> float:
-    grams = Counter(zip(*(words[start:] for start in range(n)), strict=False))
+def _entropy(tokens: Sequence[str], n: int) -> float:
+    grams = Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
     total = grams.total()
     return math.fsum(-count / total * math.log2(count / total) for count in grams.values())
 
 
-@final
-class Tfidf:
-    """Cosines of texts, a word weighing its count times its rarity in a set of documents.
-
-    The rarity of a word in d of n documents is ln((1 + n) / (1 + d)) + 1; a word of none of them
-    is the rarest. Words are lower-cased and of two letters at least.
-    """
-
-    def __init__(self, documents: Iterable[str]) -> None:
-        words = [set(_words(document)) for document in documents]
-        self._count = len(words)
-        self._seen_in = Counter(word for found in words for word in found)
-
-    def cosine(self, one: str, other: str) -> float:
-        """Return the similarity of two texts, from 0 to 1; 0 where one of them has no word."""
-        left, right = self._weights(one), self._weights(other)
-        length = math.hypot(*left.values()) * math.hypot(*right.values())
-        shared = math.fsum(left[word] * right[word] for word in left.keys() & right.keys())
-        return shared / length if length else 0.0
-
-    def _weights(self, text: str) -> dict[str, float]:
-        return {word: count * self._rarity(word) for word, count in Counter(_words(text)).items()}
-
-    def _rarity(self, word: str) -> float:
-        return math.log((1 + self._count) / (1 + self._seen_in[word])) + 1
-
-
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """Return the words that TF-IDF counts: lower-cased, of two letters at least."""
     return re.findall(r"\w\w+", text.lower())
 
 
@@ -110,7 +85,8 @@ class FreeTextMeter:
             # The prompts of a record may repeat its references; each counts once.
             references[row.record].update(dict.fromkeys(row.references))
         self._references = {record: " ".join(texts) for record, texts in references.items()}
-        self._tfidf = Tfidf({text: None for texts in references.values() for text in texts})
+        different = {text: None for texts in references.values() for text in texts}
+        self._tfidf = Tfidf(words(text) for text in different)
 
     def measure(self) -> tuple[float, float | None]:
         """Return fluency and consistency; the second is None where there are no references."""
@@ -120,7 +96,7 @@ class FreeTextMeter:
             fluency.append(float(np.mean([ngram_entropy(texts[row]) for row in rows])))
             if self._references[record]:
                 said = " ".join(texts[row] for row in rows)
-                consistency.append(self._tfidf.cosine(said, self._references[record]))
+                consistency.append(self._tfidf.cosine(words(said), words(self._references[record])))
         return (
             100 * float(np.mean(fluency)),
             100 * float(np.mean(consistency)) if consistency else None,
@@ -133,8 +109,8 @@ class FreeTextMeter:
         for batch in in_length_order([len(prompt) for prompt in self._prompts], _BATCH):
             rows = [self._prompts[row] for row in batch]
             said = generate_sampled(self._model, rows, self._length, random)
-            for row, prompt, words in zip(batch, rows, said, strict=True):
+            for row, prompt, new in zip(batch, rows, said, strict=True):
                 texts[row] = str(
-                    self._model.tokenizer.decode([*prompt, *words], skip_special_tokens=True)
+                    self._model.tokenizer.decode([*prompt, *new], skip_special_tokens=True)
                 )
         return texts

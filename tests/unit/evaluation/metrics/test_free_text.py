@@ -9,8 +9,9 @@ import torch
 from tuner.editing.generation import generate_sampled
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import GenerationPrompt
+from tuner.editing.tfidf import Tfidf
 from tuner.errors import TaskError
-from tuner.evaluation.metrics.free_text import FreeTextMeter, Tfidf, ngram_entropy
+from tuner.evaluation.metrics.free_text import FreeTextMeter, ngram_entropy, words
 
 
 def test_entropy_of_known_texts() -> None:
@@ -23,18 +24,20 @@ def test_entropy_of_known_texts() -> None:
 
 
 def test_cosine_by_hand() -> None:
-    tfidf = Tfidf(["big town", "big city"])
+    tfidf = Tfidf(words(text) for text in ("big town", "big city"))
     rare, common, unseen = math.log(3 / 2) + 1, math.log(3 / 3) + 1, math.log(3 / 1) + 1
+
+    def cosine(one: str, other: str) -> float:
+        return tfidf.cosine(words(one), words(other))
+
     # "a" is too short to count, and case does not.
-    assert tfidf.cosine("Big a town", "big city") == pytest.approx(
-        common**2 / (common**2 + rare**2)
-    )
-    assert tfidf.cosine("town town river", "town") == pytest.approx(
+    assert cosine("Big a town", "big city") == pytest.approx(common**2 / (common**2 + rare**2))
+    assert cosine("town town river", "town") == pytest.approx(
         2 * rare / math.hypot(2 * rare, unseen)
     )
-    assert tfidf.cosine("river", "town") == 0.0
-    assert tfidf.cosine("", "town") == 0.0
-    assert tfidf.cosine("big city", "city big") == pytest.approx(1.0)
+    assert cosine("river", "town") == 0.0
+    assert cosine("", "town") == 0.0
+    assert cosine("big city", "city big") == pytest.approx(1.0)
 
 
 def test_what_follows_a_prompt_does_not_hang_on_its_batch(model: LanguageModel) -> None:
@@ -42,13 +45,13 @@ def test_what_follows_a_prompt_does_not_hang_on_its_batch(model: LanguageModel) 
     prompts = [model.encode_prompt(text) for text in ("The capital of Togo is", "is", "a big")]
     random = torch.Generator().manual_seed(0)
     said = generate_sampled(model, prompts, 12, random, top_k=1)
-    for prompt, words in zip(prompts, said, strict=True):
+    for prompt, added in zip(prompts, said, strict=True):
         ids = list(prompt)
         while len(ids) < 12:
             with torch.no_grad():
                 logits = model.network(input_ids=torch.tensor([ids])).logits[0, -1]
             ids.append(int(logits.argmax()))
-        assert ids == [*prompt, *words]
+        assert ids == [*prompt, *added]
 
 
 def test_tokens_are_drawn_by_probability_among_the_likeliest(neox: LanguageModel) -> None:
@@ -95,10 +98,10 @@ def test_figures_are_averaged_over_records(neox: LanguageModel) -> None:
     by_row = [ngram_entropy(text) for text in texts]
     mean = ((by_row[0] + by_row[1]) / 2 + by_row[2] + by_row[3]) / 3
     assert fluency == pytest.approx(100 * mean)
-    tfidf = Tfidf(["Togo is big", "a town", "Chile is a town"])
+    tfidf = Tfidf(words(text) for text in ("Togo is big", "a town", "Chile is a town"))
     similar = [
-        tfidf.cosine(f"{texts[0]} {texts[1]}", "Togo is big a town"),
-        tfidf.cosine(texts[2], "Chile is a town"),
+        tfidf.cosine(words(f"{texts[0]} {texts[1]}"), words("Togo is big a town")),
+        tfidf.cosine(words(texts[2]), words("Chile is a town")),
     ]
     assert consistency == pytest.approx(100 * sum(similar) / 2)
 
