@@ -296,7 +296,7 @@ def test_check_knows_what_a_task_cannot_measure(run: Run, tmp_path: Path) -> Non
 
 def test_a_stream_is_run_plotted_and_goes_on(run: Run, tmp_path: Path, general: Path) -> None:
     out = tmp_path / "mine"
-    asked = ["stream", "--task", "counterfact_world", "--editor", "lora", "--set", "epochs=2"]
+    asked = ["sequential", "--task", "counterfact_world", "--editor", "lora", "--set", "epochs=2"]
     asked += ["--set", "learning_rate=1e-2", "--every", "15", "--general", str(general)]
     asked += ["--out", str(out)]
     code, shown, _ = run(*asked, "--json")
@@ -340,7 +340,9 @@ def test_list_and_doctor_know_what_is_here(run: Run) -> None:
 
 
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
-    verbs = "search status compare best certify export edit evaluate stream sweep stop check list"
+    verbs = (
+        "search status compare best certify export edit evaluate sequential scaling stop check list"
+    )
     for verb in (*verbs.split(), "doctor"):
         code, out, _ = run(verb, "--help")
         assert code == 0

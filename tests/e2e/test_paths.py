@@ -175,20 +175,21 @@ def test_an_edit_is_made_and_used_elsewhere_and_says_where_it_looked_for_its_bas
     assert code == 0, err
 
 
-def test_streams_and_sweeps_are_written_to_relative_folders(here: Path, run: Run) -> None:
+def test_sequences_and_scaling_runs_are_written_to_relative_folders(here: Path, run: Run) -> None:
     stream = ["stream", *GIVEN, *EDIT, "--edits", "2", "--every", "2", "--out", "ein Stück"]
     code, _, err = run(*stream)
     assert code == 0, err
+    assert "`tuner stream` is called `tuner sequential` now." in err
     file = here / "ein Stück" / "stream.jsonl"
     begun = file.read_text()
-    # Streams from before bore the base as it was spelled.
+    # Files from before bore the base as it was spelled.
     file.write_text(begun.replace(str(here.parent / WORLD[3:] / "model"), "./m"))
     assert '"base":"./m"' in file.read_text()
     code, _, err = run(*stream)
     assert code == 0, err
     assert file.read_text().splitlines()[1:] == begun.splitlines()[1:]
     counts = ["--edits", "2", "--draws", "1", "--epsilon", "0.5"]
-    code, _, err = run("sweep", *GIVEN, *EDIT, *counts, "--out", "./viele")
+    code, _, err = run("scaling", *GIVEN, *EDIT, *counts, "--out", "./viele")
     assert code == 0, err
     assert (here / "viele" / "table.csv").is_file()
 

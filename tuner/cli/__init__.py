@@ -14,8 +14,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
-from tuner.cli import data, edits, inspection, memory, repair, streams, studies, sweeps
+from tuner.cli import data, edits, inspection, memory, repair, scaling, sequential, studies
 from tuner.cli.launch import launch, logs_resume
 from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
@@ -37,11 +38,41 @@ repair.register(app)
 launch.register(app)
 logs_resume.register(app)
 edits.register(app)
-streams.register(app)
+sequential.register(app)
 memory.register(app)
-sweeps.register(app)
+scaling.register(app)
 data.register(app)
 inspection.register(app)
+
+_PANELS = {
+    "Search": ("search", "status", "best", "compare", "stop", "repair"),
+    "Edits": ("edit", "evaluate", "certify", "export", "memory", "sequential", "scaling"),
+    "Clusters": ("launch", "logs", "resume", "fetch"),
+    "Data and set-up": ("data", "list", "check", "doctor"),
+}
+"""The verbs as `tuner --help` shows them."""
+
+
+def _arrange() -> None:
+    """Put each verb into its panel, in the order of the panels."""
+    panel_of = {verb: panel for panel, names in _PANELS.items() for verb in names}
+    verbs: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for one in verbs:
+        one.rich_help_panel = panel_of.get(_name_of(one), one.rich_help_panel)
+    order = list(panel_of)
+    app.registered_commands.sort(
+        key=lambda one: order.index(_name_of(one)) if _name_of(one) in order else len(order)
+    )
+
+
+def _name_of(one: CommandInfo | TyperInfo) -> str:
+    if isinstance(one.name, str):
+        return one.name
+    callback = one.callback
+    return "" if callback is None else callback.__name__.rstrip("_").replace("_", "-")
+
+
+_arrange()
 
 
 def main() -> None:

@@ -103,10 +103,9 @@ def show_certificate(certificate: Certificate | None) -> Text:
     if certificate is None:
         return Text("none", style="dim")
     style = {Verdict.WITHIN: "green", Verdict.OVER: "red", Verdict.UNRESOLVED: "yellow"}
-    words = {Verdict.WITHIN: "holds", Verdict.OVER: "broken", Verdict.UNRESOLVED: "unresolved"}
     deviation = certificate.deviation
     return Text.assemble(
-        (words[certificate.verdict], style[certificate.verdict]),
+        (certificate.verdict.value, style[certificate.verdict]),
         f" at {deviation.confidence:.1%}, {deviation.tokens / 1000:,.0f}k tokens",
     )
 

@@ -27,7 +27,7 @@ from tuner.trial.run import Evaluator
 # Source: Mitchell et al. 2022 (arXiv:2206.06520), the numbers of their scaling study.
 DEFAULT_COUNTS = (1, 5, 25, 75)
 _NO_POINT = (
-    "It is not a point of a sweep: give another --out folder, or take the line away to run its "
+    "It is not a point of a scaling run: give another --out folder, or delete the line to run its "
     "point again."
 )
 
@@ -37,7 +37,7 @@ class _Record(BaseModel):
 
 
 @final
-class SweepPoint(_Record):
+class ScalingPoint(_Record):
     """One editor on one draw of edits, run once."""
 
     key: str = Field(description="Hash of all that the point depends on.")
@@ -72,7 +72,7 @@ class Estimate(_Record):
 
 
 @final
-class SweepRow(_Record):
+class ScalingRow(_Record):
     """What an editor does at one number of edits, over all draws."""
 
     editor: str
@@ -86,12 +86,12 @@ class SweepRow(_Record):
 
 @final
 @dataclass(frozen=True)
-class Sweep:
+class ScalingRun:
     """Editors with given hyperparameters, to be run on more and more edits at once.
 
     Each number of edits is run on several draws: the first takes the split's first edits, the
     next the ones after them, and so on, from the start again where the split ends. `folder`
-    holds a line per finished point, so that a sweep that was stopped goes on where it was.
+    holds a line per finished point, so that a scaling run that was stopped goes on where it was.
 
     Raises:
         ConfigError: a number of edits is too large for the split or given twice, two editors have
@@ -114,7 +114,7 @@ class Sweep:
     def __post_init__(self) -> None:
         names = [editor.name() for editor in self.editors]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"A sweep needs editors of different names, but got {names}.")
+            raise ConfigError(f"A scaling run needs editors of different names, but got {names}.")
         counts = list(self.counts)
         if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
             raise ConfigError(f"Numbers of edits must be positive and differ, but got {counts}.")
@@ -135,7 +135,7 @@ class Sweep:
         """How many points there are."""
         return len(self.counts) * self.draws * len(self.editors)
 
-    def run(self) -> Iterator[SweepPoint]:
+    def run(self) -> Iterator[ScalingPoint]:
         """Yield every point, those of an earlier run first read from the folder.
 
         Raises:
@@ -169,12 +169,12 @@ class Sweep:
 
     def _point(
         self, key: str, editor: Editor, evaluator: Evaluator, count: int, draw: int
-    ) -> SweepPoint:
+    ) -> ScalingPoint:
         seed = self.seed + draw
         record = evaluator.run(editor, seed=seed, split=self.split, rule=self.rule).record
         answer = None if record.failure is not None else record.answer(self.epsilon, self.rule)
         scores = answer.scores if answer else evaluator.base_scores(self.split)
-        return SweepPoint(
+        return ScalingPoint(
             key=key,
             editor=editor.name(),
             edits=count,
@@ -223,15 +223,17 @@ def drawn(task: Task, split: SplitName, count: int, draw: int) -> Task:
     return Task(**fields).with_edits(count)
 
 
-def summarise(points: Sequence[SweepPoint], *, confidence: float = 0.95) -> tuple[SweepRow, ...]:
+def summarise(
+    points: Sequence[ScalingPoint], *, confidence: float = 0.95
+) -> tuple[ScalingRow, ...]:
     """Return a row per editor and number of edits, means over the draws with their intervals."""
-    groups: dict[tuple[str, int], list[SweepPoint]] = {}
+    groups: dict[tuple[str, int], list[ScalingPoint]] = {}
     for point in points:
         groups.setdefault((point.editor, point.edits), []).append(point)
     rows = []
     for (editor, edits), found in groups.items():
         rows.append(
-            SweepRow(
+            ScalingRow(
                 editor=editor,
                 edits=edits,
                 draws=len(found),
@@ -276,7 +278,7 @@ class _Log:
 
     path: Path
 
-    def read(self) -> dict[str, SweepPoint]:
+    def read(self) -> dict[str, ScalingPoint]:
         """Return the points of earlier runs; a line that a stopped run left half is taken away.
 
         Raises:
@@ -286,13 +288,13 @@ class _Log:
         lines = whole_lines(self.path)
         found = {}
         for number, line in enumerate(lines, start=1):
-            point = read_line(self.path, number, line, SweepPoint, _NO_POINT)
+            point = read_line(self.path, number, line, ScalingPoint, _NO_POINT)
             found[point.key] = point
         if os.path.lexists(self.path):
             cut_half_line(self.path)
         return found
 
-    def add(self, point: SweepPoint) -> None:
+    def add(self, point: ScalingPoint) -> None:
         """Write a point, so that it outlives this run.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A stream: edits one after another, and what is left of the earlier ones after each."""
+"""A sequence: edits one after another, and what is left of the earlier ones after each."""
 
 import os
 import time
@@ -29,15 +29,15 @@ _BATCH = 32
 # What one edit leaves to the next; 1 read all earlier edits again, and made memories anew.
 _PROTOCOL = 2
 
-_NO_STREAM = "It is not a file of a stream; choose another place."
+_NOT_A_SEQUENCE = "It is not a file of a sequence; choose another place."
 _CUT = "Delete this line and all after it to go on from there, or choose another place."
 
-EntryListener = Callable[["StreamEntry"], None]
+EntryListener = Callable[["SequentialEntry"], None]
 
 
 @final
-class StreamHeader(BaseModel):
-    """All that the entries of a stream depend on; a stream goes on only where it is the same."""
+class SequentialHeader(BaseModel):
+    """All that a sequence's entries depend on; it is continued only where this is the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,15 +58,15 @@ class StreamHeader(BaseModel):
 
 
 @final
-class StreamEntry(BaseModel):
-    """One edit of a stream, and what the model does after it.
+class SequentialEntry(BaseModel):
+    """One edit of a sequence, and what the model does after it.
 
     What takes long is measured after every so many edits, and after the last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    number: int = Field(description="Place in the stream, from 1.")
+    number: int = Field(description="Place in the sequence, from 1.")
     prompt: str
     applied: bool = Field(description="Whether it was made; not where the model was right already.")
     success: float = Field(description="Success on this edit's own row, by the task's rule.")
@@ -93,25 +93,25 @@ class StreamEntry(BaseModel):
 @final
 @dataclass(frozen=True)
 class SequentialRecord:
-    """A stream, as far as it has come."""
+    """A sequence, as far as it has come."""
 
-    header: StreamHeader
-    entries: tuple[StreamEntry, ...]
+    header: SequentialHeader
+    entries: tuple[SequentialEntry, ...]
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Return what was written to `path`; a last line that was cut short is left out.
 
         Raises:
-            ConfigError: it is not a file of a stream.
+            ConfigError: it is not a file of a sequence.
         """
         lines = whole_lines(path)
         if not lines:
-            raise ConfigError(f"{path} holds no stream; choose another place.")
-        header = read_line(path, 1, lines[0], StreamHeader, _NO_STREAM)
+            raise ConfigError(f"{path} holds no sequence; choose another place.")
+        header = read_line(path, 1, lines[0], SequentialHeader, _NOT_A_SEQUENCE)
         entries = []
         for place, line in enumerate(lines[1:], start=1):
-            entry = read_line(path, place + 1, line, StreamEntry, _CUT)
+            entry = read_line(path, place + 1, line, SequentialEntry, _CUT)
             if entry.number != place or place > header.edits:
                 raise ConfigError(
                     f"{path}:{place + 1}: edit {place} of {header.edits} must stand here, but it "
@@ -121,7 +121,7 @@ class SequentialRecord:
         return cls(header, tuple(entries))
 
     @property
-    def measured(self) -> tuple[StreamEntry, ...]:
+    def measured(self) -> tuple[SequentialEntry, ...]:
         """The entries after which everything was measured."""
         return tuple(entry for entry in self.entries if entry.retention is not None)
 
@@ -145,25 +145,25 @@ def run_sequence(
     model gets right already. With `path` each entry is written as soon as it is known, and a
     stream that was broken off goes on: its edits are made again once, but not measured again.
 
-    Source: Hartvigsen et al. 2023 (arXiv:2211.11031), the protocol of streams.
+    Source: Hartvigsen et al. 2023 (arXiv:2211.11031), the protocol of sequential editing.
 
     Raises:
         ConfigError: the editor cannot edit this model or task or makes batches of its own, or
-            `path` holds another stream.
+            `path` holds another sequence.
         EditError: an edit diverged or ran out of memory; what came before it is on disk.
     """
     if every < 1:
         raise ConfigError(f"`every` must be at least 1, but got {every}.")
     if editor.batches != 1:
         raise ConfigError(
-            f"A stream makes one edit after another itself, but got batches: {editor.batches}. "
+            f"A sequence makes one edit after another itself, but got batches: {editor.batches}. "
             "Leave `batches` at 1."
         )
     editor.check_task(evaluator.task)
     editor.check_model(evaluator.model, evaluator.companions)
-    stream = _Stream(evaluator, editor, seed, split)
+    stream = _Sequence(evaluator, editor, seed, split)
     rows = stream.examples.rows
-    header = StreamHeader(
+    header = SequentialHeader(
         base=evaluator.model.id,
         base_fingerprint=evaluator.model.fingerprint,
         task=evaluator.task.name,
@@ -191,7 +191,7 @@ def run_sequence(
         if applied:
             stream.make(number)
         made = time.perf_counter()
-        entry = StreamEntry(
+        entry = SequentialEntry(
             number=number,
             prompt=row.prompt,
             applied=applied,
@@ -211,8 +211,8 @@ def run_sequence(
 
 
 @final
-class _Stream:
-    """The state of a stream: what has been edited, and the change that it came to."""
+class _Sequence:
+    """The state of a sequence: what has been edited, and the change that it came to."""
 
     def __init__(self, evaluator: Evaluator, editor: Editor, seed: int, split: SplitName) -> None:
         self.evaluator = evaluator
@@ -281,7 +281,7 @@ class _Stream:
         return said
 
 
-def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]:
+def _resumed(path: Path | None, header: SequentialHeader) -> tuple[SequentialEntry, ...]:
     """Return the entries that are there already; a new file gets its header."""
     if path is None:
         return ()
@@ -297,7 +297,7 @@ def _resumed(path: Path | None, header: StreamHeader) -> tuple[StreamEntry, ...]
         ours, theirs = header.model_dump(), begun_with.model_dump()
         other = ", ".join(name for name in ours if ours[name] != theirs[name])
         raise ConfigError(
-            f"{path} holds a stream that differs in {other}. Choose another place, or repeat the "
+            f"{path} holds a sequence that differs in {other}. Choose another place, or repeat the "
             "settings with which it was begun."
         )
     cut_half_line(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tuner.protocols.scaling import Estimate, SweepRow
+from tuner.protocols.scaling import Estimate, ScalingRow
 from tuner.protocols.sequential import SequentialRecord
 from tuner.report.importance import Importances, searched_names
 from tuner.report.words import (
@@ -224,9 +224,9 @@ def traces(result: StudyResultRecord) -> list[tuple[str, go.Figure]]:
     return [("Success of the winners' trials", success), ("Deviation of the same trials", drift)]
 
 
-def sweep_curves(rows: Sequence[SweepRow]) -> go.Figure:
+def scaling_curves(rows: Sequence[ScalingRow]) -> go.Figure:
     """Return ES, DD and ES − DD over the number of simultaneous edits, a curve per editor."""
-    panels: list[tuple[str, list[tuple[SweepRow, Estimate]]]] = [
+    panels: list[tuple[str, list[tuple[ScalingRow, Estimate]]]] = [
         ("edit success (ES)", [(row, row.success) for row in rows]),
         ("drawdown (DD)", [(row, row.drawdown) for row in rows if row.drawdown]),
         ("ES − DD", [(row, row.difference) for row in rows if row.difference]),
@@ -250,7 +250,7 @@ def sweep_curves(rows: Sequence[SweepRow]) -> go.Figure:
                 showlegend=panel == 1,
                 line={"color": style[0], "dash": dash, "width": 2},
                 marker={"symbol": style[1], "size": 8},
-                text=[_sweep_text(title, row, value) for row, value in mine],
+                text=[_scaling_text(title, row, value) for row, value in mine],
                 hovertemplate="%{text}<extra></extra>",
             )
         figure.update_yaxes(title=title, row=panel, col=1)
@@ -273,7 +273,7 @@ def _error_bars(values: list[Estimate]) -> dict[str, Any]:
     }
 
 
-def _sweep_text(title: str, row: SweepRow, value: Estimate) -> str:
+def _scaling_text(title: str, row: ScalingRow, value: Estimate) -> str:
     interval = value.interval
     span = f" ({share(interval.low)} to {share(interval.high)})" if interval else ""
     draws = f"{row.draws} draws" + (f", {row.failed} failed" if row.failed else "")
@@ -283,7 +283,7 @@ def _sweep_text(title: str, row: SweepRow, value: Estimate) -> str:
 
 
 def retention(stream: SequentialRecord) -> go.Figure:
-    """Return what is left of all edits so far, and of the rest, after each edit of a stream."""
+    """Return what is left of all edits so far, and of the rest, after each edit of a sequence."""
     figure = _figure(height=420)
     shown = stream.measured
     lines = {

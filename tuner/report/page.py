@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import MissingExtra
+from tuner.evaluation.deviation.budget import Verdict
 from tuner.files.atomic_file import write_text
-from tuner.protocols.scaling import SweepRow
+from tuner.protocols.scaling import ScalingRow
 from tuner.protocols.sequential import SequentialRecord
 from tuner.report import words
 from tuner.report.importance import importances, searched_names
@@ -67,8 +68,8 @@ def write_figures(result: StudyResultRecord, folder: Path) -> tuple[Path, ...]:
     )
 
 
-def write_sweep(rows: Sequence[SweepRow], title: str, path: Path) -> Path:
-    """Write the curves of a sweep as a page to `path` and return it.
+def write_scaling(rows: Sequence[ScalingRow], title: str, path: Path) -> Path:
+    """Write the curves of a scaling run as a page to `path` and return it.
 
     Raises:
         MissingExtra: the packages that draw and lay out are not installed.
@@ -76,11 +77,11 @@ def write_sweep(rows: Sequence[SweepRow], title: str, path: Path) -> Path:
     _require_packages()
     from tuner.report import figures
 
-    return _write_figure(path, title, figures.sweep_curves(rows))
+    return _write_figure(path, title, figures.scaling_curves(rows))
 
 
 def write_retention(stream: SequentialRecord, path: Path) -> Path:
-    """Write the plot of a stream's retention as a page of its own, and return its path.
+    """Write the plot of a sequence's retention as a page of its own, and return its path.
 
     Raises:
         MissingExtra: the packages that draw and lay out are not installed.
@@ -172,14 +173,14 @@ def _certified(winner: Winner) -> str:
     measured = winner.certificate.deviation
     return (
         f"On fresh text its deviation is {words.deviation(measured.estimate)}: "
-        f"the budget {_BUDGET_WORDS[words.VERDICT_WORDS[winner.certificate.verdict]]}."
+        f"the budget {_BUDGET_WORDS[winner.certificate.verdict]}."
     )
 
 
 _BUDGET_WORDS = {
-    "holds": "is kept",
-    "broken": "is broken",
-    "undecided": "can be neither confirmed nor refuted",
+    Verdict.WITHIN: "is kept",
+    Verdict.OVER: "is exceeded",
+    Verdict.UNRESOLVED: "can be neither confirmed nor refuted",
 }
 
 

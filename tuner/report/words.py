@@ -3,15 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.evaluation.deviation.budget import Deviation, Verdict, epsilon_label
+from tuner.evaluation.deviation.budget import Deviation, epsilon_label
 from tuner.evaluation.scores import HEADLINE_METRICS, Interval, Scores
 from tuner.trial.records import SeedResult, TrialEntry
-
-VERDICT_WORDS = {
-    Verdict.WITHIN: "holds",
-    Verdict.OVER: "broken",
-    Verdict.UNRESOLVED: "undecided",
-}
 
 
 def epsilon_words(epsilon: float) -> str:

@@ -14,8 +14,8 @@ from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessCrit
 from tuner.editors import find_editor
 from tuner.errors import ConfigError
 from tuner.evaluation.statistics.confidence import mean_interval
-from tuner.protocols.scaling import Sweep, SweepPoint, drawn, summarise
-from tuner.report import write_sweep
+from tuner.protocols.scaling import ScalingPoint, ScalingRun, drawn, summarise
+from tuner.report import write_scaling
 from tuner.trial.records import SplitName
 
 COUNTRIES = (("Mauritius", "Port Louis"), ("Togo", "Lome"), ("Chile", "Santiago"))
@@ -63,7 +63,7 @@ def editors() -> list[Editor]:
     return [find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 1, "rank": 2})]
 
 
-def point(edits: int, draw: int, success: float, drawdown: float | None, **changed) -> SweepPoint:
+def point(edits: int, draw: int, success: float, drawdown: float | None, **changed) -> ScalingPoint:
     fields = {
         "key": f"{edits} {draw}",
         "editor": "lora",
@@ -77,7 +77,7 @@ def point(edits: int, draw: int, success: float, drawdown: float | None, **chang
         "verdict": None,
         "seconds": 1.0,
     }
-    return SweepPoint.model_validate(fields | changed)
+    return ScalingPoint.model_validate(fields | changed)
 
 
 def test_draws_take_the_split_s_edits_in_turn(task: Task) -> None:
@@ -102,9 +102,9 @@ def test_a_sweep_runs_every_point_once_and_goes_on_where_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def sweep(counts: tuple[int, ...], **changed) -> Sweep:
+    def sweep(counts: tuple[int, ...], **changed) -> ScalingRun:
         given = {"counts": counts, "draws": 2, "epsilon": 0.1} | changed
-        return Sweep(neox, task, editors, general, tmp_path / "sweep", **given)
+        return ScalingRun(neox, task, editors, general, tmp_path / "sweep", **given)
 
     first = list(sweep((1,)).run())
     path = tmp_path / "sweep/points.jsonl"
@@ -125,7 +125,7 @@ def test_a_sweep_runs_every_point_once_and_goes_on_where_it_was(
         raise AssertionError("a finished point was run again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sweep, "_point", refuse)
+        patch.setattr(ScalingRun, "_point", refuse)
         assert list(sweep((3, 1)).run()) == points
     # What a point depends on is part of it.
     assert not {one.key for one in sweep((1,), epsilon=0.2).run()} & {one.key for one in points}
@@ -138,7 +138,7 @@ def test_a_line_that_is_no_point_is_named(
 ) -> None:
     (tmp_path / "points.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match=r"points\.jsonl:1: .*is not a point"):
-        list(Sweep(neox, task, editors, general, tmp_path, counts=(1,)).run())
+        list(ScalingRun(neox, task, editors, general, tmp_path, counts=(1,)).run())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_run(
 ) -> None:
     given = {"counts": (1,), "editors": editors} | changed
     with pytest.raises(ConfigError, match=said):
-        Sweep(neox, task, general=general, folder=tmp_path, **given)
+        ScalingRun(neox, task, general=general, folder=tmp_path, **given)
 
 
 def test_rows_are_means_over_draws_of_what_was_paired() -> None:
@@ -215,11 +215,11 @@ def test_one_value_and_equal_values_have_no_interval() -> None:
 
 def test_the_plot_shows_each_figure_that_was_measured(tmp_path: Path) -> None:
     rows = summarise([point(k, d, 0.5 + d / 4, d / 10) for k in (1, 5) for d in range(2)])
-    page = write_sweep(rows, "Simultaneous edits", tmp_path / "sweep.html").read_text()
+    page = write_scaling(rows, "Simultaneous edits", tmp_path / "sweep.html").read_text()
     for title in ("edit success (ES)", "drawdown (DD)", "simultaneous edits"):
         assert title in page
     bare = [row.model_copy(update={"drawdown": None, "difference": None}) for row in rows]
-    assert "drawdown" not in write_sweep(bare, "Edits", tmp_path / "sweep.html").read_text()
+    assert "drawdown" not in write_scaling(bare, "Edits", tmp_path / "sweep.html").read_text()
 
 
 def test_the_verb_writes_points_table_and_plot(run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tuner.editors import find_editor
 from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
-from tuner.protocols.sequential import SequentialRecord, StreamEntry, run_sequence
+from tuner.protocols.sequential import SequentialEntry, SequentialRecord, run_sequence
 from tuner.report import write_retention
 from tuner.trial.run import Evaluator
 
@@ -62,13 +62,13 @@ def evaluator(evaluator_of: MakeEvaluator) -> Evaluator:
     return evaluator_of()
 
 
-def _without_times(record: SequentialRecord) -> list[StreamEntry]:
+def _without_times(record: SequentialRecord) -> list[SequentialEntry]:
     untimed = {"seconds": 0.0, "measuring_seconds": 0.0}
     return [entry.model_copy(update=untimed) for entry in record.entries]
 
 
 def test_every_edit_is_made_and_measured(editor: Editor, evaluator: Evaluator) -> None:
-    seen: list[StreamEntry] = []
+    seen: list[SequentialEntry] = []
     record = run_sequence(evaluator, editor, seed=0, on_entry=seen.append)
     assert tuple(seen) == record.entries == record.measured
     assert [entry.number for entry in seen] == [1, 2, 3]
@@ -109,7 +109,7 @@ def test_a_stream_that_was_broken_off_goes_on_as_if_it_had_not_been(
     lines = (tmp_path / "whole.jsonl").read_text().splitlines()
     broken = tmp_path / "broken.jsonl"
     broken.write_text("\n".join([*lines[:2], lines[2][:40]]))
-    seen: list[StreamEntry] = []
+    seen: list[SequentialEntry] = []
     again = run_sequence(evaluator, editor, seed=0, every=2, path=broken, on_entry=seen.append)
     assert [entry.number for entry in seen] == [2, 3]
     assert _without_times(again) == _without_times(whole)
@@ -158,7 +158,7 @@ def test_only_a_header_that_was_cut_short_is_written_over(
         again = run_sequence(evaluator, editor, seed=0, every=3, path=path)
         assert _without_times(again) == _without_times(whole)
     path.write_text("notes of mine")
-    with pytest.raises(ConfigError, match="holds no stream"):
+    with pytest.raises(ConfigError, match="holds no sequence"):
         run_sequence(evaluator, editor, seed=0, path=path)
     assert path.read_text() == "notes of mine"
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_refused(evaluator: Evaluator, tmp_path: Path) -> None
         run_sequence(evaluator, editor, seed=0, path=path)
     assert path.read_text() == old
     path.write_text("something else\n")
-    with pytest.raises(ConfigError, match="not a file of a stream"):
+    with pytest.raises(ConfigError, match="not a file of a sequence"):
         run_sequence(evaluator, editor, seed=0, path=path)
 
 

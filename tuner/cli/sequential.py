@@ -1,10 +1,11 @@
-"""The verb about edits one after another: stream."""
+"""The verb about edits one after another: sequential."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tuner.cli.old_names import add_old_name
 from tuner.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -30,16 +31,17 @@ from tuner.files.text_file import exists, is_file, is_folder, is_taken
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
     app.command(
-        epilog="Example: `tuner stream --task counterfact_world --editor rome --every 5 "
-        "--out my-stream`"
-    )(stream)
+        epilog="Example: `tuner sequential --task counterfact_world --editor rome --every 5 "
+        "--out my-sequence`"
+    )(sequential)
+    add_old_name(app, "stream", "sequential", sequential)
 
 
-def stream(
+def sequential(
     task: TaskOption,
     editor: Annotated[str, typer.Option("--editor", help="The method: see `tuner list`.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="A folder; one that holds this stream goes on.")
+        Path, typer.Option("--out", "-o", help="A folder; one that holds this sequence goes on.")
     ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
@@ -63,7 +65,7 @@ def stream(
     device: DeviceOption = "auto",
     json_: JsonFlag = False,
 ) -> None:
-    """Make the edits of a task one after another, and see what is left of the earlier ones.
+    """Edit sequentially (lifelong editing): one edit after another; what is left of earlier ones.
 
     Writes stream.jsonl, a line per edit, and retention.html, a plot.
     """
@@ -71,14 +73,14 @@ def stream(
     if exists(out) and not is_folder(out):
         raise ConfigError(f"{out} is a file; choose another folder.")
     if is_taken(out) and not is_file(out / "stream.jsonl"):
-        raise ConfigError(f"{out} exists and holds no stream; choose another folder.")
+        raise ConfigError(f"{out} exists and holds no sequence; choose another folder.")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.protocols.sequential import StreamEntry, run_sequence
+    from tuner.protocols.sequential import SequentialEntry, run_sequence
     from tuner.report import write_retention
     from tuner.trial.records import SplitName
     from tuner.trial.run import Evaluator
@@ -96,7 +98,7 @@ def stream(
     with Progress(*columns, console=messages(), transient=True) as bar:
         shown = bar.add_task("edits", total=len(evaluator.split(chosen).canonical))
 
-        def note(entry: StreamEntry) -> None:
+        def note(entry: SequentialEntry) -> None:
             bar.update(shown, completed=entry.number)
 
         found = run_sequence(
@@ -118,7 +120,9 @@ def stream(
         print_json({"header": found.header, "entries": found.entries, "plot": plot})
         return
     heads = ("edits", "made", "retention", "OOD rows", "unchanged", "deviation")
-    table = make_table(f"{examples.name} with {method.name()}, in a stream", heads, right=heads)
+    table = make_table(
+        f"{examples.name} with {method.name()}, one after another", heads, right=heads
+    )
     for entry in found.measured:
         table.add_row(
             str(entry.number),
@@ -129,6 +133,6 @@ def stream(
             "–" if entry.deviation is None else show_deviation(entry.deviation),
         )
     console().print(table)
-    console().print(f"Stream: {out / 'stream.jsonl'}", soft_wrap=True)
+    console().print(f"Sequence: {out / 'stream.jsonl'}", soft_wrap=True)
     if plot is not None:
         console().print(f"Plot: {plot}", soft_wrap=True)

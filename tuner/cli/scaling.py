@@ -1,4 +1,4 @@
-"""The verb about many edits at once: sweep."""
+"""The verb about more and more edits at once: scaling."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.cli.old_names import add_old_name
 from tuner.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -25,18 +26,19 @@ from tuner.files.text_file import exists, is_folder
 
 if TYPE_CHECKING:
     from tuner.editing.editor import Editor
-    from tuner.protocols.scaling import Estimate, SweepPoint, SweepRow
+    from tuner.protocols.scaling import Estimate, ScalingPoint, ScalingRow
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
     app.command(
-        epilog="Example: `tuner sweep --task zsre_world --editor look_up --editor lora "
-        "--set lora.learning_rate=5e-3 --edits 1 --edits 5 --out my-sweep`"
-    )(sweep)
+        epilog="Example: `tuner scaling --task zsre_world --editor look_up --editor lora "
+        "--set lora.learning_rate=5e-3 --edits 1 --edits 5 --out my-scaling`"
+    )(scaling)
+    add_old_name(app, "sweep", "scaling", scaling)
 
 
-def sweep(
+def scaling(
     task: TaskOption,
     editor: Annotated[
         list[str], typer.Option("--editor", help="A method: see `tuner list`; repeatable.")
@@ -90,8 +92,8 @@ def sweep(
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.protocols.scaling import DEFAULT_COUNTS, Sweep, summarise
-    from tuner.report import write_sweep
+    from tuner.protocols.scaling import DEFAULT_COUNTS, ScalingRun, summarise
+    from tuner.report import write_scaling
     from tuner.trial.records import Rule, SplitName
 
     chosen_split, chosen_rule = (
@@ -101,7 +103,7 @@ def sweep(
     examples = load_task(task)
     tell_hints(task, examples.loss)
     base = read_model(model, dtype, device)
-    planned = Sweep(
+    planned = ScalingRun(
         base,
         examples,
         methods,
@@ -115,7 +117,7 @@ def sweep(
         seed=seed,
         companions=Companions(device=str(base.device)),
     )
-    points: list[SweepPoint] = []
+    points: list[ScalingPoint] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=messages(), transient=True) as bar:
         running = bar.add_task("points", total=planned.total)
@@ -126,7 +128,7 @@ def sweep(
     title = f"{examples.name}, {split} split, ε={epsilon_name(epsilon)}"
     table, plot = out / "table.csv", out / "sweep.html"
     _write_table(rows, table)
-    write_sweep(rows, f"Simultaneous edits: {title}", plot)
+    write_scaling(rows, f"Simultaneous edits: {title}", plot)
     if json_:
         print_json({"rows": rows, "points": points, "table": table, "plot": plot})
         return
@@ -164,7 +166,7 @@ def _editors(names: Sequence[str], values: Mapping[str, Any]) -> list["Editor"]:
     return [read_editor(name, shared | own[name]) for name in names]
 
 
-def _write_table(rows: Sequence["SweepRow"], path: Path) -> None:
+def _write_table(rows: Sequence["ScalingRow"], path: Path) -> None:
     table = io.StringIO()
     writer = csv.writer(table)
     names = ("success", "drawdown", "difference")
