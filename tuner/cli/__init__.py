@@ -22,6 +22,7 @@ from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
 from tuner.files.atomic_file import disk_trouble_in_words
 from tuner.files.home import ensure_home
+from tuner.settings import read_settings, variable
 from tuner.validation import show_path
 
 app = typer.Typer(
@@ -105,7 +106,7 @@ def main() -> None:
         raise
     # The last net: everything that is foreseen has its own words by now.
     except Exception as error:
-        if os.environ.get("TUNER_DEBUG"):
+        if read_settings().debug:
             raise
         if isinstance(error, OSError) and error.filename is not None:
             # A path that no file can have, such as one below a file or of an overlong name.
@@ -120,5 +121,6 @@ def _unforeseen(error: Exception) -> str:
     what = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return (
         f"This is a fault of tuner, or of something that it uses: {what}\n"
-        "Run the command again with TUNER_DEBUG=1 to see where it happened, and please report it."
+        f"Run the command again with {variable('debug')}=1 to see where it happened, and "
+        "please report it."
     )

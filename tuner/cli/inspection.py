@@ -18,6 +18,8 @@ from tuner.errors import TunerError, unknown_name
 from tuner.files.shipped import shipped_folder
 from tuner.files.text_file import is_file, is_folder, read_text
 from tuner.files.yaml_file import read_yaml
+from tuner.settings import Settings, read_settings, variable
+from tuner.validation import show_path
 
 _PACKAGES = {
     "core": ("torch", "transformers", "peft", "safetensors", "pydantic"),
@@ -225,6 +227,7 @@ def doctor(folder: FolderOption = STUDIES, json_: JsonFlag = False) -> None:
         "cache": str(cache),
         "cache_bytes": sum(file.stat().st_size for file in cache.rglob("*") if is_file(file)),
         "studies": str(folder.resolve()),
+        "environment": read_settings().shown(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
     if json_:
@@ -240,6 +243,12 @@ def doctor(folder: FolderOption = STUDIES, json_: JsonFlag = False) -> None:
     out.print(table)
     out.print(f"Cache:   {cache} ({facts['cache_bytes'] / 1e6:.1f} MB; TUNER_CACHE moves it)")
     out.print(f"Studies: {facts['studies']} (TUNER_STUDIES or --folder moves them)")
+    variables = make_table("Environment", ("variable", "value", "meaning"))
+    for name, field in Settings.model_fields.items():
+        value = facts["environment"][variable(name)]
+        shown = "" if value is None else show_path(str(value))
+        variables.add_row(variable(name), shown, field.description or "")
+    out.print(variables)
     out.print(f"Disk:    {facts['free_disk_bytes'] / 1e9:.0f} GB free here")
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tuner.settings import variable
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="builtin:NAME, a local folder or a hub id.")
 ]
@@ -23,7 +25,7 @@ SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random choice.")
 ]
 FolderOption = Annotated[
-    Path, typer.Option("--folder", "-f", help="Where studies lie.", envvar="TUNER_STUDIES")
+    Path, typer.Option("--folder", "-f", help="Where studies lie.", envvar=variable("studies"))
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

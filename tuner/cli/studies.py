@@ -46,6 +46,7 @@ from tuner.cli.stopping import stoppable
 from tuner.errors import ConfigError, MissingExtra, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.files.text_file import exists, is_folder
+from tuner.settings import read_settings, variable
 from tuner.trial.records import (
     StudyResultRecord,
     StudySummary,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from tuner.tracking import SyncReport
 
 _EXPERIMENT = "tuner"
-_STORAGE = "TUNER_STORAGE"
+_STORAGE = variable("storage")
 # Narrower than this a table would break its numbers.
 _WIDE = 118
 # Too long for a column.
@@ -730,12 +731,12 @@ def _storage_of(folder: Path) -> SecretStr | None:
     """Return where the ledger of a study is, if not in its folder."""
     if not is_folder(folder / "trials") or exists(folder / "ledger.journal"):
         return None
-    url = os.environ.get(_STORAGE)
-    if not url:
+    url = read_settings().storage
+    if url is None:
         raise ConfigError(
             f"The ledger of the study in {folder} is in a database. Set {_STORAGE} to its URL."
         )
-    return SecretStr(url)
+    return url
 
 
 def _study_names(folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ have, so keys are never shortened: forget nothing, and let an unnecessary miss c
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tuner.files.atomic_file import write_tensors
 from tuner.files.file_lock import file_lock_if_any
 from tuner.files.home import temporary_home
 from tuner.files.paths import absolute
+from tuner.settings import read_settings
 
 Key = Mapping[str, str | int | float | bool | None]
 
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
     A user without a home has a temporary one.
     """
-    chosen = os.environ.get("TUNER_CACHE")
+    chosen = read_settings().cache
     if chosen:
         return absolute(chosen)
     try:

@@ -1,9 +1,9 @@
 """Which backend a verb means: a cluster of Kubernetes, or one of Ray."""
 
-import os
 from typing import TYPE_CHECKING
 
 from tuner.errors import ConfigError
+from tuner.settings import read_settings
 
 if TYPE_CHECKING:
     from tuner.launch import Backend
@@ -16,7 +16,7 @@ def require_backend(cluster: str | None, ray_address: str | None, context: str |
         ConfigError: they name none or two, or one that there is not.
     """
     if cluster is None and ray_address is None:
-        cluster = os.environ.get("TUNER_CLUSTER") or None
+        cluster = read_settings().cluster
     backend = find_backend(cluster, ray_address, context)
     if backend is None:
         raise ConfigError(
