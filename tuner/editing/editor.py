@@ -2,9 +2,9 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import ClassVar, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,10 +68,35 @@ class Editor(BaseModel, ABC):
     """A method that turns canonical examples into a delta. Its fields are its hyperparameters.
 
     A subclass is final, lives in a file `NAME.py` or `NAME/editor.py` under `tuner/editors/`, and
-    is known by that name.
+    is known by that name. Outsiders' editors live anywhere importable.
+
+    Call order: `check_task` and then `check_model`, once each before anything is run; then `edit`,
+    any number of times, on one model or on several, each call with a seed. `edit` is shared by all
+    editors and calls `steps`, which is the method itself; with several batches it calls `steps` for
+    each, and `carry` between two.
+
+    Grad mode: steps are asked for under `torch.no_grad()` as well as outside of it, and between
+    two steps the consumer may apply the delta to the model and generate with it. An editor that
+    needs gradients turns them on itself, with `torch.enable_grad()` around each backward pass, and
+    trains a `model.twin(...)`, never the model.
+
+    What may be kept between calls: nothing on the editor, which is frozen. Statistics that trials
+    share go into `aux.cache`, under keys of all that they depend on; models beside the edited one
+    into `aux.companions`; what later batches of a sequence need into `EpochEdit.carried`.
+
+    Subclass `tuner.testing.EditorContract` to test all of this.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {}
+    """Small settings with which the contract tests run the method on tiny random models.
+
+    A field that names a model is given the family of a tiny one: `{"classifier": "gpt_neox"}`."""
+    deterministic: ClassVar[bool] = False
+    """Whether the seed has no part in the edit, so that every seed gives the same bits."""
+    works_on_random_models: ClassVar[bool] = True
+    """Whether an edit lowers the loss of its examples even in a model that was never trained."""
 
     batches: int = Field(
         default=1,
@@ -151,7 +176,7 @@ class Editor(BaseModel, ABC):
         """Yield the method's own edit of one batch after each epoch.
 
         Implementations never change `model`, nor any global random state: the same seed gives
-        the same deltas whatever ran before.
+        the same deltas whatever ran before. They may be asked under `torch.no_grad()`.
 
         Raises:
             EditError: the edit diverged or ran out of memory.

@@ -1,6 +1,7 @@
 """AlphaEdit: MEMIT's facts, written only where usual text has next to nothing."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,12 @@ class AlphaEdit(SpreadingEditor):
     eigenvalues of C, ΔWᵀ = U a and (Uᵀ(KKᵀ + K₀K₀ᵀ)U + L₂I) a = UᵀKRᵀ, where K₀ are the keys of
     earlier batches, each as read when its batch was written.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        **SpreadingEditor.smoke_settings,
+        "null_share": 0.9,
+        "regulariser": 1e-3,
+    }
 
     regulariser: float = Field(default=10.0, gt=0, description="L₂: weight of the change's norm.")
     null_share: float | None = Field(

@@ -1,6 +1,7 @@
 """EMMET: many facts at once, written exactly, where MEMIT compromises."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,11 @@ class Emmet(SpreadingEditor):
 
     Of several batches each is written without regard to those before it.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        **SpreadingEditor.smoke_settings,
+        "regulariser": 1e-3,
+    }
 
     width: float = Field(
         default=0.01,

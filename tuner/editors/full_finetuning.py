@@ -1,7 +1,7 @@
 """Full fine-tuning: every weight is free, or every weight of a band of layers."""
 
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, final
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ class FullFinetuning(LayerBandEditor, TrainedEditor):
     2024 (arXiv:2402.11078) for a band, of three early layers in their best edits. One layer, and
     a delta that is scaled to the budget, is one-layer interpolation (1-LI, arXiv:2303.00046).
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {"learning_rate": 1e-3, "epochs": 2}
 
     center: float = Field(
         default=0.5, ge=0, le=1, description="Middle of the band, as a fraction of all layers."

@@ -1,7 +1,7 @@
 """LocFT-BF: one matrix, fine-tuned in mini-batches over all edits again and again."""
 
-from collections.abc import Iterator
-from typing import Literal, final
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -24,6 +24,14 @@ class LocftBf(OneLayerEditor, TrainedEditor):
     Source: the code of LocFT-BF (ICLR 2026), whose layers are 22 of 32 in Llama-3-8B and 6 of 28
     in Qwen2.5-7B.
     """
+
+    # One batch holds every example, so only what the prefixes are depends on the seed.
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "depth": 0.5,
+        "prefixes": 2,
+    }
 
     depth: float = Field(
         default=0.71, ge=0, le=1, description="The edited layer, as a fraction of all layers."

@@ -1,7 +1,7 @@
 """LoRA: a low-rank change of the linear maps of a band of layers."""
 
-from collections.abc import Iterator
-from typing import Literal, final
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, final
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -27,6 +27,12 @@ class Lora(LayerBandEditor, TrainedEditor):
     and Stratos 2024 (arXiv:2402.11078) take the maps of attention too, in all layers (and the
     embeddings, which stay as they are here).
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "learning_rate": 1e-2,
+        "epochs": 2,
+        "rank": 2,
+    }
 
     rank: int = Field(default=8, ge=1, le=4096, description="Rank of each change.")
     lora_alpha: float = Field(default=8.0, gt=0, description="Scale; the change is alpha/rank·BA.")

@@ -1,6 +1,7 @@
 """MEMIT: many facts at once, spread over a band of layers, by regularised least squares."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,11 @@ class Memit(SpreadingEditor):
     K₀ are the keys of earlier batches, each as read when its batch was written: the sequential
     form (MEMIT-seq in the code of Fang et al. 2025, arXiv:2410.02355).
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        **SpreadingEditor.smoke_settings,
+        "covariance_weight": 1e-3,
+    }
 
     covariance_weight: float = Field(
         default=15_000.0, gt=0, description="λ: how much usual text resists, per fact."

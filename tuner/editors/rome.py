@@ -1,7 +1,7 @@
 """ROME: one fact, one matrix, one rank."""
 
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, final
 
 from pydantic import Field
 from torch import Tensor
@@ -38,6 +38,12 @@ class Rome(OneLayerEditor, TargetEditor):
     `keep_share` prunes the change of each fact before the next is written, as the code of RECT
     (Gu et al. 2024, arXiv:2401.04700) does; `truncated_rank` is about the sum of all.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        **TargetEditor.smoke_settings,
+        "depth": 0.0,
+        "clamp": 1.0,
+    }
 
     depth: float = Field(
         default=0.3, ge=0, le=1, description="The edited layer, as a fraction of all layers."

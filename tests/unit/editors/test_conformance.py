@@ -12,71 +12,11 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import encode_examples, training_losses
-from tuner.editing.model import LanguageModel, load_model
+from tuner.editing.model import LanguageModel, is_model_name, load_model
 from tuner.editing.task import ExampleSet, Split
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
 from tuner.search.space import load_space
-
-# The least that each editor must be told.
-# In a random model the subject hardly matters to what follows: free the target vectors of all
-# that holds them back.
-_FREE = {
-    "target_steps": 25,
-    "learning_rate": 0.1,
-    "clamp": 4.0,
-    "weight_decay": 0.0,
-    "kl_weight": 0.0,
-    "prefixes": 0,
-    "depth": 0.0,
-}
-SETTINGS: dict[str, dict[str, float]] = {
-    "alphaedit": {**_FREE, "null_share": 0.9, "regulariser": 1e-3},
-    "emmet": {**_FREE, "regulariser": 1e-3},
-    "ensemble": {"learning_rate": 0.1, "epochs": 2},
-    "full_finetuning": {"learning_rate": 1e-3, "epochs": 2},
-    "grace": {"value_steps": 20},
-    # One batch of everything, so only what the prefixes are depends on the seed.
-    "locft_bf": {"learning_rate": 1e-3, "epochs": 2, "depth": 0.5, "prefixes": 2},
-    "look_up": {"threshold": 1.0},
-    "lora": {"learning_rate": 1e-2, "epochs": 2, "rank": 2},
-    "memit": {**_FREE, "covariance_weight": 1e-3},
-    "mend": {
-        "learning_rate": 1e-4,
-        "step_size_rate": 1e-3,
-        "rank": 8,
-        "edits_per_step": 2,
-        "accumulation": 1,
-        "training_steps": 10,
-        "check_every": 2,
-    },
-    "retrieve_and_prompt": {"classifier_learning_rate": 1e-2, "classifier_steps": 20},
-    "rome": {**_FREE, "clamp": 1.0},
-    "senses": {"learning_rate": 0.1, "epochs": 2},
-    "serac": {
-        "classifier_learning_rate": 1e-2,
-        "classifier_steps": 20,
-        "counterfactual_learning_rate": 1e-2,
-        "counterfactual_steps": 20,
-    },
-    "wise": {"most_steps": 10, "prefixes": 2},
-}
-
-# Closed forms draw their contexts by a seed of their own, and learned editors are trained by one,
-# so that trials share them.
-WITHOUT_CHANCE = {
-    "alphaedit",
-    "emmet",
-    "look_up",
-    "memit",
-    "mend",
-    "retrieve_and_prompt",
-    "rome",
-    "serac",
-}
-
-# What these store is read by the base model itself, and the tiny ones have never learnt to read.
-READ_BY_THE_BASE = {"retrieve_and_prompt"}
 
 # Only a Backpack has what these change.
 NEEDS_SENSES = {"ensemble", "senses"}
@@ -84,9 +24,12 @@ NEEDS_SENSES = {"ensemble", "senses"}
 
 def _make(name: str, small: str, tiny: str) -> Editor:
     kind = find_editor(name)
-    known = {"small": small, "classifier": tiny, "counterfactual": tiny}
-    beside = {field: folder for field, folder in known.items() if field in kind.model_fields}
-    return kind.model_validate({**SETTINGS[name], **beside})
+    folders = {"backpack": small, "gpt_neox": tiny}
+    settings = dict(kind.smoke_settings)
+    for field, info in kind.model_fields.items():
+        if is_model_name(info) and field in settings:
+            settings[field] = folders[str(settings[field])]
+    return kind.model_validate(settings)
 
 
 @pytest.fixture(params=editor_names())
@@ -151,7 +94,7 @@ def test_the_edit_lowers_the_loss_of_its_examples(
         *_, last = _edit(editor, base, examples, aux)
         with base.edited(last):
             after = training_losses(base.network, examples.loss, rows, base.end_id).mean()
-    if editor.name() in READ_BY_THE_BASE:
+    if not editor.works_on_random_models:
         assert after != before
     else:
         assert after < before
@@ -180,7 +123,7 @@ def test_blanks_and_marks_before_a_text_are_none_before_a_target(
         with base.edited(last):
             after = training_losses(base.network, examples.loss, rows, base.end_id)
     base.check_unchanged()
-    if name in READ_BY_THE_BASE:
+    if not editor.works_on_random_models:
         assert after.mean() != before.mean()
     else:
         assert after.mean() < before.mean()
@@ -197,7 +140,7 @@ def test_same_seed_same_bits_whatever_ran_before(
     *_, other = _edit(editor, one, examples, aux, seed=4)
     *_, again = _edit(editor, one, examples, aux, seed=3)
     assert _same(first, again)
-    assert _same(first, other) == (editor.name() in WITHOUT_CHANCE)
+    assert _same(first, other) == editor.deterministic
 
 
 def test_global_random_state_is_left_alone(

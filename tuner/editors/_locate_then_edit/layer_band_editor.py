@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,8 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
 
     Source: Meng et al. 2023 (arXiv:2210.07229), algorithm 1, with the details of their code.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {**TargetEditor.smoke_settings, "depth": 0.0}
 
     depth: float = Field(
         default=0.5, ge=0, le=1, description="The last edited layer, as a fraction of all layers."

@@ -1,6 +1,7 @@
 """How target vectors are sought, as hyperparameters: what ROME and MEMIT's kin share."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +11,17 @@ from tuner.editors._locate_then_edit.target_vectors import TargetSettings
 
 class TargetEditor(Editor):
     """An editor that first seeks what a layer should say at the subject, then writes it."""
+
+    # The subject hardly matters to what a random model says next: nothing holds its vectors back.
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "target_steps": 25,
+        "learning_rate": 0.1,
+        "clamp": 4.0,
+        "weight_decay": 0.0,
+        "kl_weight": 0.0,
+        "prefixes": 0,
+    }
+    deterministic: ClassVar[bool] = True  # contexts are drawn by prefix_seed
 
     learning_rate: float = Field(
         default=0.5, gt=0, le=10, description="Adam's learning rate of the target vectors."

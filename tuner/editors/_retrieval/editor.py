@@ -1,6 +1,7 @@
 """Editors that store edits as text and train a scope classifier to find the right one."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +25,13 @@ class ScopeEditor(Editor):
     What is trained depends on the task's train/ and the settings, not on the edits or the base:
     trials that differ in the threshold alone share one training.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "classifier": "gpt_neox",
+        "classifier_learning_rate": 1e-2,
+        "classifier_steps": 40,
+    }
+    deterministic: ClassVar[bool] = True  # training has a seed of its own, so that trials share it
 
     classifier: ModelName = Field(
         default="builtin:neox",

@@ -1,8 +1,8 @@
 """A large model's logits plus what sense finetuning changed in a small Backpack's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,12 @@ class Ensemble(SenseEditor):
 
     Source: arXiv:2402.06155, §6, where β is the first of 1.0, 0.9, … within the budget.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "learning_rate": 0.1,
+        "epochs": 2,
+        "small": "backpack",
+    }
 
     small: ModelName = Field(
         default="builtin:backpack",

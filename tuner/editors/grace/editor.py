@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -57,6 +57,8 @@ class Grace(OneLayerEditor):
     defaults here are those of EasyEdit and of the WISE paper, the last token and the map out. A
     radius is absolute there, and the decision is made at every pass anew.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {"radius": 0.1, "value_steps": 20}
 
     depth: float = Field(
         default=0.75, ge=0, le=1, description="The edited layer, as a fraction of all layers."

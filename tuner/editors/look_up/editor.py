@@ -1,8 +1,8 @@
 """Look-up: stores prompts with their targets and says those again near them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from pydantic import Field
@@ -23,6 +23,9 @@ class LookUp(Editor):
 
     Source: Mitchell et al. 2022 (arXiv:2206.06520), §4, "LU", and its thresholds per task.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {"threshold": 0.01}
+    deterministic: ClassVar[bool] = True
 
     threshold: float = Field(
         default=3.0, gt=0, description="Distance up to which a prompt gets the stored target."

@@ -1,8 +1,8 @@
 """MEND: networks, trained on other edits, that make a gradient into an edit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from pydantic import Field
@@ -43,6 +43,17 @@ class Mend(Editor):
     sign of the step and for the defaults of those fields that say what was published: ours are
     for small models and a few hundred training edits.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "learning_rate": 1e-4,
+        "step_size_rate": 1e-3,
+        "rank": 8,
+        "edits_per_step": 2,
+        "accumulation": 1,
+        "training_steps": 10,
+        "check_every": 2,
+    }
+    deterministic: ClassVar[bool] = True  # training has a seed of its own, so that trials share it
 
     layers: int = Field(
         default=3, ge=1, description="How many of the last layers are edited, all MLP maps of each."

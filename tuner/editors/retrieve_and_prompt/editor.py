@@ -1,7 +1,7 @@
 """Retrieve and prompt: the base model reads the stored edit that a prompt is about."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 from tuner.deltas.memory.memory import CarriedMemory
 from tuner.editing.editor import Auxiliary, EpochEdit
@@ -20,6 +20,9 @@ class RetrieveAndPrompt(ScopeEditor):
 
     Source: Mitchell et al. 2022 (arXiv:2206.06520), §4, "RP".
     """
+
+    # The base model itself must read the stored edit and answer by it.
+    works_on_random_models: ClassVar[bool] = False
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

@@ -1,7 +1,7 @@
 """Sense finetuning: free vectors for the few senses of a Backpack that matter to the examples."""
 
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, final
 
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, EpochEdit
@@ -13,6 +13,8 @@ from tuner.editors.senses.training import SenseEditor, check_backpack
 @final
 class Senses(SenseEditor):
     """Changes a few senses of a few tokens (Hewitt et al. 2024, arXiv:2402.06155, §5)."""
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {"learning_rate": 0.1, "epochs": 2}
 
     def check_model(self, model: LanguageModel, companions: Companions) -> None:
         """Verify that the model has senses.

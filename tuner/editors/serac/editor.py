@@ -1,7 +1,7 @@
 """SERAC: a trained scope classifier and a counterfactual model beside the base."""
 
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, final
 
 from pydantic import Field
 
@@ -28,6 +28,13 @@ class Serac(ScopeEditor):
     Source: arXiv:2206.06520 and its code. There is no published form for causal models; here the
     classifier sees the prompt alone, so that a target cannot leak into the route.
     """
+
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        **ScopeEditor.smoke_settings,
+        "counterfactual": "gpt_neox",
+        "counterfactual_learning_rate": 1e-2,
+        "counterfactual_steps": 20,
+    }
 
     counterfactual: ModelName = Field(
         default="builtin:neox",

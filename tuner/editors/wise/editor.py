@@ -1,10 +1,10 @@
 """WISE: the edits in side memories of one MLP output map, which few prompts are read with."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -86,6 +86,18 @@ class Wise(OneLayerEditor):
     learnt. Ours: until then the side memories count together, where theirs leave the full ones
     out.
     """
+
+    # Of one edit in a random model, the widest memory tells its prompt from others.
+    smoke_settings: ClassVar[Mapping[str, object]] = {
+        "most_steps": 60,
+        "prefixes": 0,
+        "shards": 1,
+        "mask_share": 1.0,
+        "density": 1.0,
+        "unrelated": 16,
+        "learning_rate": 0.3,
+        "act_ratio": 0.88,
+    }
 
     depth: float = Field(
         default=0.7, ge=0, le=1, description="The edited layer, as a fraction of all layers."

@@ -1,0 +1,10 @@
+"""Contracts that editors, deltas and metrics keep, as test classes to subclass in pytest.
+
+    from tuner.testing.editors import EditorContract
+    from my_package import Mine
+
+    class TestMine(EditorContract):
+        editor = Mine
+
+Nothing else is needed: a contract brings its own tiny random models, its text and its task.
+"""
