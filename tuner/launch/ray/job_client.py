@@ -23,6 +23,7 @@ OLDEST_RAY = (2, 52)
 """The first Ray with tokens; what tuner is installed with."""
 
 _ANSWERS_WITHIN_S = 10.0
+# Loggers by the names of Ray's modules, of which the second is private.
 _NOISY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 
 

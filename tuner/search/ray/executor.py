@@ -28,6 +28,7 @@ from tuner.search.ray.local_ray import (
     lost_process,
     start_local_ray,
 )
+from tuner.search.ray.private_api import worker_deaths_unprinted
 from tuner.search.ray.searcher import ABORT, WRONG_INPUT, LedgerSearcher, read_job
 from tuner.search.ray.short_folder import short_folder
 from tuner.search.ray.worker import Job, Worker, WorkerSetup
@@ -269,7 +270,8 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
     with (
         short_folder(LONGEST_FOLDER) as scratch,
         _environment(config),
-        _suppress_worker_death_output(),
+        # A dead worker's trial is run again, and if it is given up the ledger says so.
+        worker_deaths_unprinted(),
     ):
         _connect(config, scratch)
         try:
@@ -370,23 +372,6 @@ class _Ticker(Callback):  # type: ignore[misc]  # ray is untyped
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._on_tick()
-
-
-@contextmanager
-def _suppress_worker_death_output() -> Iterator[None]:
-    """Keep the deaths of workers off the terminal: Ray prints them whatever its log level is.
-
-    A dead worker's trial is run again, and if it is given up the ledger says so.
-    """
-    printer = getattr(ray._private.worker, "print_to_stdstream", None)
-    if printer is None:
-        yield
-        return
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        ray._private.worker.print_to_stdstream = printer
 
 
 @contextmanager

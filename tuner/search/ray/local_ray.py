@@ -1,6 +1,5 @@
 """A Ray cluster of this machine alone: it listens on loopback, and its files are its user's."""
 
-import logging
 import os
 import sys
 import threading
@@ -10,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants
 from tenacity import Retrying, stop_after_attempt
 
 from tuner.errors import ClusterError, RayLost
+from tuner.search.ray.private_api import VITAL, ended_processes, node_address, start_node
 
 _LOOPBACK = ("127.0.0.1", "::1")
 _FOLDER = "r"
@@ -24,17 +23,9 @@ LONGEST_FOLDER = (103 if sys.platform == "darwin" else 107) - len(f"/{_FOLDER}/{
 _OBJECT_STORE_BYTES = 128 * 2**20  # only paths and numbers travel
 _STARTS = 3
 """How often Ray is started on this machine; it gives its processes 30 s, too few for a busy one."""
-_SYSTEM_CONFIG = {
-    # Otherwise an agent would tell the figures of Ray's processes to everybody who asks.
-    "enable_metrics_collection": False,
-    # A node that does not answer for 15 s is lost to others. Here it is only busy, or asleep:
-    # whether it lives, its process says.
-    "health_check_failure_threshold": 1_000_000,
-}
 _LOOK_EVERY_S = 1.0
 _ENDED_AFTER_S = 40.0
 """Ray ends a process that has waited a minute for its control store, with no word to Python."""
-_VITAL = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
 
 
 def start_local_ray(workers: int, folder: Path) -> None:
@@ -49,18 +40,12 @@ def start_local_ray(workers: int, folder: Path) -> None:
     for again in Retrying(stop=stop_after_attempt(_STARTS), reraise=True):
         with again:
             try:
-                with _on_loopback():
-                    ray.init(
-                        address="local",
-                        num_cpus=workers,
-                        object_store_memory=_OBJECT_STORE_BYTES,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level=logging.CRITICAL,
-                        _node_ip_address=_LOOPBACK[0],
-                        _temp_dir=str(folder / _FOLDER),
-                        _system_config=_SYSTEM_CONFIG,
-                    )
+                start_node(
+                    _LOOPBACK[0],
+                    folder / _FOLDER,
+                    workers=workers,
+                    object_store_bytes=_OBJECT_STORE_BYTES,
+                )
                 _check_on_loopback()
             except Exception:
                 ray.shutdown()
@@ -69,12 +54,9 @@ def start_local_ray(workers: int, folder: Path) -> None:
 
 def lost_process() -> str | None:
     """Return which process of this machine's own Ray has ended, in words, if any that matters."""
-    node = ray._private.worker._global_node
-    if node is None:
-        return None
-    for name, process in node.dead_processes():
-        if name in _VITAL:
-            return f"{name}, which {_ending(process.returncode)}"
+    for kind, code in ended_processes():
+        if kind in VITAL:
+            return f"{kind}, which {_ending(code)}"
     return None
 
 
@@ -119,24 +101,8 @@ def _ending(code: int) -> str:
     return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let Ray take the loopback address for its node's own, and bind all its servers to it.
-
-    Without this it puts the machine's outer address in its place, and listens on all interfaces.
-    It is what Ray does by itself on macOS, and on others if `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER`
-    was 0 when it was imported.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
 def _check_on_loopback() -> None:
-    address = ray._private.worker._global_node.node_ip_address
+    address = node_address()
     if address not in _LOOPBACK:
         raise ClusterError(
             f"Ray {ray.__version__} would listen at {address}, where others can reach it, and not "
