@@ -9,13 +9,14 @@ STAMP = $(VENV)/.installed
 EXTRAS ?= dev
 EDITABLE ?= --editable
 TORCH_INDEX ?=
+PYTEST = $(BIN)/python -m pytest --durations=10
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint types unit integration e2e clean
+.PHONY: install demo test test-all lint types unit integration e2e clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # torch first and by itself, at the version of the constraints: a looser request would let the
 # package index choose a build with several gigabytes of GPU libraries.
@@ -30,10 +31,22 @@ install: $(STAMP)  ## Install, and nothing else.
 demo: $(STAMP)  ## Install, then run a real search on the built-in model and open its report.
 	$(BIN)/tuner search demo.yaml
 
-test: $(STAMP)  ## Install, then check style, types and import rules, and run all tests.
+# Files run side by side; tests that kill or starve processes come after them, one at a time.
+# A third of the processor's time of the second command is waiting, so two files share two cores.
+test: $(STAMP)  ## Install, then check style, types and import rules, and run the tests.
 	$(MAKE) --no-print-directory lint types
-	$(BIN)/python -m pytest tests/unit -n auto --durations=10
-	$(BIN)/python -m pytest tests/integration tests/e2e --durations=10
+	$(PYTEST) tests/unit -n auto
+	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone and not thorough'
+	$(PYTEST) tests/integration tests/e2e -m 'alone and not thorough'
+
+# What `make test` leaves out: five of the seven model families in each matrix, ten kills of a
+# driver (three are in `make test`), the long survival of a cluster, random faults, a full disk, and
+# searches that are short of memory, whose clock jumps, or whose Ray or terminal is lost.
+test-all: $(STAMP)  ## The same with every model family and the long tests.
+	$(MAKE) --no-print-directory lint types
+	$(PYTEST) tests/unit -n auto --all-families
+	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone' --all-families
+	$(PYTEST) tests/integration tests/e2e -m alone --all-families
 
 lint: $(STAMP)  ## Style and import rules.
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from tests.support.search_world import make_world
 
 pytest.importorskip("mlflow")
 
+pytestmark = [pytest.mark.alone, pytest.mark.thorough]
+
 
 @pytest.fixture(scope="module")
 def faults() -> ModuleType:

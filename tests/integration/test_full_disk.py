@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support import full_disk
 from tests.support.search_world import make_world
 from tests.support.small_disk import python_on_small_disk
+
+pytestmark = [pytest.mark.alone, pytest.mark.thorough]
 
 
 def test_a_full_disk_loses_no_trial_and_doubles_none(tmp_path: Path) -> None:

@@ -5,11 +5,21 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support import search_world
 from tests.support.search_world import drive, make_world
 from tuner.search import StudyResult
 from tuner.search.storage.folder import StudyFolder
 from tuner.search.storage.ledger import Ledger
+
+pytestmark = pytest.mark.alone
+
+# Each kill comes when so many trials have ended, and a little later, so that the moments lie all
+# over the study: before the first trial, within trials, between them, after the last.
+_THREE = ((0, 1.3), (2, 0.3), (4, 0.1))
+_TEN = ((0, 0.0), (0, 1.3), (1, 0.0), (2, 0.3), (4, 0.1), (5, 0.6), (7, 0.2), (9, 0.05), (11, 0.4))
+_TEN += ((14, 0.3),)
 
 
 def _start(world: Path, studies: Path, trials: int) -> subprocess.Popen[bytes]:
@@ -31,14 +41,19 @@ def _essence(result: StudyResult) -> list[tuple[int, str, dict[str, object], obj
     ]
 
 
-def test_a_driver_killed_at_ten_moments_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    world, trials = make_world(tmp_path / "world"), 14
+@pytest.mark.parametrize(
+    ("trials", "moments"),
+    [
+        pytest.param(6, _THREE, id="three"),
+        pytest.param(14, _TEN, id="ten", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
+    trials: int, moments: tuple[tuple[int, float], ...], tmp_path: Path
+) -> None:
+    world = make_world(tmp_path / "world")
     whole = drive(world, tmp_path / "whole", trials)
     folder = StudyFolder(tmp_path / "killed" / "tiny")
-    # Each kill comes when so many trials have ended, and a little later, so that the moments lie
-    # all over the study: before the first trial, within trials, between them, after the last.
-    moments = ((0, 0.0), (0, 1.3), (1, 0.0), (2, 0.3), (4, 0.1), (5, 0.6), (7, 0.2), (9, 0.05))
-    moments += ((11, 0.4), (14, 0.3))
     deaths = 0
     for ended, pause in moments:
         driver = _start(world, tmp_path / "killed", trials)
@@ -55,7 +70,8 @@ def test_a_driver_killed_at_ten_moments_loses_and_repeats_nothing(tmp_path: Path
         if folder.journal.exists():
             numbers = [entry.number for entry in Ledger.read(folder, "tiny").history()]
             assert numbers == list(range(len(numbers)))
-    assert deaths >= 9
+    # On a quick machine the last may come too late.
+    assert deaths >= len(moments) - 1
     continued = drive(world, tmp_path / "killed", trials)
     assert _essence(continued) == _essence(whole)
     assert [one.trial for one in continued.record.winners] == [

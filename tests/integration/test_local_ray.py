@@ -35,6 +35,8 @@ from tests.support.search_world import make_world
 from tuner.search import StudyResult, open_study
 from tuner.trial.records import TrialState
 
+pytestmark = pytest.mark.alone
+
 _PATIENCE_S = 400.0
 _RAW = ("Traceback", "*** SIG", "core_worker", "rpc_client", "[20")
 
@@ -179,6 +181,7 @@ def test_whoever_comes_without_the_token_is_not_let_in(watched: Watched) -> None
 # Ray is lost
 
 
+@pytest.mark.thorough
 def test_a_search_outlives_the_loss_of_its_ray(world: Path, tmp_path: Path) -> None:
     command = search_command(world, tmp_path, 3, "--no-track")
     # In a process of its own: where the loss meets a call that does not return, Ray is waited for
@@ -233,6 +236,7 @@ with ended_in_words(patience_s=2.0):
 # The driver is told to end
 
 
+@pytest.mark.thorough
 def test_a_search_is_ended_by_sigterm_and_a_closed_terminal_in_words_and_goes_on(
     world: Path, tmp_path: Path
 ) -> None:
@@ -262,6 +266,7 @@ def test_a_search_is_ended_by_sigterm_and_a_closed_terminal_in_words_and_goes_on
 # The machine is short of something
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to mount")
 def test_a_search_runs_where_shared_memory_is_small(world: Path, tmp_path: Path) -> None:
     command = with_small_shared_memory(search_command(world, tmp_path, 2, "--no-track"))
@@ -273,6 +278,7 @@ def test_a_search_runs_where_shared_memory_is_small(world: Path, tmp_path: Path)
     _complete(tmp_path, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not can_limit_memory(), reason="needs the right to limit memory")
 def test_trials_that_want_too_much_memory_fail_in_words_and_the_search_goes_on(
     world: Path, tmp_path: Path
@@ -304,6 +310,7 @@ def test_trials_that_want_too_much_memory_fail_in_words_and_the_search_goes_on(
         assert entry.state is TrialState.COMPLETED
 
 
+@pytest.mark.thorough
 def test_a_search_goes_on_when_the_clock_jumps(world: Path, tmp_path: Path) -> None:
     clock = JumpingClock(tmp_path)
     log = tmp_path / "log"

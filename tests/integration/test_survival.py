@@ -24,6 +24,7 @@ from tuner.search.storage.ledger import Ledger
 from tuner.trial.records import TrialState
 
 mlflow = pytest.importorskip("mlflow")
+pytestmark = [pytest.mark.alone, pytest.mark.thorough]
 
 TRIALS = 30  # enough for a quick machine to be in the middle at the last kill
 _WITHIN_S = 480.0
