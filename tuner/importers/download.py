@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,13 @@ from typing import final
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from tuner.errors import ConfigError, FetchError
 from tuner.files.atomic_file import cannot_write, write_text
@@ -118,16 +124,17 @@ def fetch(
 
 def _download(url: str, partial: Path, note: Note, pause_s: float) -> None:
     """Download until the file is whole, going on where the connection was cut."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            _continue(url, partial, note)
-            return
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise _unreachable(url, error) from None
-        except (httpx2.RequestError, _ServerTrouble) as error:
-            if attempt == _ATTEMPTS:
-                raise _unreachable(url, error) from None
-            time.sleep(pause_s * 2 ** (attempt - 1))
+    passing = retry_if_exception_type((httpx2.RequestError, _ServerTrouble))
+    tries = Retrying(
+        retry=passing & retry_if_not_exception_type(httpx2.UnsupportedProtocol),
+        wait=wait_exponential(pause_s),
+        stop=stop_after_attempt(_ATTEMPTS),
+        reraise=True,
+    )
+    try:
+        tries(_continue, url, partial, note)
+    except (httpx2.RequestError, httpx2.InvalidURL, _ServerTrouble) as error:
+        raise _unreachable(url, error) from None
 
 
 class _ServerTrouble(Exception):
