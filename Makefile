@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 PYTEST = $(BIN)/python -m pytest --durations=10
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-all lint types unit integration e2e clean
+.PHONY: install demo test test-all lock lint types unit integration e2e clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -39,7 +39,7 @@ test: $(STAMP)  ## Install, then check style, types and import rules, and run th
 	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone and not thorough'
 	$(PYTEST) tests/integration tests/e2e -m 'alone and not thorough'
 
-# What `make test` leaves out: five of the seven model families in each matrix, ten kills of a
+# What `make test` leaves out: all but three model families in each matrix, ten kills of a
 # driver (three are in `make test`), the long survival of a cluster, random faults, a full disk, and
 # searches that are short of memory, whose clock jumps, or whose Ray or terminal is lost.
 test-all: $(STAMP)  ## The same with every model family and the long tests.
@@ -55,6 +55,19 @@ lint: $(STAMP)  ## Style and import rules.
 
 types: $(STAMP)  ## Static types.
 	$(BIN)/mypy
+
+# The header stays. torch's CPU build is the same version with a suffix, and the GPU's libraries are
+# for torch to choose, so neither is written down.
+lock: $(STAMP)  ## Write constraints.txt anew: the newest versions that pyproject.toml allows.
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report .lock.json \
+		$(TORCH_INDEX:%=--extra-index-url %) '.[dev]'
+	{ grep '^#' constraints.txt; $(BIN)/python -c "import json; \
+		found = [one['metadata'] for one in json.load(open('.lock.json'))['install']]; \
+		print(*sorted((one['name'] + '==' + one['version'].partition('+')[0] for one in found \
+		if not one['name'].startswith(('tuner', 'nvidia-', 'cuda-', 'triton'))), key=str.lower), \
+		sep='\n')"; } > .lock.txt
+	mv .lock.txt constraints.txt
+	rm .lock.json
 
 unit integration e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/$@
