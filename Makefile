@@ -48,10 +48,11 @@ test-all: $(STAMP)  ## The same with every model family and the long tests.
 	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone' --all-families
 	$(PYTEST) tests/integration tests/e2e -m alone --all-families
 
-lint: $(STAMP)  ## Style and import rules.
+lint: $(STAMP)  ## Style, spelling and import rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell -D - -D .codespell/words.txt tuner search_spaces benchmarks k8s README.md
 
 types: $(STAMP)  ## Static types.
 	$(BIN)/mypy

@@ -22,7 +22,7 @@ _WORDS = {
     "dict_type": "must be a mapping of keys to values",
     "string_unicode": "must be valid Unicode, without halves of surrogate pairs",
 }
-# Whole mappings tell nobody anything; an unknown key's value is nobody's business, and of a key
+# A whole mapping explains nothing; an unknown key's value may be private, and of a key
 # that is misspelt it may be a password.
 _WITHOUT_VALUE = frozenset({"missing", "extra_forbidden", "string_unicode"})
 

@@ -82,10 +82,10 @@ def _byte_level(marks: str) -> Tokenizer:
 
 
 def _sentence_pieces(scheme: str) -> Tokenizer:
-    learnt = Tokenizer(models.BPE())
-    learnt.normalizer = normalizers.Replace(" ", "▁")
+    learned = Tokenizer(models.BPE())
+    learned.normalizer = normalizers.Replace(" ", "▁")
     # So that pieces end where words do, as in tokenizers that have seen more than four sentences.
-    learnt.pre_tokenizer = pre_tokenizers.Sequence(
+    learned.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("▁", "merged_with_next"),
             pre_tokenizers.Split(Regex("東京|[はの,.。]"), "isolated"),
@@ -94,8 +94,8 @@ def _sentence_pieces(scheme: str) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=150, special_tokens=[UNKNOWN, BOS, EOS], show_progress=False
     )
-    learnt.train_from_iterator([f" {text}" for text in TEXTS], trainer)
-    model = json.loads(learnt.to_str())["model"]
+    learned.train_from_iterator([f" {text}" for text in TEXTS], trainer)
+    model = json.loads(learned.to_str())["model"]
     vocabulary: dict[str, int] = model["vocab"]
     for byte in range(256):
         vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)

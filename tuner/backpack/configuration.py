@@ -22,7 +22,7 @@ class BackpackConfig(GPT2Config):  # type: ignore[misc]
 
 
 def read_published_config(source: str, revision: str | None) -> BackpackConfig | None:
-    """Return the settings of a checkpoint in the published layout, or None if it is no Backpack.
+    """Return the settings of a checkpoint in the published layout, or None if it is not a Backpack.
 
     `stanfordnlp/backpack-gpt2` calls itself a GPT-2 and points to code that comes with it. The
     code is not run: its settings and weights are those of our own class.

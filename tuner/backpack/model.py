@@ -143,7 +143,7 @@ class BackpackModel(BackpackPreTrainedModel):
 
     @contextmanager
     def with_offsets(self, offsets: SenseOffsets | None) -> Iterator[None]:
-        """Hold `offsets` in the place of the model's own inside the context."""
+        """Hold `offsets` instead of the model's own inside the context."""
         own, count = self.offsets, self.config.sense_offsets
         try:
             self.set_offsets(offsets)
@@ -152,7 +152,7 @@ class BackpackModel(BackpackPreTrainedModel):
             self.offsets, self.config.sense_offsets = own, count
 
     def set_offsets(self, offsets: SenseOffsets | None) -> None:
-        """Put `offsets` in the place of the model's own, for good."""
+        """Put `offsets` instead of the model's own, for good."""
         self.offsets = offsets
         self.config.sense_offsets = 0 if offsets is None else len(offsets.pairs)
 

@@ -295,7 +295,7 @@ class StoredBundle:
         manifest = validate_json(text, Manifest, where)
         waiting = None if manifest.tensors_hash is None else _waiting(manifest.tensors_hash)
         found = None
-        # Somebody who writes the bundle now may just move the tensors from there to here.
+        # A process that writes the bundle now may just move the tensors from there to here.
         for name in (TENSORS_FILE, waiting, TENSORS_FILE):
             if name is None or not os.path.lexists(source / name):
                 continue

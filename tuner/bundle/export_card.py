@@ -1,6 +1,6 @@
 """The README of an export: what it is, what is known of it, how it is loaded.
 
-Its strings come from whoever made the bundle, so each is shown as code, whatever is in it.
+Its strings come from the maker of the bundle, so each is shown as code, whatever is in it.
 """
 
 import json
@@ -63,7 +63,7 @@ def statement_of(bundle: StoredBundle, certificate: Certificate) -> str:
     if doubt is None:
         return (
             f"Certificate {said}. It names this delta and its base "
-            f"({code_span(bundle.manifest.base_fingerprint[:12])}…) by their hashes; whoever "
+            f"({code_span(bundle.manifest.base_fingerprint[:12])}…) by their hashes; anybody who "
             "doubts its maker runs `tuner certify`."
         )
     return f"**Unverified** certificate: {doubt}. Run `tuner certify`. It says {said}."

@@ -79,7 +79,7 @@ _arrange()
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that lacks a letter, such as ε, shows its code; that is no reason to fail.
+        # A terminal that lacks a letter, such as ε, shows its code; that need not be a failure.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     home = ensure_home()

@@ -258,7 +258,7 @@ def fetch(
     say.print(
         "The checksum is the one that was known."
         if got.known
-        else "Nobody has stated a checksum for this file: this one is now written beside it, and "
+        else "No checksum has been published for this file: this one is now written beside it, and "
         "later downloads are checked against it. It does not prove that this one is right.",
         soft_wrap=True,
     )

@@ -279,7 +279,7 @@ def certify(
 ) -> None:
     """Say, from text that no search has read, whether a delta keeps its budget.
 
-    The certificate is written into the bundle, in the place of one for the same budget and of any
+    The certificate is written into the bundle, replacing one for the same budget and of any
     that it contradicts. Exit code 1 where the budget is not surely kept.
     """
     found = find_bundle(bundle, epsilon, folder, device, model)

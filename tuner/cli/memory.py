@@ -98,7 +98,7 @@ def _memory_of(bundle: "Bundle") -> "ScopedMemory":
 
 
 def _changed(memory: "ScopedMemory", add: Path | None, remove: list[int]) -> "ScopedMemory":
-    # From the last to the first: a removal renumbers what stands behind it.
+    # From the last to the first: a removal renumbers what follows it.
     for number in sorted(set(remove), reverse=True):
         if number > len(memory.edits):
             raise ConfigError(f"There is no edit {number}: the memory has {len(memory.edits)}.")

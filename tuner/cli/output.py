@@ -27,7 +27,7 @@ def console() -> Console:
 
 
 def messages() -> Console:
-    """Return the terminal for everything that is no result."""
+    """Return the terminal for everything that is not a result."""
     return Console(stderr=True, highlight=False, markup=False)
 
 

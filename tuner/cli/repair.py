@@ -19,12 +19,12 @@ def repair(
     folder: FolderOption = STUDIES,
     json_: JsonFlag = False,
 ) -> None:
-    """Mend a ledger with damaged lines: all whole ones are kept, and the old file stays beside it.
+    """Repair a ledger with damaged lines: whole ones are kept, and so is the old file.
 
     A line that was cut short at the end needs no repair.
     """
     from tuner.search.storage.folder import StudyFolder
-    from tuner.search.storage.journal import repair as mend
+    from tuner.search.storage.journal import repair as repair_journal
     from tuner.search.storage.ledger import idle
 
     if not (folder / name).is_dir():
@@ -32,7 +32,7 @@ def repair(
         raise unknown_name(f"study in {folder}", name, names)
     place = StudyFolder(folder / name)
     with idle(place):
-        done = mend(place, name)
+        done = repair_journal(place, name)
     if json_:
         print_json(
             {

@@ -48,7 +48,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_terminal() -> None:
-    """Write to nobody from now on what would go to a terminal that is gone."""
+    """Discard from now on what would go to a terminal that is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode):

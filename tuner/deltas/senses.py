@@ -29,7 +29,7 @@ class SenseDelta:
 
     @property
     def changed(self) -> Collection[str]:
-        """The names of the parameters that it writes to: none, senses are no parameter."""
+        """The names of the parameters that it writes to: none, as senses are not parameters."""
         return ()
 
     @contextmanager
@@ -37,7 +37,7 @@ class SenseDelta:
         """Edit `network` inside the context.
 
         Raises:
-            BaseMismatch: the network is no Backpack, or has fewer tokens, senses or dimensions.
+            BaseMismatch: the network is not a Backpack, or has fewer tokens, senses or dimensions.
         """
         model = _check_fit(self, network)
         with model.backpack.with_offsets(self._with_own_of(model)):
@@ -47,7 +47,7 @@ class SenseDelta:
         """Put the change into `network`, for good.
 
         Raises:
-            BaseMismatch: the network is no Backpack, or has fewer tokens, senses or dimensions.
+            BaseMismatch: the network is not a Backpack, or has fewer tokens, senses or dimensions.
         """
         model = _check_fit(self, network)
         model.backpack.set_offsets(self._with_own_of(model))

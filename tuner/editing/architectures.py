@@ -24,7 +24,9 @@ class Architecture:
         """Return the number of layers of a network of this family."""
         layers = network.get_submodule(self.layers)
         if not isinstance(layers, nn.ModuleList):
-            raise ConfigError(f"{self.layers!r} is no list of layers in {type(network).__name__}.")
+            raise ConfigError(
+                f"{self.layers!r} is not a list of layers in {type(network).__name__}."
+            )
         return len(layers)
 
     def layer_module(self, layer: int) -> str:

@@ -26,7 +26,7 @@ class Metric(StrEnum):
 
     @property
     def is_loss(self) -> bool:
-        """Whether more of it is worse, so that a limit is a most."""
+        """Whether lower is better, so that a limit is an upper bound."""
         return self in (Metric.HARD_NEGATIVE_LOSS, Metric.RELATED_LOSS, Metric.DRAWDOWN)
 
     @property

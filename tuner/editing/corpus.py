@@ -228,7 +228,7 @@ def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
 def resolved_text(name: str, start: Path | None = None) -> str:
     """Return the absolute path of a file, from `start` or else the working directory.
 
-    The text of the built-in world is no file, and keeps its name.
+    The text of the built-in world is not a file, and keeps its name.
     """
     return name if name == _BUILTIN_TEXT else str(absolute(name, start))
 

@@ -25,7 +25,7 @@ class Delta(Protocol):
         ...
 
     def scaled(self, alpha: float) -> Self:
-        """Return the change at `alpha` times its strength; 0 is no change."""
+        """Return the change at `alpha` times its strength; 0 changes nothing."""
         ...
 
     def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:

@@ -1,4 +1,4 @@
-"""What a causal language model was asked in one forward pass, as those beside it must know it."""
+"""Normalised arguments of one causal-LM forward pass."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a model says when nobody holds its hand: generation in batches, greedy or sampled."""
+"""Free-running generation (no teacher forcing), in batches, greedy or sampled."""
 
 from collections.abc import Sequence
 

@@ -129,7 +129,7 @@ def read_targets(
         mask[index, : len(row.ids)] = 1
         judged[index, row.start : len(row.ids)] = True
     ids, mask, judged = ids.to(device), mask.to(device), judged.to(device)
-    # Logits are the dearest part of a small model: ask for the columns that predict a target.
+    # Logits cost most of a small model's pass: ask for the columns that predict a target.
     first = min(row.start for row in batch) - 1
     columns = torch.arange(first, length - 1, device=device)
     with prompts_end_at([row.start for row in batch]), texts_recur():

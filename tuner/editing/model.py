@@ -444,14 +444,14 @@ def choose_device(device: Device) -> torch.device:
     """Return the device called so; `auto` is the GPU where there is one.
 
     Raises:
-        ConfigError: it is no device, or is absent.
+        ConfigError: it is not a device, or is absent.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"{device!r} is no device. Give auto, cpu, cuda or cuda:N.") from None
+        raise ConfigError(f"{device!r} is not a device. Give auto, cpu, cuda or cuda:N.") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"The device {device!r} was asked for, but torch sees no GPU here.")
     return place

@@ -1,8 +1,8 @@
 """Where prompts end: what a memory routes by, and what a forward pass alone does not say.
 
-A pass over a prompt and its target looks like one over a longer prompt. Whoever knows better says
-so by `prompts_end_at`; `generate` says so by itself inside an edit. Without a word, all that the
-first pass reads is the prompt.
+A pass over a prompt and its target looks like one over a longer prompt. A caller that knows better
+says so by `prompts_end_at`; `generate` says so by itself inside an edit. Without a word, all that
+the first pass reads is the prompt.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +169,7 @@ _ASIDE: ContextVar[bool] = ContextVar("aside", default=False)
 
 @contextmanager
 def prompts_end_at(ends: int | Sequence[int]) -> Iterator[None]:
-    """Say in which column each prompt is over, for the passes in the context.
+    """Mark where prompts end in `input_ids`, for the passes in the context.
 
     They are one batch: either each pass reads it from its start, or the passes go on from each
     other's cache.

@@ -79,7 +79,7 @@ class TextReader:
         self._tokenizer = tokenizer
         self.lead, self.trail = special_tokens_around(tokenizer)
         self.mark = "".join(tokenizer.convert_ids_to_tokens(list(self.lead)))
-        """How the special tokens in front are spelt where a text brings them itself."""
+        """How the special tokens in front are spelled where a text brings them itself."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, without special ones."""
@@ -118,9 +118,9 @@ class TextReader:
     def _dealt_out(
         self, pieces: Sequence[str], ids: tuple[int, ...], spans: Sequence[tuple[int, int]]
     ) -> Pieces:
-        spelt_out = ids[: len(self.lead)] == self.lead
-        lead = () if spelt_out else self.lead
-        ends, token = [], len(self.lead) if spelt_out else 0
+        spelled_out = ids[: len(self.lead)] == self.lead
+        lead = () if spelled_out else self.lead
+        ends, token = [], len(self.lead) if spelled_out else 0
         for border in accumulate(map(len, pieces)):
             # Before the first character nothing has been said: what a tokenizer puts there, such
             # as a blank of its own, belongs to what follows.

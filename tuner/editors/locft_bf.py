@@ -17,9 +17,9 @@ class LocftBf(OneLayerEditor, TrainedEditor):
     """Trains the MLP's down-projection of one layer, breadth first.
 
     Breadth first means passes over all edits in mini-batches, rather than one edit after the
-    other until it is learnt. The published settings are the defaults here: Adam at a constant
-    rate, the end of text learnt, a mean over examples, no general text, no step for a batch that is
-    learnt already, an early end. Facts and prefixes can be added.
+    other until it is learned. The published settings are the defaults here: Adam at a constant
+    rate, the end of text learned, a mean over examples, no general text, no step for a batch that
+    is learned already, an early end. Facts and prefixes can be added.
 
     Source: the code of LocFT-BF (ICLR 2026), whose layers are 22 of 32 in Llama-3-8B and 6 of 28
     in Qwen2.5-7B.

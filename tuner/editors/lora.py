@@ -63,7 +63,7 @@ class Lora(LayerBandEditor, TrainedEditor):
         targets = [name for layer in layers for name in self._targets(model, layer)]
         network = model.twin(own=())
         # peft draws its factors from torch's global generator; fork it, so that the draw depends
-        # on the seed alone and nobody else's numbers change.
+        # on the seed alone and no other numbers change.
         with torch.random.fork_rng(devices=_devices_of(model)):
             torch.manual_seed(seed)
             inject_adapter_in_model(

@@ -31,7 +31,7 @@ def temporary_home() -> Path:
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
-        # Whoever made it before us could have it lead elsewhere, or read what we write.
+        # Another user who made it before us could have it lead elsewhere, or read what we write.
         if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError
     except OSError:

@@ -18,7 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 def whole_lines(path: Path) -> tuple[str, ...]:
     """Return the lines of a file, none where there is none.
 
-    What stands behind the last line feed was cut short by a kill or a full disk and is left out.
+    What follows the last line feed was cut short by a kill or a full disk and is left out.
 
     Raises:
         ConfigError: the file cannot be read, or is not UTF-8.
@@ -43,7 +43,7 @@ def read_line(path: Path, number: int, line: str, into: type[M], advice: str) ->
 
 
 def cut_half_line(path: Path) -> None:
-    """Take away what stands behind the last line feed; it would spoil the next line.
+    """Remove what follows the last line feed; it would spoil the next line.
 
     Raises:
         ConfigError: it is not the beginning of a record, and may be somebody's text.
@@ -54,7 +54,7 @@ def cut_half_line(path: Path) -> None:
     if whole < len(content):
         if not content[whole:].startswith(b'{"'[: len(content) - whole]):
             raise ConfigError(
-                f"{show_path(path)}: what stands behind the last line is not the beginning of a "
+                f"{show_path(path)}: what follows the last line is not the beginning of a "
                 "record. Take it away, or choose another place."
             )
         try:

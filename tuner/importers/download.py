@@ -151,7 +151,7 @@ def _continue(url: str, partial: Path, note: Note) -> None:
     with httpx2.stream(
         "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S
     ) as answer:
-        if answer.status_code == 416:  # What is here is no beginning of what is there.
+        if answer.status_code == 416:  # What is here is not the beginning of what is there.
             origin.unlink(missing_ok=True)
             raise _ServerTrouble("the file has changed since the download began")
         if answer.status_code >= 500:
@@ -237,7 +237,7 @@ def _refuse_status(url: str, status: int) -> None:
 
 def _unreachable(url: str, error: Exception) -> ConfigError | FetchError:
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-        return ConfigError(f"{url} is no address: {error}")
+        return ConfigError(f"{url} is not an address: {error}")
     return FetchError(
         f"{url}: {str(error) or type(error).__name__}. Run the command again to go on where it "
         "ended, or give a --mirror."

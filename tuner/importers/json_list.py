@@ -26,7 +26,7 @@ def read_records(path: Path, into: type[_Record]) -> Iterator[tuple[int, _Record
     terminal shows how far the reading is.
 
     Raises:
-        TaskError: the file cannot be read, is no JSON list, or a record is malformed.
+        TaskError: the file cannot be read, is not a JSON list, or a record is malformed.
     """
     try:
         with (
@@ -71,7 +71,7 @@ def _elements(
         return bool(chunk)
 
     def next_mark() -> str:
-        """Return the next character that is no space, without taking it; "" at the end."""
+        """Return the next character that is not a space, without taking it; "" at the end."""
         nonlocal buffer
         buffer = buffer.lstrip()
         while not buffer and more():

@@ -82,7 +82,7 @@ class ReadState:
 
     Attributes:
         taken: What an edit of any split is about, or asks; no later one may.
-        left_out: Records that are no edit, as reasons with counts.
+        left_out: Records that are not edits, as reasons with counts.
     """
 
     taken: set[str] = field(default_factory=set)

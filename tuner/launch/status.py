@@ -104,7 +104,7 @@ class LaunchedStudy(BaseModel):
 
     @property
     def rests(self) -> bool:
-        """Whether it has ended or somebody must act for it to go on."""
+        """Whether it has ended or a person must act for it to go on."""
         return self.has_ended or self.state in (LaunchState.STOPPED, LaunchState.DELETED)
 
     @property

@@ -93,7 +93,7 @@ def setting(value: Any) -> str:
 
 
 def settings(hyperparameters: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return hyperparameters as pairs of words, without the editor, which stands beside them."""
+    """Return hyperparameters as pairs of words, without the editor, which is shown beside them."""
     return [
         (name.replace("_", " "), setting(value))
         for name, value in hyperparameters.items()

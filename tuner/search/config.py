@@ -253,7 +253,7 @@ class StudyConfig(BaseModel):
         """How many trials run at a time."""
         if self.workers != "auto":
             asked = max(1, self.workers)
-            # A worker without a place would be waited for for ever. A cluster has its own GPUs.
+            # A worker without a place would block indefinitely. A cluster has its own GPUs.
             local = self.gpus > 0 and self.address is None
             places = int(torch.cuda.device_count() / self.gpus) if local else asked
             return min(asked, max(1, places))
@@ -286,7 +286,7 @@ class StudyConfig(BaseModel):
             del asked["constraints"]  # studies from before there were any have none
         if self.edits is None:
             del asked["edits"]  # nor have they this
-        # Spelt out, so that a study survives a change of our default.
+        # Spelled out, so that a study survives a change of our default.
         return {**asked, "epsilon": self.target_epsilon}
 
 

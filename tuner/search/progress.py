@@ -1,4 +1,4 @@
-"""A study at one moment, for whoever shows it."""
+"""A study at one moment, for display."""
 
 from collections.abc import Sequence
 from enum import StrEnum

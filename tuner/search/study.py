@@ -77,7 +77,7 @@ ProgressListener = Callable[[Progress], None]
 
 
 class StudyObserver(Protocol):
-    """Somebody who follows a study, for instance in MLflow. None of its errors hurts the study."""
+    """Follows a study, for instance in MLflow. None of its errors hurts the study."""
 
     def trial_changed(self, entry: TrialEntry) -> object:
         """Note a trial that was started, was continued or has ended."""
@@ -217,7 +217,7 @@ class Study:
             if begun or before.get("space definition") != now["space definition"]:
                 check_unchanged(self._same_places(before, now), now, self.config.name)
         else:
-            # A mended ledger may have lost what was asked; its trials know whose they are.
+            # A repaired ledger may have lost what was asked; its trials know whose they are.
             left = self.folder.left_trials().values() if ledger.history() else ()
             uid = next((file.uid for file in left), uuid4().hex)
         asked = {**now, "uid": uid, "trials": self.config.trials}

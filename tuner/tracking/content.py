@@ -363,7 +363,7 @@ def _status(state: TrialState, live: bool) -> str:
         return "FINISHED"
     if state is TrialState.FAILED:
         return "FAILED"
-    # Nobody works on an unfinished trial once its driver has gone.
+    # No worker runs an unfinished trial once its driver has gone.
     if not live:
         return "KILLED"
     return "RUNNING" if state is TrialState.RUNNING else "SCHEDULED"

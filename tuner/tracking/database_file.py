@@ -59,7 +59,7 @@ def _holds_something(file: Path) -> bool:
     A whole one has at least the default experiment, which MLflow adds last.
 
     Raises:
-        ConfigError: the file is no database, or is damaged.
+        ConfigError: the file is not a database, or is damaged.
     """
     if not file.exists():
         return False

@@ -59,7 +59,7 @@ def check_uri(uri: str) -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Return whether a server stands behind the URI, which then keeps the artifacts too."""
+    """Return whether the URI is that of a server, which then keeps the artifacts too."""
     return not is_database(uri)
 
 

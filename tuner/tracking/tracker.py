@@ -114,7 +114,7 @@ class Tracker:
         closed = time.monotonic()
         with self._guard:
             if not self._finished:
-                # Nobody works on them any more; their runs must not look alive.
+                # No worker runs them any more; their runs must not look active.
                 self._mark_unsent(n for n, e in self._entries.items() if not e.state.finished)
             # With the marks, or a pass could take them and still show the trials alive.
             self._closing.set()

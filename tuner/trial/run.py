@@ -273,7 +273,7 @@ class Evaluator:
         return replace(self.auxiliary, facts=ExampleSet(loss=LossKind.LIKELIHOOD, rows=facts))
 
     def check_unchanged(self) -> None:
-        """Verify that no trial has changed the base model, nor one that stands beside it.
+        """Verify that no trial has changed the base model, nor a companion model.
 
         Raises:
             EditError: a weight differs from what was loaded.
@@ -393,7 +393,7 @@ class _Trial:
         return candidates
 
     def _keep(self, candidates: _Candidates, epoch: int, delta: Delta, loss: float | None) -> None:
-        """Put an epoch in the place of the ones before it, where the general text allows it."""
+        """Replace the epochs before this one, where the general text allows it."""
         deviation = self._measure(delta, 1.0, self.epsilons)
         found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
         for rule in self.rules:

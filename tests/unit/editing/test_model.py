@@ -125,7 +125,7 @@ def test_damaged_weights_and_foreign_code_are_refused(neox: LanguageModel, tmp_p
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize(("device", "says"), [("tpu9", "is no device"), ("cuda", "no GPU")])
+@pytest.mark.parametrize(("device", "says"), [("tpu9", "is not a device"), ("cuda", "no GPU")])
 def test_absent_devices_are_refused(device: str, says: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

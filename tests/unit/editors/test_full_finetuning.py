@@ -125,17 +125,17 @@ def test_a_mean_over_tokens_is_the_loss_of_all_tokens_over_their_number(
     name = f"{neox.architecture.mlp_modules(1)[-1]}.weight"
     twin = neox.twin(own=[name])
     weight = twin.get_parameter(name).requires_grad_(True)
-    learnt = []
+    learned = []
     for row in rows:
         target = encode_example(neox, row).target
         logits = twin(input_ids=torch.tensor([target.ids])).logits[0].log_softmax(-1)
         places = range(target.start, len(target.ids))
-        learnt.append(-torch.stack([logits[place - 1, target.ids[place]] for place in places]))
+        learned.append(-torch.stack([logits[place - 1, target.ids[place]] for place in places]))
     means = {
-        "tokens": torch.cat(learnt).mean(),
-        "examples": torch.stack([losses.mean() for losses in learnt]).mean(),
+        "tokens": torch.cat(learned).mean(),
+        "examples": torch.stack([losses.mean() for losses in learned]).mean(),
     }
-    assert len({len(losses) for losses in learnt}) > 1
+    assert len({len(losses) for losses in learned}) > 1
     for how, mean in means.items():
         (gradient,) = torch.autograd.grad(mean, weight, retain_graph=True)
         for micro in (None, 1, 2):

@@ -1,4 +1,4 @@
-"""LocFT-BF: one matrix, breadth first, until it is learnt."""
+"""LocFT-BF: one matrix, breadth first, until it is learned."""
 
 import pytest
 import torch
@@ -47,8 +47,8 @@ def test_the_first_step_is_adams_on_the_mean_over_examples_with_their_ends(
         plain = encode_example(neox, example).target
         ids = (*plain.ids, neox.end_id)
         logits = twin(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        learnt = [logits[place - 1, ids[place]] for place in range(plain.start, len(ids))]
-        losses.append(-torch.stack(learnt).mean())
+        learned = [logits[place - 1, ids[place]] for place in range(plain.start, len(ids))]
+        losses.append(-torch.stack(learned).mean())
     (gradient,) = torch.autograd.grad(torch.stack(losses).mean(), weight)
     # Adam's first step is rate · g / (|g| + 1e-8); where the gradient is tiny, rounding decides.
     clear = gradient.abs() > 1e-5
@@ -74,7 +74,7 @@ def test_it_ends_once_the_mean_loss_is_low_enough(corpus: Corpus) -> None:
     assert torch.equal(_only(further[len(steps) - 1])[1], _only(steps[-1])[1])
 
 
-def test_a_batch_that_is_learnt_already_makes_no_step(
+def test_a_batch_that_is_learned_already_makes_no_step(
     neox: LanguageModel, examples: ExampleSet, corpus: Corpus
 ) -> None:
     rows = [encode_example(neox, row).target for row in examples.rows]

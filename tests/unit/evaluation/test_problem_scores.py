@@ -44,7 +44,7 @@ def test_a_sequence_succeeds_as_a_whole(neox: LanguageModel) -> None:
     if neox.encode(first) != said[:1]:
         pytest.skip("this random model does not speak in whole characters")
     rows = (Example(prompt=prompt, target=first), Example(prompt=prompt, target=first + " Lome"))
-    # All but some tokens of the second target are wrong: half a row is no success.
+    # All but some tokens of the second target are wrong: half a row is not a success.
     assert argmaxes(neox, prompt, first + " Lome") != neox.encode(first + " Lome")
     found = SuccessMeter(neox, split_of(rows), rule=SuccessCriterion.SEQUENCE).scores()
     assert found.row_success == (1.0, 0.0)

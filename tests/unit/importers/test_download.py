@@ -201,7 +201,7 @@ def test_no_server_and_no_address_are_errors(server: Server, tmp_path: Path) -> 
     for ask in (published_size, lambda file, url: fetch(file, tmp_path, mirror=url, pause_s=0.0)):
         with pytest.raises(FetchError, match=r"127\.0\.0\.1:9"):
             ask(FILE, "http://127.0.0.1:9")
-        with pytest.raises(ConfigError, match="is no address"):
+        with pytest.raises(ConfigError, match="is not an address"):
             ask(FILE, "ftp://127.0.0.1")
     (tmp_path / "taken").write_text("")
     with pytest.raises(FetchError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""What the verbs do about launched studies, wherever they are."""
+"""Actions on launched studies."""
 
 import asyncio
 import sys

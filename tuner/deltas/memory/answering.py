@@ -44,7 +44,7 @@ class AnsweringMemory(MemoryDelta):
 
     @contextmanager
     def applied(self, network: PreTrainedModel) -> Iterator[None]:
-        """Answer in the place of `network` inside the context, in `forward` and in `generate`.
+        """Answer instead of `network` inside the context, in `forward` and in `generate`.
 
         Raises:
             BaseMismatch: the memory was made for another network.

@@ -46,7 +46,7 @@ class MemoryDelta(ABC):
 
     Which entry a prompt is routed to, if any, is decided once from the prompt, and kept for all
     that follows it. `strength` is how far scopes reach, relative to what the edit chose: it takes
-    the place of α, and 0 is no change.
+    the place of α, and 0 changes nothing.
     """
 
     strength: float

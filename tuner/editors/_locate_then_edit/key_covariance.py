@@ -1,4 +1,4 @@
-"""What a matrix usually reads: the uncentred covariance of its inputs on general text."""
+"""Second-moment statistics of a linear layer's inputs on general text."""
 
 import math
 import warnings

@@ -26,12 +26,12 @@ class TargetEditor(Editor):
     learning_rate: float = Field(
         default=0.5, gt=0, le=10, description="Adam's learning rate of the target vectors."
     )
-    target_steps: int = Field(
-        default=20, ge=1, le=1000, description="Looks at the target vectors' loss; a step between."
-    )
+    target_steps: int = Field(default=20, ge=1, le=1000, description="Optimisation steps for v*.")
     clamp: float = Field(gt=0, description="Greatest change of a target vector, in its own norms.")
     kl_weight: float = Field(
-        default=0.0625, ge=0, description="Weight of KL(edited‖base) on what the subject is."
+        default=0.0625,
+        ge=0,
+        description="Weight of the KL term on the essence prompt '{subject} is a'.",
     )
     weight_decay: float = Field(
         default=0.5, ge=0, description="Weight of the norm of a target vector's change."

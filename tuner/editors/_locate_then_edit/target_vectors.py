@@ -1,4 +1,4 @@
-"""What a layer should say at the subject so that the model says the target."""
+"""Optimise the target value v* at the subject's last token (ROME §3.1)."""
 
 import hashlib
 import json

@@ -61,7 +61,8 @@ class ScopeEditor(Editor):
         default=0.5, gt=0, lt=1, description="How sure the classifier must be of an edit."
     )
     joint: str = Field(
-        default=" ", description="What stands between an edit and the prompt that it is read with."
+        default=" ",
+        description="The separator between an edit and the prompt that it is read with.",
     )
     classifier_learning_rate: float = Field(
         default=1e-3, gt=0, lt=1, description="Adam's learning rate for the classifier."

@@ -92,7 +92,7 @@ class ScopedMemory(AnsweringMemory):
 
     @abstractmethod
     def reader(self, network: PreTrainedModel) -> Reader:
-        """Return who answers in the place of `network`."""
+        """Return the model that answers instead of `network`."""
         ...
 
     @cached_property

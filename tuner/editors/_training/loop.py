@@ -150,7 +150,7 @@ class TrainedEditor(RowsEditor):
             yield EpochEdit(WeightDelta(changes), loss)
 
     def _under(self, limit: float | None, mean: float, loss: LossKind) -> bool:
-        # The other losses fall below zero and go on: there is no point at which they are learnt.
+        # The other losses fall below zero and go on: there is no point at which they are learned.
         ends_at_zero = loss in (LossKind.LIKELIHOOD, LossKind.BALANCE)
         return limit is not None and ends_at_zero and mean < limit
 

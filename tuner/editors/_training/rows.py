@@ -1,4 +1,4 @@
-"""The rows that fine-tuning learns from: the examples, and what may stand beside them."""
+"""Training rows: edits, prefixed copies and facts to preserve."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class TrainingRow:
     loss: LossKind
 
     def followed_by(self, text: str, model: LanguageModel) -> "TrainingRow":
-        """Return the row with a text learnt behind its target.
+        """Return the row with a text learned behind its target.
 
         Raises:
             EditError: the row would exceed the model's context.
@@ -38,7 +38,7 @@ class TrainingRow:
         return self._longer(ids, model)
 
     def ended(self, model: LanguageModel) -> "TrainingRow":
-        """Return the row with the end of the text learnt behind its target.
+        """Return the row with the end of the text learned behind its target.
 
         Raises:
             EditError: the row would exceed the model's context.
@@ -48,14 +48,14 @@ class TrainingRow:
     def _longer(self, ids: tuple[int, ...], model: LanguageModel) -> "TrainingRow":
         if len(ids) > model.context_length:
             raise EditError(
-                f"With what is learnt behind its target, a row of {len(ids)} tokens exceeds "
+                f"With what is learned behind its target, a row of {len(ids)} tokens exceeds "
                 f"the model's context of {model.context_length}."
             )
         target = Continuation(ids, start=self.encoded.target.start)
         return replace(self, encoded=replace(self.encoded, target=target))
 
     def from_the_start(self) -> "TrainingRow":
-        """Return the row with its prompt learnt too; only a first token has no predecessor."""
+        """Return the row with its prompt learned too; only a first token has no predecessor."""
         target, contrast = self.encoded.target, self.encoded.contrast
         whole = EncodedExample(
             target=replace(target, start=1),
@@ -65,12 +65,12 @@ class TrainingRow:
 
 
 class RowsEditor(Editor):
-    """An editor that learns rows: the examples, and what may stand beside them.
+    """An editor that learns rows: the examples, prefixed copies and facts to preserve.
 
     Sources: Gangadhar and Stratos 2024 (arXiv:2402.11078) for prefixes and facts, whose loss is
-    that of the target given its prompt; their target's end is not learnt. A fact after the target
+    that of the target given its prompt; their target's end is not learned. A fact after the target
     follows SAUL (arXiv:2410.02433). Verified of SAUL, from a review and not from the paper: a
-    random true sentence follows the target, all of it is learnt, and the facts are rows too (our
+    random true sentence follows the target, all of it is learned, and the facts are rows too (our
     `facts`). Ours, since no code is public and the paper was not at hand: the full stop between
     target and sentence, that only edits and their prefixed copies are followed by one, and the
     settings around it.
@@ -87,7 +87,7 @@ class RowsEditor(Editor):
         default=0,
         ge=0,
         le=200,
-        description="True facts per example, learnt with their own targets so that they stay.",
+        description="True facts per example, learned with their own targets so that they stay.",
     )
     nearest_facts: bool = Field(
         default=False,
@@ -189,7 +189,7 @@ def _check_likelihood(loss: LossKind) -> None:
     if loss is not LossKind.LIKELIHOOD:
         raise ConfigError(
             f"`fact_after_target` is for the loss likelihood, but this task's is {loss}: what "
-            "follows an unwanted target is not to be learnt."
+            "follows an unwanted target is not to be learned."
         )
 
 

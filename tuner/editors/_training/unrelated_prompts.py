@@ -11,7 +11,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.task import ExampleSet
 from tuner.editors._training.rows import generator_for
 
-# Text is judged as prompts of this many lengths that are gone on from: see memory_reading.
+# Text is judged as prompts of this many lengths that are continued: see memory_reading.
 _LENGTHS = 7
 
 

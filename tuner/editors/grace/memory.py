@@ -32,7 +32,7 @@ class GraceState(MemoryState):
 @final
 @dataclass(frozen=True)
 class GraceDelta(LayeredMemory):
-    """Keys with radii, and the values that speak in the place of the linear map.
+    """Keys with radii, and the values that replace the linear map's output.
 
     The query of a prompt is what the map reads at the prompt's last token. It is in the scope of
     the nearest key if it is within that key's radius, in Euclidean distance.

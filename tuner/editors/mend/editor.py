@@ -34,7 +34,7 @@ class _Trained(Carried):
 
 @final
 class Mend(Editor):
-    """Changes the last MLPs by the gradient of the edit, as networks have learnt to transform it.
+    """Changes the last MLPs by the gradient of the edit, as networks have learned to transform it.
 
     The networks are trained once on the task's `train/` split and kept: an edit is then one
     gradient and one pass through them, and its rank in each matrix is the number of its tokens.

@@ -168,10 +168,10 @@ class _MendTraining:
         self.maps = tuple(edited_maps(model, settings.layers))
         self.random = torch.Generator().manual_seed(settings.seed)
         edits = training_edits(training)
-        learnt, held_out = hold_out(edits, settings.held_out, self.random)
-        self.learnt = [_Encoded.of(model, edit) for edit in learnt]
+        learned, held_out = hold_out(edits, settings.held_out, self.random)
+        self.learned = [_Encoded.of(model, edit) for edit in learned]
         self.held_out = [_Encoded.of(model, edit) for edit in held_out]
-        self.size = min(settings.edits_per_step, len(self.learnt))
+        self.size = min(settings.edits_per_step, len(self.learned))
 
     @torch.enable_grad()  # the consumer may pull steps from within no_grad
     def run(self, network: GradientNetwork) -> None:
@@ -229,16 +229,16 @@ class _MendTraining:
         total = 0.0
         for start in range(0, len(self.held_out), self.size):
             group = self.held_out[start : start + self.size]
-            found = self._gradients([*group, *self.learnt[: self.size - len(group)]])
+            found = self._gradients([*group, *self.learned[: self.size - len(group)]])
             total += float(self._value(network(found), group, random)) * len(group)
         return total / len(self.held_out)
 
     def _groups(self) -> Iterator[list[_Encoded]]:
         """Yield the edits of one training step after another, without end."""
         while True:
-            order = torch.randperm(len(self.learnt), generator=self.random).tolist()
+            order = torch.randperm(len(self.learned), generator=self.random).tolist()
             for start in range(0, len(order) - self.size + 1, self.size):
-                yield [self.learnt[index] for index in order[start : start + self.size]]
+                yield [self.learned[index] for index in order[start : start + self.size]]
 
     def _gradients(self, edits: Sequence[_Encoded]) -> dict[str, TokenGradients]:
         canonical = [edit.canonical for edit in edits]
@@ -286,7 +286,7 @@ class _MendTraining:
 
 
 def _next_tokens(network: PreTrainedModel, prompts: Prompts) -> Float[Tensor, "tokens vocabulary"]:
-    """Return the log-probabilities after each token that is no padding."""
+    """Return the log-probabilities after each token that is not padding."""
     mask = prompts.mask.long()
     logits = network(input_ids=prompts.ids, attention_mask=mask, use_cache=False).logits
     return F.log_softmax(logits[prompts.mask].float(), dim=-1)

@@ -20,7 +20,7 @@ class Senses(SenseEditor):
         """Verify that the model has senses.
 
         Raises:
-            ConfigError: it is no Backpack.
+            ConfigError: it is not a Backpack.
         """
         check_backpack(model)
 
@@ -30,7 +30,7 @@ class Senses(SenseEditor):
         """Yield the change of the selected senses after each epoch.
 
         Raises:
-            ConfigError: the model is no Backpack.
+            ConfigError: the model is not a Backpack.
             EditError: the training diverged or ran out of memory.
         """
         for delta, loss in self.train_senses(model, examples, aux, seed=seed):

@@ -55,7 +55,7 @@ class SenseEditor(TrainedEditor):
         """Yield the change of the selected senses and the training loss after each epoch.
 
         Raises:
-            ConfigError: the model is no Backpack.
+            ConfigError: the model is not a Backpack.
             EditError: the training diverged or ran out of memory.
         """
         base = check_backpack(model)

@@ -58,10 +58,10 @@ class Counterfactual:
 @final
 @dataclass(frozen=True)
 class CounterfactualSettings:
-    """How edits are read, and what is learnt of them."""
+    """How edits are read, and what is learned of them."""
 
     joint: str
-    """What stands between an edit and a prompt."""
+    """The separator between an edit and a prompt."""
     unlikelihood: bool
     """Whether the tokens of a row's contrast are made unlikely."""
     renamed_share: float
@@ -86,9 +86,9 @@ def train_counterfactual(
     It is trained with the right edit, not with the one that a classifier would find.
 
     Source: Mitchell et al. 2022 (arXiv:2206.06520), §3.3 and their code. That targets are renamed
-    is ours: they had some hundred thousand edits to train on, where a few hundred are learnt by
+    is ours: they had some hundred thousand edits to train on, where a few hundred are learned by
     heart and none is read. So are several rows of an edit in a step, without which it is hardly
-    seen that two claims differ in one name alone, and that prompts are learnt that repeat an edit:
+    seen that two claims differ in one name alone, and that prompts are learned that repeat an edit:
     what can be said again can be recognised.
 
     Raises:
@@ -138,7 +138,7 @@ def _trained(rows: "_Rows", edits: Sequence[TrainingEdit], schedule: Schedule) -
 @final
 @dataclass(frozen=True)
 class _Row:
-    """A prompt read after an edit, and what is learnt of it."""
+    """A prompt read after an edit, and what is learned of it."""
 
     text: Continuation
     """Edit, prompt and target; the edit is given, and the target comes last."""

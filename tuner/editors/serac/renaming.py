@@ -1,4 +1,4 @@
-"""Other names for edits to train on: who sees each name only once must read it to say it."""
+"""Entity-renaming augmentation, so that the model copies from the edit instead of memorising."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -45,11 +45,11 @@ class _Sides(Carried):
     """The mean norm of what the map says."""
     finished: tuple[Float[Tensor, "d_in d_out"], ...]
     finished_least: tuple[float, ...]
-    """The least difference of each, over the edits that it learnt."""
+    """The least difference of each, over the edits that it learned."""
     change: Float[Tensor, "d_in d_out"]
     free: Bool[Tensor, "d_in d_out"]
-    learnt: int
-    """How many edits the last one has learnt."""
+    learned: int
+    """How many edits the last one has learned."""
     least: float
     """Its least difference; of merged ones, that over all edits."""
 
@@ -61,7 +61,7 @@ class _Sides(Carried):
             finished_least=(*self.finished_least, self.least),
             change=torch.zeros_like(self.change),
             free=free,
-            learnt=0,
+            learned=0,
             least=math.inf,
         )
 
@@ -75,7 +75,7 @@ class Wise(OneLayerEditor):
     or kept side by side.
 
     Source: Wang et al. 2024 (arXiv:2405.14768) and their code. As published: shards, masks,
-    density, steps, rates and the shares of β. Ours: edits are learnt together, with several other
+    density, steps, rates and the shares of β. Ours: edits are learned together, with several other
     prompts each; differences and changes are measured in what is usual for the map; thresholds are
     those of the finished memory, since all edits are known by then. They are lower than most that
     were published, since the budget's strength can only raise them.
@@ -83,7 +83,7 @@ class Wise(OneLayerEditor):
     In a sequence of batches a side memory learns what comes until it has `edits_per_side`, and
     then another is begun; when `shards` of them are full they are merged, and what they became is
     trained on with a new mask. As published, the difference of an edit is read once, when it was
-    learnt. Ours: until then the side memories count together, where theirs leave the full ones
+    learned. Ours: until then the side memories count together, where theirs leave the full ones
     out.
     """
 
@@ -131,7 +131,7 @@ class Wise(OneLayerEditor):
         default=0.02, gt=0, description="End a batch where its loss is below this and stands still."
     )
     batch_size: int = Field(
-        default=10, ge=1, description="Edits that are learnt together; published: one by one."
+        default=10, ge=1, description="Edits that are learned together; published: one by one."
     )
     weight_decay: float = Field(
         default=1e-5, ge=0, description="Decay of the entries that may change."
@@ -188,7 +188,7 @@ class Wise(OneLayerEditor):
         count = min(self.shards, len(examples))
         ends = [number * len(examples) // count for number in range(count + 1)]
         groups = [list(range(start, end)) for start, end in pairwise(ends)]
-        changes = torch.stack([training.learnt(group) for group in groups])
+        changes = torch.stack([training.learned(group) for group in groups])
         if self.mode == "merge":
             changes = ties_merged(changes, self.density, self.density_of)[None]
             groups = [list(range(len(examples)))]
@@ -209,13 +209,13 @@ class Wise(OneLayerEditor):
     ) -> EpochEdit:
         """Return the memory after `count` further edits, which the last side memory learns."""
         sides = carried if isinstance(carried, _Sides) else training.first_side()
-        if sides.learnt >= self.edits_per_side:
+        if sides.learned >= self.edits_per_side:
             sides = self._next_side(sides, training)
         group = list(range(count))
         sides = replace(
             sides,
             change=training.further(sides.change, sides.free, group),
-            learnt=sides.learnt + count,
+            learned=sides.learned + count,
         )
         changes = torch.stack([*sides.finished, sides.change])
         if self.mode == "merge":
@@ -243,7 +243,7 @@ class Wise(OneLayerEditor):
         merged = ties_merged(
             torch.stack([*sides.finished, sides.change]), self.density, self.density_of
         )
-        return replace(sides, finished=(), finished_least=(), change=merged, free=free, learnt=0)
+        return replace(sides, finished=(), finished_least=(), change=merged, free=free, learned=0)
 
 
 @final
@@ -283,7 +283,7 @@ class _WiseTraining:
         """What the batches ended with, in the mean."""
         return math.fsum(self.losses) / len(self.losses)
 
-    def learnt(self, group: Sequence[int]) -> Float[Tensor, "d_in d_out"]:
+    def learned(self, group: Sequence[int]) -> Float[Tensor, "d_in d_out"]:
         """Return the change of a new side memory that learns these examples."""
         return self.further(torch.zeros_like(self.weight), self.free_entries(), group)
 
@@ -293,7 +293,7 @@ class _WiseTraining:
         return (chances < self.settings.mask_share).to(self.weight.device)
 
     def first_side(self) -> _Sides:
-        """Return what a sequence begins with: one side memory that has learnt nothing."""
+        """Return what a sequence begins with: one side memory that has learned nothing."""
         nothing = torch.zeros_like(self.weight)
         return _Sides(self.usual, (), (), nothing, self.free_entries(), 0, math.inf)
 
@@ -303,7 +303,7 @@ class _WiseTraining:
         free: Bool[Tensor, "d_in d_out"],
         group: Sequence[int],
     ) -> Float[Tensor, "d_in d_out"]:
-        """Return a side memory's change after it learnt these examples too."""
+        """Return a side memory's change after it learned these examples too."""
         for start in range(0, len(group), self.settings.batch_size):
             change = self._trained_on(change, free, group[start : start + self.settings.batch_size])
         return change

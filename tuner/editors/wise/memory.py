@@ -66,7 +66,7 @@ class WiseDelta(LayeredMemory):
     def changed(
         self, module: nn.Module, entries: Tensor, seen: LayerPass
     ) -> Float[Tensor, "rows columns d_out"]:
-        """Return the output of the map with the side memories' matrices in the place of its own."""
+        """Return the output of the map with the side memories' matrices instead of its own."""
         output = seen.output.clone()
         for side in set(entries.tolist()):
             rows = entries == side

@@ -1,4 +1,4 @@
-"""Merging changes of one matrix that were learnt apart."""
+"""Merging changes of one matrix that were learned apart."""
 
 import math
 from typing import Literal

@@ -84,7 +84,7 @@ class Deviation(BaseModel):
     def leaning(self, epsilon: float) -> Verdict:
         """Return what one look at the estimate suggests, at 1.64 standard errors.
 
-        Enough to steer a search; it is no verdict, since a search looks many times.
+        Enough to steer a search; it is not a verdict, since a search looks many times.
         """
         margin = LEANING * self.standard_error
         if self.estimate + margin <= epsilon:
@@ -204,7 +204,7 @@ class Certificate(BaseModel):
                 f"it rests on {found.tokens:,} tokens, and no verdict `within` can rest on fewer "
                 f"than {LEAST_TOKENS_FOR_CERTIFICATE:,}"
             )
-        # Where the edited model's loss is no number, nothing was measured.
+        # Where the edited model's loss is not a number, nothing was measured.
         if self.verdict is Verdict.OVER and found.tokens and follows is not Verdict.OVER:
             return f"its figures say {follows.value}, not {self.verdict.value}"
         return None

@@ -21,7 +21,7 @@ _PARTS = 8
 @final
 @dataclass
 class MemoryDeviation:
-    """Reads blocks of text as prompts that are gone on from, remembering where they are routed.
+    """Reads blocks of text as prompts that are continued, remembering where they are routed.
 
     A part changes only where the text before it is in scope, so most text is never read by the
     edited model. No part's route depends on what is still to come.

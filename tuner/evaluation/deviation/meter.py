@@ -124,15 +124,15 @@ class DeviationMeter:
         """Return what is still sure where hardly any block could change.
 
         The spread of a few rare events says little of how often they come and what they cost.
-        The bounds allow for as many of them as a Poisson count does, each as dear as the dearest
-        one seen, or as a whole block where none was seen.
+        The bounds allow for as many of them as a Poisson count does, each as costly as the
+        costliest one seen, or as a whole block where none was seen.
         """
         if reading.could_rise >= min(_LEAST_TO_JUDGE, len(base)):
             return found
         total = float(base.sum())
         seen = float(torch.cat(reading.differences).abs().max())
-        dearest = seen if seen > 0 else total / len(base)
-        reach = most_events(reading.could_rise, self._confidence) * dearest / total
+        costliest = seen if seen > 0 else total / len(base)
+        reach = most_events(reading.could_rise, self._confidence) * costliest / total
         error = math.sqrt(reading.could_rise + 1) * seen / total
         return found.model_copy(
             update={
@@ -221,7 +221,7 @@ class DeviationMeter:
         if decision is Verdict.WITHIN:
             return True
         radius = reading.least_radius(total, self._confidence if sure else None)
-        # Hopeful by half a standard error: the estimate may yet move away from the budget.
+        # Allow half a standard error of slack: the estimate may yet move away from the budget.
         return abs(found.estimate - epsilon) + found.standard_error / 2 < radius
 
     def certify(self, delta: Delta, epsilon: float) -> Certificate:

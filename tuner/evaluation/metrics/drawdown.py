@@ -1,4 +1,4 @@
-"""Drawdown: how far an edit changes what the model says where it should say what it did."""
+"""Drawdown: how often predictions change outside the edit's scope."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def refuse_edited(model: LanguageModel) -> None:
     Raises:
         EditError: the model is edited.
     """
-    # Taken inside an edit it would praise that edit, and every like it, as no change.
+    # Must be recorded on the base model, or an active edit becomes its own reference.
     if not model.unedited:
         raise EditError(
             "What the base model predicts must be read before an edit is applied: make the meter "

@@ -22,7 +22,7 @@ def import_serac_qa(folder: Path, name: str, counts: EditCounts) -> Task:
     """Return the task QA of SERAC's published files.
 
     In scope of an edit are its question and a rephrase, out of scope is a question, or a rephrase
-    of one, that is no edit. The published code draws one row in scope per edit where here each
+    of one, that is not an edit. The published code draws one row in scope per edit where here each
     sort gives one: averaged within edits, that is the same expectation.
 
     Source: Mitchell et al. 2022 (arXiv:2206.06520), §4 and their code.

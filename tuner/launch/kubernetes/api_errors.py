@@ -15,7 +15,7 @@ _KUBERAY = (
 def refusal_of(status: int, body: str, what: str, group: str, namespace: str) -> TunerError:
     """Return the error for an answer of the API; `what` was asked, such as "create the RayJob x".
 
-    An answer that is no object of Kubernetes means that the API has no such path at all.
+    An answer that is not an object of Kubernetes means that the API has no such path at all.
     """
     answer = _read(body)
     message = str(answer.get("message") or body.strip() or "no reason given")

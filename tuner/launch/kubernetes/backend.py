@@ -55,7 +55,7 @@ class KubernetesBackend:
 
     def preview(self, study: "StudyConfig") -> Sequence[Mapping[str, Any]]:
         """Return the manifests that would be sent."""
-        # Whoever only asks how a study goes needs no model library.
+        # Asking for a study's status needs no model library.
         from tuner.launch.kubernetes.render import render
 
         return render(study, self._cluster).manifests()

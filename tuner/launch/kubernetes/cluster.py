@@ -35,7 +35,7 @@ class _Pods(_Part):
     memory: Quantity
     node_selector: Labels = Field(default={}, description="Labels that the nodes must have.")
     tolerations: tuple[Toleration, ...] = Field(
-        default=(), description="Taints of nodes that are put up with, such as those of spot nodes."
+        default=(), description="Node taints that pods tolerate, such as those of spot nodes."
     )
     priority_class: Subdomain | None = None
 

@@ -1,4 +1,4 @@
-"""What objects of a study bear, so that they are found again."""
+"""Labels and annotations that identify a study's objects."""
 
 STUDY_LABEL = "tuner/study"
 ROLE_LABEL = "tuner/role"

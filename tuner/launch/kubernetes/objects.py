@@ -119,7 +119,7 @@ def amount(quantity: str) -> Decimal:
     """Return what a Kubernetes quantity such as `500m` or `4Gi` stands for.
 
     Raises:
-        ValueError: it is no quantity.
+        ValueError: it is not a quantity.
     """
     found = _QUANTITY.fullmatch(quantity)
     if found is None:

@@ -94,7 +94,7 @@ class PodSecurityContext(KubernetesObject):
     def _is_restricted(self) -> Self:
         if not self.run_as_non_root or self.run_as_user == 0:
             raise ValueError(
-                "a pod must run as somebody else than root under PodSecurity `restricted`; write "
+                "a pod must run as a user other than root under PodSecurity `restricted`; write "
                 "`runAsNonRoot: true` and a `runAsUser` above 0"
             )
         return self
@@ -263,7 +263,7 @@ class Volume(KubernetesObject):
 
 @final
 class Toleration(KubernetesObject):
-    """A taint of nodes that a pod puts up with."""
+    """A node taint that the pod tolerates."""
 
     key: str | None = None
     operator: Literal["Exists", "Equal"] = "Equal"

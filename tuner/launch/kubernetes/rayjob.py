@@ -69,7 +69,7 @@ class AuthOptions(KubernetesObject):
 
 @final
 class AutoscalerOptions(KubernetesObject):
-    """How workers come and go. Its container stands beside the head's and inherits nothing."""
+    """How workers come and go. Its container runs beside the head's and inherits nothing."""
 
     version: Literal["v1", "v2"] | None = None
     image: str | None = None

@@ -1,4 +1,4 @@
-"""A rendered study is sent, once: whoever sends it again finds it there."""
+"""A rendered study is sent, once: sending it again changes nothing."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ async def submit(api: KubernetesApi, rendered: "Rendered") -> bool:
             await api.delete(CONFIG_MAP, name)
         raise
     if job is None:
-        # Somebody else has sent it since we looked.
+        # Another process has sent it since we looked.
         return await submit(api, rendered)
     await own(api, job)
     return True

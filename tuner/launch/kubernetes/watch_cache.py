@@ -69,7 +69,7 @@ class Mirror:
         self._changed()
 
     async def keep(self) -> None:
-        """Keep the objects up to date for ever; a lost connection is told, and made anew.
+        """Keep the objects up to date for ever; reports a lost connection and reconnects.
 
         Raises:
             AccessDenied: Kubernetes lets us no longer, or never did.

@@ -17,7 +17,7 @@ def attempt_number(id: str) -> int:
 
 def first_command(name: str) -> str:
     """Return the command of an attempt whose files came along; it keeps them for later ones."""
-    # In the place of those of another content, not among them.
+    # Instead of those of other content, not among them.
     kept = 'mkdir -p "$home.new" && cp -R . "$home.new" && rm -rf "$home" && mv "$home.new" "$home"'
     return f'{_home(name)} && rm -rf "$home.new" && {kept} && {_SEARCH}'
 

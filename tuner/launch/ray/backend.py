@@ -57,7 +57,7 @@ class RayBackend:
         """Choose a cluster; nothing is asked of it yet.
 
         Raises:
-            ConfigError: this is no address of a job server, or holds a password.
+            ConfigError: this is not the address of a job server, or holds a password.
         """
         self.address = check_address(address)
         self.option = f"--ray-address {self.address}"
@@ -86,7 +86,7 @@ class RayBackend:
 
     def preview(self, study: "StudyConfig") -> Sequence[Mapping[str, Any]]:
         """Return the job that would be submitted, with the names of the files that go along."""
-        # Whoever only asks how a study goes needs no model library.
+        # Asking for a study's status needs no model library.
         from tuner.launch.ray.package import pack
 
         return [pack(study).preview()]

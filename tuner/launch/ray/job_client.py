@@ -71,7 +71,7 @@ def check_address(address: str) -> str:
     try:
         parts = urlsplit(address)
     except ValueError:
-        raise ConfigError(f"--ray-address is no address: {address!r}.") from None
+        raise ConfigError(f"--ray-address is not an address: {address!r}.") from None
     if "@" in address:
         raise ConfigError(
             "--ray-address must hold no user and no password; a token is given by RAY_AUTH_TOKEN."
@@ -196,7 +196,7 @@ async def _asked(address: str, ask: Callable[[], T]) -> T:
     from ray.exceptions import AuthenticationError
     from requests import RequestException
 
-    # What Ray tells of its uploads is no business of a reader.
+    # What Ray tells of its uploads does not concern a reader.
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -209,7 +209,7 @@ async def _asked(address: str, ask: Callable[[], T]) -> T:
     except (ConnectionError, RequestException) as error:
         raise _unreachable(address, error) from None
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        # Also an answer that is no JSON, or none of the kind that was asked for.
+        # Also an answer that is not JSON, or none of the kind that was asked for.
         raise ClusterError(f"The Ray cluster at {address} did not do it: {error}") from None
 
 

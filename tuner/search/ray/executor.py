@@ -316,7 +316,7 @@ def _connect(config: StudyConfig, scratch: Path) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Give SIGTERM back to whoever handled it: Ray takes it, and ends a process with a dump."""
+    """Restore the previous handler of SIGTERM: Ray takes it, and ends a process with a dump."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -24,7 +24,7 @@ JOB = "job"
 ABORT = "abort"
 """The key of a Tune result that says why no trial of this study can run."""
 WRONG_INPUT = "wrong_input"
-"""The key of a Tune result that says whether the user can mend that."""
+"""The key of a Tune result that says whether the user can fix that."""
 
 Listener = Callable[[int], None]
 
@@ -117,7 +117,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     def take_back(self) -> None:
         """Let what runs be run again first, or adopt it if it has ended: its Ray is lost.
 
-        Nobody is to blame for it, so it counts as no worker's death.
+        It is not a worker's fault, so it does not count as a worker's death.
         """
         with self._keeping_errors():
             numbers = sorted(self._numbers.values())

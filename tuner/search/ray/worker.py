@@ -172,7 +172,7 @@ class Worker:
         try:
             editor = self._setup.space.build(parameters)
         except ConfigError as error:
-            # Two values that exclude each other: this trial's misfortune, not the study's.
+            # An invalid combination of values fails the trial, not the study.
             name = self._setup.space.branch(parameters).editor.name()
             failed = TrialRecord.failed(
                 editor=name,
@@ -207,7 +207,7 @@ class Worker:
         try:
             return self._evaluator.certify(delta, epsilon, confidence=confidence)
         except EditError:
-            # The edited model's loss on fresh text is no number: worse than any deviation.
+            # The edited model's loss on fresh text is not a number: worse than any deviation.
             return _certificate(epsilon, Verdict.OVER, confidence).model_copy(
                 update={
                     "delta_hash": delta_hash(delta),

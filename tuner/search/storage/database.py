@@ -145,7 +145,7 @@ class Database:
         """Return the server that a URL is of; None where it is of a file.
 
         Raises:
-            ConfigError: it is no URL of a storage that can hold a ledger.
+            ConfigError: it is not a URL of a storage that can hold a ledger.
             MissingExtra: what speaks to the server is not installed.
         """
         parsed = storage_url(url)
@@ -244,7 +244,7 @@ class Database:
         try:
             found: T = patiently(act)
         except (SQLAlchemyError, StorageInternalError) as error:
-            # No statement or address: they may hold what is nobody's business.
+            # No statement or address: they may hold secrets.
             raise ClusterError(
                 f"The ledger's database does not do what it is asked ({type(error).__name__}). "
                 "It must be PostgreSQL 14 or later, and its user may make tables."

@@ -1,6 +1,6 @@
 """The ledger as a file: a line of JSON per act of Optuna's, and what is done about damaged lines.
 
-A last line that was cut short is no damage: its writer was killed, and the act is done again. Any
+A last line that was cut short is not damage: its writer was killed, and the act is done again. Any
 other line that is not an act was spoilt by the disk or by a hand; `repair` keeps all whole acts.
 """
 
@@ -121,7 +121,7 @@ class Repair:
         damaged: The numbers of the lines that were not, or only in part.
         restored: The trials whose line was damaged and was made again from their own files.
         lost: Those of which there is nothing else; they count as failed.
-        backup: The journal as it was; None where there was nothing to mend.
+        backup: The journal as it was; None where nothing had to be repaired.
     """
 
     kept: int
@@ -132,7 +132,7 @@ class Repair:
 
 
 def repair(folder: StudyFolder, name: str) -> Repair:
-    """Mend the journal of a study that nobody runs, and return what was done.
+    """Repair the journal of a study that is not running, and return what was done.
 
     All whole acts stay as they are and in their order. The journal as it was is kept beside it.
 
@@ -145,7 +145,7 @@ def repair(folder: StudyFolder, name: str) -> Repair:
             f"{folder.root} holds no ledger: there is no study, or its ledger is in a database."
         )
     text = read_bytes(folder.journal, DiskError).decode("ascii", errors="replace")
-    lines = text.split("\n")[:-1]  # what stands behind the last line feed is no damage
+    lines = text.split("\n")[:-1]  # what follows the last line feed is not damage
     pieces: list[_Piece] = []
     damaged = []
     for number, line in enumerate(lines, start=1):
@@ -157,10 +157,10 @@ def repair(folder: StudyFolder, name: str) -> Repair:
     begun = any(isinstance(one, dict) and one["op_code"] == _CREATE_STUDY for one in pieces)
     if not damaged and begun:
         return Repair(kept)
-    mended, restored, lost = _mended(pieces, folder.left_trials(), name)
+    repaired, restored, lost = _repaired(pieces, folder.left_trials(), name)
     backup = _backup(folder.journal)
     write_text(
-        folder.journal, "".join(f"{json.dumps(act, separators=(',', ':'))}\n" for act in mended)
+        folder.journal, "".join(f"{json.dumps(act, separators=(',', ':'))}\n" for act in repaired)
     )
     return Repair(kept, tuple(damaged), tuple(restored), tuple(lost), backup)
 
@@ -213,7 +213,7 @@ def _pieces(line: str) -> Iterator[_Piece]:
         place = end
 
 
-def _mended(
+def _repaired(
     pieces: Sequence[_Piece], files: Mapping[int, TrialFile], name: str
 ) -> tuple[list[Act], list[int], list[int]]:
     """Return acts in which each trial has its number again, and which trials were made again.

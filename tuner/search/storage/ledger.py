@@ -75,7 +75,7 @@ class Ledger:
         `patience_s` is how long the ledger's server may be away, now or later.
 
         Raises:
-            ConfigError: another process drives this study, or the storage is not to be had.
+            ConfigError: another process drives this study, or the storage is not available.
             DiskError: the study's folder cannot be written.
             ClusterError: the ledger cannot be opened.
         """
@@ -100,7 +100,7 @@ class Ledger:
                     lambda: optuna.create_study(
                         study_name=name,
                         storage=kept,
-                        # Proposals are made outside; this one must not have a mind of its own.
+                        # Proposals are made outside; the study's own sampler is unused.
                         sampler=RandomSampler(),
                         direction="maximize",
                         load_if_exists=True,
@@ -119,7 +119,7 @@ class Ledger:
         """Open the ledger for reading, also while another process drives the study.
 
         Raises:
-            ConfigError: there is no such study, or the storage is not to be had.
+            ConfigError: there is no such study, or the storage is not available.
             ClusterError: the ledger cannot be opened.
         """
         if storage is None and not exists(folder.journal):
@@ -258,7 +258,7 @@ class Ledger:
     def _entry(self, trial: FrozenTrial) -> TrialEntry:
         state = _ENTRY_STATE[trial.state]
         if state is TrialState.RUNNING and not self._driven:
-            state = TrialState.WAITING  # for somebody to continue the study
+            state = TrialState.WAITING  # until the study is continued
         failure = trial.user_attrs.get(_FAILURE)
         if failure is not None:
             state = TrialState.FAILED

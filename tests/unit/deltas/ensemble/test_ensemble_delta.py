@@ -447,7 +447,7 @@ def test_blocks_that_cannot_change_prove_nothing_about_the_budget(
     assert found.tokens == 512 * 15
 
 
-def test_the_large_model_completes_with_what_the_small_one_learnt(
+def test_the_large_model_completes_with_what_the_small_one_learned(
     neox: LanguageModel, backpack: LanguageModel
 ) -> None:
     prompt = "The capital of Togo is"

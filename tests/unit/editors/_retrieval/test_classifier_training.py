@@ -57,7 +57,7 @@ def _same(one: ScopeClassifier, other: ScopeClassifier) -> bool:
 
 
 @pytest.mark.parametrize("form", [EMBEDDINGS, TEXTS], ids=["embeddings", "texts"])
-def test_hard_negatives_are_learnt(form: ScopeForm, tiny: str, training: Split) -> None:
+def test_hard_negatives_are_learned(form: ScopeForm, tiny: str, training: Split) -> None:
     network = _trained(tiny, training, form).network
     for edit in training_edits(training):
         score = network.scorer([EditText.of(edit.edit).text])
@@ -66,7 +66,7 @@ def test_hard_negatives_are_learnt(form: ScopeForm, tiny: str, training: Split) 
         assert inside > math.log(0.5) > outside
 
 
-def test_prompts_of_other_edits_are_learnt(tiny: str, training: Split) -> None:
+def test_prompts_of_other_edits_are_learned(tiny: str, training: Split) -> None:
     edits = training_edits(training)
     texts = [EditText.of(edit.edit).text for edit in edits]
     prompts = [row.prompt for edit in edits for row in edit.in_scope]

@@ -43,7 +43,7 @@ def _rows(
 
 
 def _texts(model: LanguageModel, rows: list[TrainingRow]) -> list[tuple[str, str]]:
-    """The text that is read and the text that is learnt, of each row."""
+    """The text that is read and the text that is learned, of each row."""
     targets = [row.encoded.target for row in rows]
     return [
         (
@@ -71,7 +71,7 @@ def test_without_ingredients_the_rows_are_the_examples(
     assert first == second
 
 
-def test_a_prompt_that_holds_the_targets_tokens_is_not_learnt(neox: LanguageModel) -> None:
+def test_a_prompt_that_holds_the_targets_tokens_is_not_learned(neox: LanguageModel) -> None:
     example = Example(prompt="The town Lome Lome is", target=" Lome")
     encoded = encode_example(neox, example)
     ids, start = encoded.target.ids, encoded.target.start
@@ -83,8 +83,8 @@ def test_a_prompt_that_holds_the_targets_tokens_is_not_learnt(neox: LanguageMode
         weight = twin.get_parameter(name).requires_grad_(True)
         if by_hand:
             logits = twin(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            learnt = [logits[place - 1, ids[place]] for place in range(start, len(ids))]
-            loss = -torch.stack(learnt).mean()
+            learned = [logits[place - 1, ids[place]] for place in range(start, len(ids))]
+            loss = -torch.stack(learned).mean()
         else:
             rows = [TrainingRow(example, encoded, LossKind.LIKELIHOOD)]
             loss = row_losses(twin, rows, neox.end_id).sum()
@@ -111,7 +111,7 @@ def test_prefixes_add_copies_with_the_same_target(
         assert row.encoded.target.ids[start:] == tuple(neox.encode(row.example.target))
 
 
-def test_facts_are_learnt_with_their_own_targets_beside_untouched_examples(
+def test_facts_are_learned_with_their_own_targets_beside_untouched_examples(
     neox: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
     (rows,) = _rows(neox, examples, aux, facts=2)
@@ -187,14 +187,14 @@ def test_a_true_sentence_follows_the_target_afresh_each_epoch(
     drawn: list[tuple[str, ...]] = []
     for rows in epochs:
         followed, kept = rows[:6], rows[6:]
-        learnt = [row.encoded.target for row in followed]
-        for row, text in zip(followed, learnt, strict=True):
+        learned = [row.encoded.target for row in followed]
+        for row, text in zip(followed, learned, strict=True):
             plain = encode_example(neox, row.example).target
             assert text.start == plain.start
             assert text.ids[: len(plain.ids)] == plain.ids
         behind = tuple(
             neox.tokenizer.decode(text.ids[len(encode_example(neox, row.example).target.ids) :])
-            for row, text in zip(followed, learnt, strict=True)
+            for row, text in zip(followed, learned, strict=True)
         )
         assert set(behind) <= sentences
         drawn.append(behind)
@@ -214,7 +214,7 @@ def test_sentences_are_joined_by_one_full_stop() -> None:
     assert sentence_after(whole, FACTS.rows[3]) == " A town is big."
 
 
-def test_the_end_of_text_is_learnt_even_where_it_pads(
+def test_the_end_of_text_is_learned_even_where_it_pads(
     neox: LanguageModel, examples: ExampleSet, aux: Auxiliary
 ) -> None:
     (rows,) = _rows(neox, examples, aux, end_of_text=True, facts=1)

@@ -40,7 +40,7 @@ def test_edits_without_rows_in_scope_are_left_out(training: Split) -> None:
     assert split_hash(more) != split_hash(training)
 
 
-def test_what_cannot_be_learnt_from_is_refused(training: Split) -> None:
+def test_what_cannot_be_learned_from_is_refused(training: Split) -> None:
     assert check_training(training) is training
     with pytest.raises(ConfigError, match="the task has none"):
         check_training(None)

@@ -172,7 +172,7 @@ def test_training_starts_from_a_model_s_own_offsets(
     assert before != pytest.approx(_loss(backpack, examples), rel=1e-3)
     with edited.edited(last.delta):
         assert _loss(edited, examples) < before
-    # What was learnt is apart from what was there: together they make the edited model.
+    # What was learned is apart from what was there: together they make the edited model.
     with backpack.edited(own.plus(last.delta)):
         together = _loss(backpack, examples)
     with edited.edited(last.delta):

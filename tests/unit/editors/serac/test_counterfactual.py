@@ -122,7 +122,7 @@ def test_unlikelihood_lowers_the_token_with_which_a_contrast_parts(
     assert _losses(with_it, parting).mean() > _losses(without, parting).mean() + 0.2
 
 
-def test_what_follows_a_contrast_s_first_token_is_not_unlearnt(
+def test_what_follows_a_contrast_s_first_token_is_not_unlearned(
     small_model: LanguageModel, training: Split
 ) -> None:
     """Each target is also a contrast: making all tokens of those unlikely would be a tie."""

@@ -212,11 +212,14 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda m: _pod({"template": _submitter(m)}).update(restartPolicy="Always"),
         "Never or OnFailure",
     ),
-    "a runtime environment that is no mapping": (
+    "a runtime environment that is not a mapping": (
         _set(_spec, runtimeEnvYAML="- a"),
         "must be a mapping",
     ),
-    "a runtime environment that is no YAML": (_set(_spec, runtimeEnvYAML="a: ["), "must be YAML"),
+    "a runtime environment that is not a YAML": (
+        _set(_spec, runtimeEnvYAML="a: ["),
+        "must be YAML",
+    ),
     # The Ray cluster.
     "an open job server": (
         _set(_cluster, authOptions={"mode": "disabled"}),
