@@ -2,7 +2,8 @@
 
     TunerError                  shown to the user as it stands, without a traceback
     ├── ConfigError             fix your input: a flag, a YAML file, a bundle, a budget
-    │   └── BaseMismatch        a delta meets a base model that it was not made for
+    │   ├── BaseMismatch        a delta meets a base model that it was not made for
+    │   └── UnknownKind         a bundle holds a kind of delta that is not at hand here
     ├── TaskError               fix your data; names `file.jsonl:41`
     ├── EditError               this trial fails, the study goes on (NaN, out of memory)
     ├── StudyFailed             a study ended without one completed trial
@@ -36,6 +37,10 @@ class ConfigError(TunerError):
 
 class BaseMismatch(ConfigError):
     """A delta is used with a base model other than the one it was made from."""
+
+
+class UnknownKind(ConfigError):
+    """A bundle holds a kind of delta that is not at hand here."""
 
 
 class TaskError(TunerError):

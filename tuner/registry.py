@@ -69,6 +69,27 @@ class Registry(Generic[T]):
             return self._imported(name, offered[name].load)
         raise unknown_name(self.noun, name, self.names())
 
+    def find_trusted(self, name: str) -> type[T] | None:
+        """Return the class of a name that a stranger's file says, or None if that is not safe.
+
+        Ours and those that installed packages offer are found, and `package.module:Class` where
+        that module has been imported already: none is imported because a file names it.
+
+        Raises:
+            ConfigError: there is none of that name, or it cannot be imported, or is something else.
+        """
+        if ":" not in name:
+            return self.find(name)
+        for offer in self._offered().values():
+            if offer.value == name:
+                return self._imported(name, offer.load)
+        module, _, attribute = name.partition(":")
+        imported = sys.modules.get(module)
+        if imported is None:
+            return None
+        # Not getattr: some modules import others when they are asked for an attribute.
+        return self._imported(name, lambda: vars(imported)[attribute])
+
     def name_of(self, found: type[T]) -> str:
         """Return the name by which `find` returns a class."""
         for name, module in self.modules().items():
@@ -110,6 +131,7 @@ class Registry(Generic[T]):
             if issubclass(member, self.base)
             and member.__module__ == module.__name__
             and not name.startswith("_")
+            and not inspect.isabstract(member)
         )
         return found
 

@@ -589,7 +589,7 @@ def _memory_kind() -> BundleKind:
         assert isinstance(memory, ScopedMemory)
         rows = [row for _, row in read_rows(folder / "edits.jsonl", Example)]
         more = memory.with_edits(rows)
-        more.record.model_dump_json()
+        more.state.model_dump_json()
         with torch.no_grad(), model.edited(more):
             return model.complete("The cup is")
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from tuner.bundle.bundle import Bundle, Manifest
-from tuner.deltas.memory.memory import MemoryDelta
+from tuner.bundle.bundle import Bundle
+from tuner.bundle.manifest import Manifest, state_fields
+from tuner.deltas.registry import kind_of
 from tuner.editing.delta import Delta
 from tuner.editing.model import LanguageModel
 from tuner.editors.look_up.memory import LookUpDelta
@@ -31,8 +32,8 @@ def bundle_of(
         verdict=Verdict.WITHIN,
     )
     manifest = Manifest(
-        kind=delta.kind,
-        memory=delta.record if isinstance(delta, MemoryDelta) else None,
+        kind=kind_of(delta),
+        **state_fields(delta.state),
         base=model.id,
         base_revision=None,
         base_fingerprint=model.fingerprint,

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tuner.bundle.bundle import Bundle, Manifest, StoredBundle
+from tuner.bundle.bundle import Bundle, StoredBundle
 from tuner.bundle.export_card import card_of_adapter, card_of_merged
+from tuner.bundle.manifest import Manifest
 from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model

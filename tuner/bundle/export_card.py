@@ -8,7 +8,8 @@ import re
 import shlex
 
 from tuner.backpack import BackpackConfig
-from tuner.bundle.bundle import Manifest, StoredBundle
+from tuner.bundle.bundle import StoredBundle
+from tuner.bundle.manifest import Manifest
 from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.scores import Scores
 from tuner.validation import printable

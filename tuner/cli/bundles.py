@@ -13,7 +13,8 @@ from tuner.files.text_file import is_file, is_folder
 from tuner.validation import show_path, show_value
 
 if TYPE_CHECKING:
-    from tuner.bundle.bundle import Bundle, Manifest, StoredBundle
+    from tuner.bundle.bundle import Bundle, StoredBundle
+    from tuner.bundle.manifest import Manifest
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")

@@ -37,7 +37,8 @@ from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.evaluation.scores import HEADLINE_METRICS
 
 if TYPE_CHECKING:
-    from tuner.bundle.bundle import Bundle, Manifest
+    from tuner.bundle.bundle import Bundle
+    from tuner.bundle.manifest import Manifest
     from tuner.editing.model import LanguageModel
     from tuner.trial.records import Answer
 
@@ -101,7 +102,8 @@ def edit(
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
     budget = read_budget(epsilons)
-    from tuner.bundle.bundle import check_place, make_bundle
+    from tuner.bundle.bundle import make_bundle
+    from tuner.bundle.files import check_place
 
     check_place(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -60,13 +60,8 @@ def memory(
     changed = _changed(held, add, remove or [])
     written = None
     if out is not None:
-        manifest = found.manifest.model_copy(
-            update={
-                "memory": changed.record,
-                "certificate": None,
-                "further_certificates": (),
-                "changed": True,
-            }
+        manifest = found.manifest.with_state(changed.state).model_copy(
+            update={"certificate": None, "further_certificates": (), "changed": True}
         )
         written = type(found)(changed, manifest).save(out)
     if json_:
@@ -77,7 +72,9 @@ def memory(
             }
         )
         return
-    table = make_table(f"{changed.kind}, {len(changed.edits)} edits", ("", "prompt", "target"))
+    table = make_table(
+        f"{found.manifest.kind}, {len(changed.edits)} edits", ("", "prompt", "target")
+    )
     for number, edit in enumerate(changed.edits, start=1):
         table.add_row(str(number), edit.prompt, edit.target.strip())
     console().print(table)

@@ -3,20 +3,22 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Self, final
+from typing import Self, final
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tuner.backpack import BackpackForCausalLM, SenseOffsets
-from tuner.editing.delta import check_real
+from tuner.editing.companions import Surroundings
+from tuner.editing.delta import AdditiveDelta, check_real
 from tuner.errors import BaseMismatch, ConfigError
 
 
 @final
 @dataclass(frozen=True)
-class SenseDelta:
+class SenseDelta(AdditiveDelta):
     """A vector to add to each of some senses of some tokens; only these rows are stored.
 
     Source: Hewitt et al. 2024 (arXiv:2402.06155), §5, eq. 8.
@@ -25,7 +27,6 @@ class SenseDelta:
     pairs: Int[Tensor, "pairs 2"]
     """Token id and sense, each pair once."""
     vectors: Float[Tensor, "pairs width"]
-    kind: ClassVar[str] = "senses"
 
     @property
     def changed(self) -> Collection[str]:
@@ -79,7 +80,9 @@ class SenseDelta:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def restore(
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
         """Return the delta that `tensors()` described.
 
         Raises:

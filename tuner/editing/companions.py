@@ -1,9 +1,11 @@
 """The small models that stand beside the one that is edited, each loaded once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
 
 from tuner.editing.encoder import Encoder, load_encoder
 from tuner.editing.model import Device, Dtype, LanguageModel, load_model
@@ -25,7 +27,7 @@ class ModelReference(BaseModel):
 class Companion(ModelReference):
     """The small model of an ensemble."""
 
-    kind: Literal["weights", "senses"] = Field(description="What the tensors change in it.")
+    kind: str = Field(description="The kind of delta that the tensors are, which changes it.")
     strength: float = Field(
         allow_inf_nan=False, description="How much of that reaches the base (β)."
     )
@@ -109,6 +111,17 @@ class Companions:
             model.check_unchanged()
         for encoder in self._encoders.values():
             encoder.check_unchanged()
+
+
+@final
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a stored delta finds what it does not hold itself."""
+
+    companions: Companions
+    """The models that it brings along."""
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    """The base model's tokenizer, loaded when it is asked for."""
 
 
 def _words(id: str, revision: str | None, form: str) -> str:

@@ -2,54 +2,90 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self, final, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 import torch
 from jaxtyping import Bool, Int
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tuner.errors import BaseMismatch, ConfigError, EditError
 
+if TYPE_CHECKING:
+    from tuner.editing.companions import Surroundings
 
-@runtime_checkable
-class Delta(Protocol):
-    """A change of a model. It never alters the model but inside `applied`."""
 
-    kind: ClassVar[str]
+class Delta(ABC):
+    """A change of a model. It never alters the model but inside `applied`.
 
+    A subclass is stored as `tensors()` and, if it sets `state_type`, a `state`; `restore` makes it
+    again of the two. Its kind is the name by which `tuner.deltas.registry` knows it.
+    """
+
+    state_type: ClassVar[type[BaseModel] | None] = None
+    """What must be known of it beside the tensors, as it stands in `delta.json`."""
+
+    @abstractmethod
     def applied(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which `network` is edited; its exact old bits return on exit."""
+        """Return a context in which `network` is edited; its exact old bits return on exit.
+
+        Raises:
+            BaseMismatch: the change was made for another network.
+        """
         ...
 
+    @abstractmethod
     def scaled(self, alpha: float) -> Self:
         """Return the change at `alpha` times its strength; 0 changes nothing."""
         ...
 
     def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
         """Return which blocks of text it can change at all; all others stay as they are."""
-        ...
+        return torch.ones(len(blocks), dtype=torch.bool)
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return what must be stored, by name."""
         ...
 
+    @property
+    def state(self) -> BaseModel | None:
+        """What must be known beside the tensors, a `state_type`, if anything."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def restore(
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the change that `state` and `tensors()` described.
+
+        Raises:
+            ConfigError: they do not fit together.
+            BaseMismatch: a model that it brings along is another one now.
+        """
+        ...
+
+    @abstractmethod
     def describe(self) -> str:
         """Return its size in words, for tables and logs."""
         ...
 
 
-@runtime_checkable
-class AdditiveDelta(Delta, Protocol):
+class AdditiveDelta(Delta):
     """A change that can be added to another of its kind, and written into a model for good."""
 
     @property
+    @abstractmethod
     def changed(self) -> Collection[str]:
         """The names of the parameters that it writes to."""
         ...
 
+    @abstractmethod
     def write(self, network: nn.Module) -> None:
         """Put the change into `network`, for good.
 
@@ -58,6 +94,7 @@ class AdditiveDelta(Delta, Protocol):
         """
         ...
 
+    @abstractmethod
     def plus(self, other: Self) -> Self:
         """Return the sum of two changes of the same model."""
         ...
@@ -145,14 +182,13 @@ Change = Dense | LowRank | Rows
 
 @final
 @dataclass(frozen=True)
-class WeightDelta:
+class WeightDelta(AdditiveDelta):
     """An additive change of weights: scalable, composable, exportable.
 
     Names are those of `network.named_parameters()`.
     """
 
     changes: Mapping[str, Change]
-    kind: ClassVar[str] = "weights"
 
     @property
     def changed(self) -> Collection[str]:
@@ -201,10 +237,6 @@ class WeightDelta:
         """Return the change at `alpha` times its size."""
         return WeightDelta({name: change.scaled(alpha) for name, change in self.changes.items()})
 
-    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
-        """Return which blocks of text it can change at all: any."""
-        return torch.ones(len(blocks), dtype=torch.bool)
-
     def plus(self, other: WeightDelta) -> WeightDelta:
         """Return the sum of two changes of the same model."""
         changes = dict(self.changes)
@@ -221,7 +253,9 @@ class WeightDelta:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightDelta:
+    def restore(
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> WeightDelta:
         """Return the delta that `tensors()` described.
 
         Raises:

@@ -8,25 +8,13 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
-from tuner.deltas.memory.memory import MemoryDelta, MemoryState
-from tuner.editing.companions import Companion
+from tuner.deltas.registry import kind_of
 from tuner.editing.delta import Delta
 
 
 def delta_hash(delta: Delta) -> str:
     """Return a hash of a delta: its tensors, and what is stored beside them."""
-    return hash_of_parts(delta.kind, tensors_hash(delta.tensors()), stored_beside(delta))
-
-
-def stored_beside(delta: Delta) -> Companion | MemoryState | None:
-    """Return what must be stored of a delta beside its tensors, if anything."""
-    match delta:
-        case MemoryDelta():
-            return delta.record
-        case EnsembleDelta():
-            return delta.companion
-    return None
+    return hash_of_parts(kind_of(delta), tensors_hash(delta.tensors()), delta.state)
 
 
 def hash_of_parts(kind: str, tensors: str, beside: BaseModel | None) -> str:

@@ -12,6 +12,7 @@ from typing import final
 import torch
 
 from tuner.deltas.memory.memory import MemoryDelta
+from tuner.deltas.registry import check_storable
 from tuner.editing.companions import Companions
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.corpus import GeneralText, TextPart, load_general_text
@@ -188,7 +189,7 @@ class Evaluator:
         fitted ones are scaled to `most` at most.
 
         Raises:
-            ConfigError: the editor cannot edit this model.
+            ConfigError: the editor cannot edit this model, or yields deltas that no bundle holds.
         """
         editor.check_model(self.model, self.companions)
         trial = _Trial(
@@ -502,7 +503,8 @@ class _Trial:
             if step is None:
                 return
             epoch += 1
-            yield epoch, step.delta, step.training_loss
+            # Before anything is measured: what no bundle can hold is of no use.
+            yield epoch, check_storable(step.delta), step.training_loss
 
     def _strengths(self, delta: Delta, deviation: Deviation) -> StrengthSearch:
         return StrengthSearch(

@@ -3,6 +3,7 @@ touched."""
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -356,7 +357,7 @@ def test_a_damaged_manifest_is_told_in_a_few_words(
     (folder / "delta.json").write_bytes(content)
     with pytest.raises(ConfigError, match=words) as told:
         StoredBundle.load(folder)
-    assert "is damaged" in str(told.value)
+    assert re.search(r"is damaged|cannot be used here", str(told.value))
     assert len(str(told.value)) < 5000
 
 

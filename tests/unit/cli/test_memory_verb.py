@@ -8,7 +8,8 @@ import pytest
 from tests.support.bundles import bundle_of
 from tests.support.command_line import Run
 from tests.support.tiny_models import save_model
-from tuner.bundle.bundle import Bundle, Manifest
+from tuner.bundle.bundle import Bundle
+from tuner.bundle.manifest import Manifest
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel

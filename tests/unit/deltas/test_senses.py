@@ -11,14 +11,17 @@ from transformers import AutoModelForCausalLM
 from tests.support.bundles import bundle_of
 from tests.support.sense_edits import random_senses
 from tuner.backpack import SenseOffsets
-from tuner.bundle.bundle import TENSORS_FILE, Bundle
+from tuner.bundle.bundle import Bundle
 from tuner.bundle.export import export
+from tuner.bundle.files import TENSORS_FILE
 from tuner.deltas.senses import SenseDelta
+from tuner.editing.companions import Companions, Surroundings
 from tuner.editing.delta import AdditiveDelta, check_finite
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import BaseMismatch, ConfigError, EditError
 
 IDS = torch.arange(60, 84).reshape(2, 12)
+SURROUNDINGS = Surroundings(Companions(), lambda: pytest.fail("senses need no tokenizer"))
 
 
 @torch.no_grad()
@@ -109,7 +112,7 @@ def test_only_its_rows_are_stored(backpack: LanguageModel) -> None:
         "pairs": (4, 2),
         "vectors": (4, 32),
     }
-    again = SenseDelta.from_tensors(stored)
+    again = SenseDelta.restore(None, stored, SURROUNDINGS)
     assert torch.equal(again.pairs, delta.pairs)
     assert torch.equal(again.vectors, delta.vectors)
     assert delta.describe() == "4 senses of 2 tokens, 128 numbers"
@@ -136,7 +139,7 @@ PAIRS, VECTORS = torch.tensor([[3, 0], [4, 1]]), torch.ones(2, 32)
 )
 def test_damaged_parts_are_refused(tensors: dict[str, Tensor]) -> None:
     with pytest.raises(ConfigError, match="change of senses"):
-        SenseDelta.from_tensors(tensors)
+        SenseDelta.restore(None, tensors, SURROUNDINGS)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,28 @@
 """A large model helped by what an edit taught a small one, while both run side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 import torch
 from jaxtyping import Bool, Int
+from pydantic import BaseModel
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from tuner.deltas.ensemble.log_ratio import LogRatio, LogRatioBatch
 from tuner.deltas.ensemble.small_caches import SmallCaches
-from tuner.editing.companions import Companion
+from tuner.deltas.registry import find_kind, kind_of
+from tuner.editing.companions import Companion, Surroundings
+from tuner.editing.delta import AdditiveDelta, Delta
 from tuner.editing.forward_call import Call
 from tuner.errors import ConfigError
 
 
 @final
 @dataclass(frozen=True)
-class EnsembleDelta:
+class EnsembleDelta(Delta):
     """β·(log p_edited − log p_base) of a small model, added to the logits of a large one.
 
     No weight of the large model changes. Both models read the same token ids: they must share a
@@ -31,7 +34,7 @@ class EnsembleDelta:
     ratio: LogRatio
     strength: float = 1.0
     """β."""
-    kind: ClassVar[str] = "ensemble"
+    state_type: ClassVar[type[BaseModel]] = Companion
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
@@ -64,8 +67,8 @@ class EnsembleDelta:
         return self.ratio.delta.tensors()
 
     @property
-    def companion(self) -> Companion:
-        """What must be known beside the tensors."""
+    def state(self) -> Companion:
+        """The small model, and which kind of change the tensors are of it."""
         small = self.ratio.small
         return Companion.model_validate(
             {
@@ -73,10 +76,31 @@ class EnsembleDelta:
                 "revision": small.revision,
                 "fingerprint": small.fingerprint,
                 "dtype": str(small.dtype).removeprefix("torch."),
-                "kind": self.ratio.delta.kind,
+                "kind": kind_of(self.ratio.delta),
                 "strength": self.strength,
             }
         )
+
+    @classmethod
+    def restore(
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    ) -> Self:
+        """Return the ensemble that `state` and `tensors()` described.
+
+        Raises:
+            ConfigError: they do not fit together, or the small model cannot be loaded.
+            BaseMismatch: the small model is another one now.
+        """
+        if not isinstance(state, Companion):
+            raise ConfigError("An ensemble needs to know its small model.")
+        kind = find_kind(state.kind)
+        if not issubclass(kind, AdditiveDelta):
+            raise ConfigError(
+                f"A change of kind {state.kind!r} cannot be written into the small model of an "
+                "ensemble."
+            )
+        change = kind.restore(None, tensors, surroundings)
+        return cls(LogRatio(surroundings.companions.recall(state), change), state.strength)
 
     def describe(self) -> str:
         """Return the size of the small model's change, and how much of it reaches the large."""

@@ -1,18 +1,17 @@
 """The interface of all memories: stored edits, and the decision which prompts they are for."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, final
 
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from tuner.editing.companions import Companions
+from tuner.editing.delta import Delta
 from tuner.editing.editor import Carried
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
@@ -21,7 +20,7 @@ from tuner.editing.task import Example
 class MemoryState(BaseModel):
     """What must be known of a memory beside its tensors, as it stands in `delta.json`.
 
-    A subclass says `kind: Literal[…]` and belongs to one kind of memory.
+    A subclass adds its fields and belongs to one kind of memory, whose `state_type` it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,19 +28,8 @@ class MemoryState(BaseModel):
     strength: float = Field(ge=0, allow_inf_nan=False)
 
 
-@final
 @dataclass(frozen=True)
-class Surroundings:
-    """Where a stored memory finds what it does not hold itself."""
-
-    companions: Companions
-    """The models that it brings along."""
-    tokenizer: Callable[[], PreTrainedTokenizerBase]
-    """The base model's tokenizer, loaded when it is asked for."""
-
-
-@dataclass(frozen=True)
-class MemoryDelta(ABC):
+class MemoryDelta(Delta):
     """Stored edits with a router. No weight of the model changes, and two memories do not add up.
 
     Which entry a prompt is routed to, if any, is decided once from the prompt, and kept for all
@@ -50,7 +38,7 @@ class MemoryDelta(ABC):
     """
 
     strength: float
-    kind: ClassVar[str]
+    state_type: ClassVar[type[MemoryState]]
 
     @abstractmethod
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
@@ -91,33 +79,10 @@ class MemoryDelta(ABC):
         """
         ...
 
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what must be stored, by name."""
-        ...
-
     @property
     @abstractmethod
-    def record(self) -> MemoryState:
-        """What must be known beside the tensors."""
-        ...
-
-    @classmethod
-    @abstractmethod
-    def restore(
-        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
-    ) -> Self:
-        """Return the memory that `record` and `tensors()` described.
-
-        Raises:
-            ConfigError: they belong to another kind, or do not fit together.
-            BaseMismatch: a model that it brings along is another one now.
-        """
-        ...
-
-    @abstractmethod
-    def describe(self) -> str:
-        """Return its size in words, for tables and logs."""
+    def state(self) -> MemoryState:
+        """What must be known beside the tensors, a `state_type`."""
         ...
 
     def entries_of(self, edits: Sequence[Example]) -> list[int] | None:
@@ -138,10 +103,6 @@ class MemoryDelta(ABC):
             for field in fields(self)
             if field.name != "strength"
         )
-
-    def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
-        """Return which blocks of text it can change at all: without the network, any."""
-        return torch.ones(len(blocks), dtype=torch.bool)
 
 
 @final

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.deltas.memory.answering import AnsweringMemory, Asked
-from tuner.deltas.memory.memory import MemoryState, Surroundings
-from tuner.editing.companions import ModelReference
+from tuner.deltas.memory.memory import MemoryState
+from tuner.editing.companions import ModelReference, Surroundings
 from tuner.editing.likelihood import Continuation
 from tuner.editing.model import context_length_of
 from tuner.editing.prompts import Prompts, Routes
@@ -181,7 +181,7 @@ def classifier_record(classifier: ScopeClassifier) -> ModelReference:
 
 
 def restore_scope(
-    record: ScopedState, tensors: Mapping[str, Tensor], surroundings: Surroundings
+    state: ScopedState, tensors: Mapping[str, Tensor], surroundings: Surroundings
 ) -> Scope:
     """Return the edits with the classifier that was trained for them.
 
@@ -189,11 +189,11 @@ def restore_scope(
         ConfigError: the classifier's encoder cannot be loaded.
         BaseMismatch: it is another one now, or the stored weights do not fit it.
     """
-    encoder = surroundings.companions.recall_encoder(record.classifier)
-    classifier = ScopeClassifier(encoder, record.form, unnamed("classifier", tensors))
+    encoder = surroundings.companions.recall_encoder(state.classifier)
+    classifier = ScopeClassifier(encoder, state.form, unnamed("classifier", tensors))
     # Made here and not at the first prompt: what does not fit fails before anything is run.
     _ = classifier.network
-    return Scope(record.edits, classifier, record.threshold)
+    return Scope(state.edits, classifier, state.threshold)
 
 
 def named(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,11 +6,13 @@ from typing import ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tuner.deltas.memory.distances import distances_between
 from tuner.deltas.memory.layered import LayeredMemory, LayerPass
-from tuner.deltas.memory.memory import MemoryState, Surroundings
+from tuner.deltas.memory.memory import MemoryState
+from tuner.editing.companions import Surroundings
 from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editors.grace.codebook import Targets
@@ -48,7 +50,7 @@ class GraceDelta(LayeredMemory):
     replacement: Replacement
     """Where the value speaks: at the prompt's last token, all over the prompt, all over it but
     for its last token (what the published code calls `replace_prompt`), or everywhere."""
-    kind: ClassVar[str] = "grace"
+    state_type: ClassVar[type[MemoryState]] = GraceState
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -91,7 +93,7 @@ class GraceDelta(LayeredMemory):
         }
 
     @property
-    def record(self) -> GraceState:
+    def state(self) -> GraceState:
         """What must be known beside the tensors."""
         return GraceState(
             strength=self.strength,
@@ -102,21 +104,21 @@ class GraceDelta(LayeredMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
-        """Return the codebook that `record` and `tensors()` described.
+        """Return the codebook that `state` and `tensors()` described.
 
         Raises:
             ConfigError: they do not fit together.
         """
         keys, values, radii = (tensors.get(name) for name in ("keys", "values", "radii"))
         if (
-            not isinstance(record, GraceState)
+            not isinstance(state, GraceState)
             or keys is None
             or values is None
             or radii is None
             or (keys.ndim, values.ndim, radii.ndim) != (2, 2, 1)
-            or not len(keys) == len(values) == len(radii) == len(record.targets) > 0
+            or not len(keys) == len(values) == len(radii) == len(state.targets) > 0
         ):
             raise ConfigError(
                 "A codebook needs one key, one value and one radius for each of its targets."
@@ -126,13 +128,13 @@ class GraceDelta(LayeredMemory):
         if bool((radii < 0).any()):
             raise ConfigError("The radii of a codebook must be at least 0.")
         return cls(
-            strength=record.strength,
-            module=record.module,
+            strength=state.strength,
+            module=state.module,
             keys=keys,
             values=values,
             radii=radii,
-            targets=record.targets,
-            replacement=record.replacement,
+            targets=state.targets,
+            replacement=state.replacement,
         )
 
     def describe(self) -> str:

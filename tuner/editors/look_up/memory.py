@@ -6,13 +6,14 @@ from typing import ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, NonNegativeInt
+from pydantic import BaseModel, Field, NonNegativeInt
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.deltas.memory.answering import AnsweringMemory, Asked
 from tuner.deltas.memory.distances import distances_between
-from tuner.deltas.memory.memory import MemoryState, Surroundings
+from tuner.deltas.memory.memory import MemoryState
+from tuner.editing.companions import Surroundings
 from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.editing.task import Example
@@ -47,7 +48,7 @@ class LookUpDelta(AnsweringMemory):
     logit: float
     """What the stored token gets where all others get 0."""
     end: int
-    kind: ClassVar[str] = "look_up"
+    state_type: ClassVar[type[MemoryState]] = LookUpState
 
     def check_fit(self, network: PreTrainedModel) -> None:
         """Verify that the network has states as wide as the keys, and knows all tokens.
@@ -107,7 +108,7 @@ class LookUpDelta(AnsweringMemory):
         return {"keys": self.keys.cpu().contiguous()}
 
     @property
-    def record(self) -> LookUpState:
+    def state(self) -> LookUpState:
         """What must be known beside the keys."""
         return LookUpState(
             strength=self.strength,
@@ -119,25 +120,23 @@ class LookUpDelta(AnsweringMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
-        """Return the cache that `record` and `tensors()` described.
+        """Return the cache that `state` and `tensors()` described.
 
         Raises:
             ConfigError: they do not fit together.
         """
         keys = tensors.get("keys")
         if (
-            not isinstance(record, LookUpState)
+            not isinstance(state, LookUpState)
             or keys is None
             or keys.ndim != 2
-            or not len(keys) == len(record.targets) > 0
+            or not len(keys) == len(state.targets) > 0
         ):
             raise ConfigError("A look-up cache needs one key for each of its targets.")
         check_real("the keys of a look-up cache", keys)
-        return cls(
-            record.strength, keys, record.targets, record.threshold, record.logit, record.end
-        )
+        return cls(state.strength, keys, state.targets, state.threshold, state.logit, state.end)
 
     def describe(self) -> str:
         """Return the number of entries and of numbers stored."""

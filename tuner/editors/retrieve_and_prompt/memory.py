@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, final
 
+from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuner.deltas.memory.memory import MemoryState, Surroundings
+from tuner.deltas.memory.memory import MemoryState
+from tuner.editing.companions import Surroundings
 from tuner.editors._retrieval.memory import (
     Reader,
     ScopedMemory,
@@ -33,14 +35,14 @@ class RetrievalDelta(ScopedMemory):
     Source: Mitchell et al. 2022 (arXiv:2206.06520), §4, "RP".
     """
 
-    kind: ClassVar[str] = "retrieve_and_prompt"
+    state_type: ClassVar[type[MemoryState]] = RetrievalState
 
     def reader(self, network: PreTrainedModel) -> Reader:
         """Return the base model."""
         return Reader(network, self.tokenizer, self.texts)
 
     @property
-    def record(self) -> RetrievalState:
+    def state(self) -> RetrievalState:
         """What must be known beside the weights."""
         return RetrievalState(
             strength=self.strength,
@@ -53,15 +55,15 @@ class RetrievalDelta(ScopedMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
-        """Return the memory that `record` and `tensors()` described.
+        """Return the memory that `state` and `tensors()` described.
 
         Raises:
             ConfigError: they belong to another kind, or the encoder cannot be loaded.
             BaseMismatch: the encoder is another one now.
         """
-        if not isinstance(record, RetrievalState):
+        if not isinstance(state, RetrievalState):
             raise ConfigError("A retrieve-and-prompt memory needs a record of its own kind.")
-        scope = restore_scope(record, tensors, surroundings)
-        return cls(record.strength, scope, record.joint, surroundings.tokenizer())
+        scope = restore_scope(state, tensors, surroundings)
+        return cls(state.strength, scope, state.joint, surroundings.tokenizer())

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, final
 
+from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuner.deltas.memory.memory import MemoryState, Surroundings
-from tuner.editing.companions import ModelReference
+from tuner.deltas.memory.memory import MemoryState
+from tuner.editing.companions import ModelReference, Surroundings
 from tuner.editors._retrieval.memory import (
     Reader,
     ScopedMemory,
@@ -41,7 +42,7 @@ class SeracDelta(ScopedMemory):
     """
 
     counterfactual: Counterfactual
-    kind: ClassVar[str] = "serac"
+    state_type: ClassVar[type[MemoryState]] = SeracState
 
     def reader(self, network: PreTrainedModel) -> Reader:
         """Return the counterfactual model."""
@@ -53,7 +54,7 @@ class SeracDelta(ScopedMemory):
         return super().tensors() | named("counterfactual", self.counterfactual.weights)
 
     @property
-    def record(self) -> SeracState:
+    def state(self) -> SeracState:
         """What must be known beside the weights."""
         small = self.counterfactual.small
         return SeracState(
@@ -73,23 +74,23 @@ class SeracDelta(ScopedMemory):
 
     @classmethod
     def restore(
-        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
-        """Return the memory that `record` and `tensors()` described.
+        """Return the memory that `state` and `tensors()` described.
 
         Raises:
             ConfigError: they belong to another kind, or a model cannot be loaded.
             BaseMismatch: a model that it brings along is another one now.
         """
-        if not isinstance(record, SeracState):
+        if not isinstance(state, SeracState):
             raise ConfigError("A SERAC memory needs a record of its own kind.")
-        small = surroundings.companions.recall(record.counterfactual)
+        small = surroundings.companions.recall(state.counterfactual)
         counterfactual = Counterfactual(small, unnamed("counterfactual", tensors))
         _ = counterfactual.network  # what does not fit fails before anything is run
         return cls(
-            record.strength,
-            restore_scope(record, tensors, surroundings),
-            record.joint,
+            state.strength,
+            restore_scope(state, tensors, surroundings),
+            state.joint,
             surroundings.tokenizer(),
             counterfactual,
         )

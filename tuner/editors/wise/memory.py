@@ -6,10 +6,12 @@ from typing import ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tuner.deltas.memory.layered import LayeredMemory, LayerPass
-from tuner.deltas.memory.memory import MemoryState, Surroundings
+from tuner.deltas.memory.memory import MemoryState
+from tuner.editing.companions import Surroundings
 from tuner.editing.delta import check_real
 from tuner.editing.prompts import Prompts, Routes
 from tuner.errors import ConfigError
@@ -42,7 +44,7 @@ class WiseDelta(LayeredMemory):
 
     changes: Float[Tensor, "sides d_in d_out"]
     thresholds: Float[Tensor, " sides"]
-    kind: ClassVar[str] = "wise"
+    state_type: ClassVar[type[MemoryState]] = WiseState
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -81,22 +83,22 @@ class WiseDelta(LayeredMemory):
         }
 
     @property
-    def record(self) -> WiseState:
+    def state(self) -> WiseState:
         """What must be known beside the tensors."""
         return WiseState(strength=self.strength, module=self.module)
 
     @classmethod
     def restore(
-        cls, record: MemoryState, tensors: Mapping[str, Tensor], surroundings: Surroundings
+        cls, state: BaseModel | None, tensors: Mapping[str, Tensor], surroundings: Surroundings
     ) -> Self:
-        """Return the side memories that `record` and `tensors()` described.
+        """Return the side memories that `state` and `tensors()` described.
 
         Raises:
             ConfigError: they do not fit together.
         """
         changes, thresholds = tensors.get("changes"), tensors.get("thresholds")
         if (
-            not isinstance(record, WiseState)
+            not isinstance(state, WiseState)
             or changes is None
             or thresholds is None
             or (changes.ndim, thresholds.ndim) != (3, 1)
@@ -105,7 +107,7 @@ class WiseDelta(LayeredMemory):
             raise ConfigError("Side memories need one matrix and one threshold each.")
         check_real("the change of a side memory", changes)
         check_real("the threshold of a side memory", thresholds)
-        return cls(record.strength, record.module, changes, thresholds)
+        return cls(state.strength, state.module, changes, thresholds)
 
     def describe(self) -> str:
         """Return the number of side memories and how much of the matrices they change."""

@@ -232,7 +232,7 @@ def test_a_bundle_keeps_it(memory: MemoryDelta, model: LanguageModel, tmp_path: 
         said = _generate(model, EDITED, OTHER)
     found = Bundle.load(bundle.save(tmp_path / "bundle")).delta
     assert isinstance(found, MemoryDelta)
-    assert found.record == memory.record
+    assert found.state == memory.state
     with model.edited(found):
         assert _generate(model, EDITED, OTHER) == said
 

@@ -198,11 +198,10 @@ def test_every_loss_falls_at_either_map(
 def test_parts_that_do_not_fit_together_are_refused(
     neox: LanguageModel, examples: ExampleSet, corpus: Corpus
 ) -> None:
-    from tuner.deltas.memory.memory import Surroundings
-    from tuner.editing.companions import Companions
+    from tuner.editing.companions import Companions, Surroundings
 
     memory = _edited(neox, examples.rows, corpus, radius=1e-3)
     short = {**memory.tensors(), "radii": memory.radii[:2]}
     surroundings = Surroundings(Companions(), lambda: neox.tokenizer)
     with pytest.raises(ConfigError, match="one key, one value and one radius"):
-        GraceDelta.restore(memory.record, short, surroundings)
+        GraceDelta.restore(memory.state, short, surroundings)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tuner.deltas.memory.memory import Surroundings
-from tuner.editing.companions import Companions
+from tuner.editing.companions import Companions, Surroundings
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.likelihood import encode_example, training_losses
@@ -209,4 +208,4 @@ def test_parts_that_do_not_fit_together_are_refused(
     memory = _edited(neox, examples, corpus)
     surroundings = Surroundings(Companions(), lambda: neox.tokenizer)
     with pytest.raises(ConfigError, match="one matrix and one threshold"):
-        WiseDelta.restore(memory.record, {"changes": memory.changes}, surroundings)
+        WiseDelta.restore(memory.state, {"changes": memory.changes}, surroundings)
