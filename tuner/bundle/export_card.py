@@ -5,7 +5,6 @@ Its strings come from the maker of the bundle, so each is shown as code, whateve
 
 import json
 import re
-import shlex
 
 from tuner.backpack import BackpackConfig
 from tuner.bundle.bundle import StoredBundle
@@ -13,28 +12,6 @@ from tuner.bundle.manifest import Manifest
 from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.scores import Scores
 from tuner.validation import printable
-
-# vLLM takes no other values for --max-lora-rank, and 16 where none is given.
-# Source: `MaxLoRARanks` of vllm/config/lora.py (commit 01230b40).
-_SERVED_RANKS = (16, 32, 64, 128, 256, 320, 512)
-
-
-def card_of_adapter(bundle: StoredBundle, folder: str, rank: int) -> str:
-    """Return the card of a LoRA adapter of a rank, in a folder of that name."""
-    base = bundle.manifest.base
-    use = f"""\
-```python
-from peft import PeftModel
-{_loading(bundle.manifest, base)}
-model = PeftModel.from_pretrained(model, {python_string(folder)})
-```
-{_serving(base, folder, rank)}"""
-    return _card(bundle, "a LoRA adapter", use)
-
-
-def card_of_merged(bundle: StoredBundle, folder: str) -> str:
-    """Return the card of a merged model, in a folder of that name."""
-    return _card(bundle, "a merged model", f"```python\n{_loading(bundle.manifest, folder)}\n```\n")
 
 
 def code_span(text: str) -> str:
@@ -70,24 +47,8 @@ def statement_of(bundle: StoredBundle, certificate: Certificate) -> str:
     return f"**Unverified** certificate: {doubt}. Run `tuner certify`. It says {said}."
 
 
-def _serving(base: str, folder: str, rank: int) -> str:
-    served = next((one for one in _SERVED_RANKS if rank <= one), None)
-    if served is None:
-        return (
-            f"vLLM serves adapters up to rank {_SERVED_RANKS[-1]}, and this one has rank {rank}: "
-            "for vLLM export the edit as `merged`.\n"
-        )
-    most = "" if served == _SERVED_RANKS[0] else f" --max-lora-rank {served}"
-    place, module = _shell_word(base), _shell_word(f"edit={folder}")
-    return f"""\
-vLLM serves the folder as a LoRA module:
-```sh
-vllm serve {place} --enable-lora{most} --lora-modules {module}
-```
-"""
-
-
-def _loading(manifest: Manifest, source: str) -> str:
+def loading_code(manifest: Manifest, source: str) -> str:
+    """Return the Python that loads a model, edited or not, from `source`."""
     # Built-in models have no place on a hub, and transformers alone knows no Backpack: tuner
     # itself loads them.
     if source.startswith("builtin:") or manifest.model_type == BackpackConfig.model_type:
@@ -98,7 +59,8 @@ def _loading(manifest: Manifest, source: str) -> str:
     )
 
 
-def _card(bundle: StoredBundle, what: str, use: str) -> str:
+def edit_card(bundle: StoredBundle, what: str, usage: str) -> str:
+    """Return the card of an export: `what` it is, and how it is loaded."""
     manifest = bundle.manifest
     answer, exact = manifest.answer, manifest.answer.scores.exact
     known = [c for c in (manifest.certificate, *manifest.further_certificates) if c is not None]
@@ -120,7 +82,7 @@ Made by tuner{"" if version is None else f" {code_span(version)}"} with the edit
 {_fact_line(answer.scores)}\
 {certified}
 
-{use}
+{usage}
 | hyperparameter | value |
 |---|---|
 {settings}
@@ -137,7 +99,3 @@ def _fact_line(scores: Scores) -> str:
 
 def _cell(text: str) -> str:
     return code_span(text).replace("|", "\\|")
-
-
-def _shell_word(text: str) -> str:
-    return shlex.quote(printable(text))

@@ -21,6 +21,29 @@ BundleArgument = Annotated[
 ]
 
 
+AllowKindOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-kind",
+        metavar="MODULE:CLASS",
+        help="Import this kind of delta from outside, which the bundle names; repeatable.",
+    ),
+]
+
+
+def allow_kinds(names: list[str] | None) -> None:
+    """Import kinds of deltas from outside at the user's word; a bundle's alone is not enough.
+
+    Raises:
+        ConfigError: one cannot be imported, or is not a kind of delta.
+    """
+    if names:
+        from tuner.deltas.registry import allow_kind
+
+        for name in names:
+            allow_kind(name)
+
+
 def find_bundle(
     name: str, epsilon: float | None, folder: Path, device: str, model: str | None = None
 ) -> "Bundle":

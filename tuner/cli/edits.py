@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.bundles import BundleArgument, base_of, bundle_folder, find_bundle, tell_doubts
+from tuner.cli.bundles import (
+    AllowKindOption,
+    BundleArgument,
+    allow_kinds,
+    base_of,
+    bundle_folder,
+    find_bundle,
+    tell_doubts,
+)
 from tuner.cli.options import (
     STUDIES,
     DeviceOption,
@@ -32,7 +40,7 @@ from tuner.cli.output import (
     show_violations,
 )
 from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
-from tuner.errors import ConfigError, EditError, unknown_name
+from tuner.errors import ConfigError, EditError
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.evaluation.scores import HEADLINE_METRICS
 
@@ -196,9 +204,11 @@ def evaluate(
     general: GeneralOption = None,
     device: DeviceOption = "auto",
     folder: FolderOption = STUDIES,
+    allow_kind: AllowKindOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Judge a delta: success, generation, hard negatives, related text and deviation."""
+    allow_kinds(allow_kind)
     found = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
@@ -277,6 +287,7 @@ def certify(
     ] = None,
     device: DeviceOption = "auto",
     folder: FolderOption = STUDIES,
+    allow_kind: AllowKindOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Say, from text that no search has read, whether a delta keeps its budget.
@@ -284,6 +295,7 @@ def certify(
     The certificate is written into the bundle, replacing one for the same budget and of any
     that it contradicts. Exit code 1 where the budget is not surely kept.
     """
+    allow_kinds(allow_kind)
     found = find_bundle(bundle, epsilon, folder, device, model)
     budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
     from tuner.editing.corpus import TextPart, load_general_text
@@ -326,7 +338,8 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help="peft (adapter), merged (whole model) or delta; default the lightest exact one.",
+            help="peft (adapter), merged (whole model), delta, or package.module:Class; default "
+            "the lightest exact one.",
         ),
     ] = None,
     epsilon: Annotated[
@@ -340,22 +353,25 @@ def export(
     ] = None,
     device: DeviceOption = "auto",
     folder: FolderOption = STUDIES,
+    allow_kind: AllowKindOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
+    allow_kinds(allow_kind)
     from tuner.bundle.bundle import StoredBundle
-    from tuner.bundle.export import FORMATS, suited_format
     from tuner.bundle.export import export as write
+    from tuner.bundle.formats import FORMATS
 
-    if format_ is not None and format_ not in FORMATS:
-        raise unknown_name("export format", format_, FORMATS)
+    if format_ is not None:
+        FORMATS.find(format_)
     # Copying needs none of the models that the delta brings along: they may be out of reach.
     found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
     tell_doubts(found)
-    chosen = format_ or suited_format(found, rank)
-    loads_base = chosen == "merged" and not found.manifest.runs_beside
-    base = _load_base(found.manifest, model, device) if loads_base else None
-    written = write(found, out, format=chosen, model=base, rank=rank)
+
+    def load_base() -> "LanguageModel":
+        return _load_base(found.manifest, model, device)
+
+    written = write(found, out, format=format_, load_base=load_base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
     else:

@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,7 +121,7 @@ def _hints(path: Path) -> list[str]:
 
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="models, tasks, editors or spaces; without, all.")
+        str | None, typer.Argument(help="models, tasks, editors, spaces or formats; without, all.")
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
@@ -131,6 +131,7 @@ def list_(
         "tasks": _tasks,
         "editors": _editors,
         "spaces": _spaces,
+        "formats": _formats,
     }
     if what is not None and what not in readers:
         raise unknown_name("list", what, readers)
@@ -177,10 +178,19 @@ def _described(card: Path) -> str:
 
 
 def _editors() -> dict[str, str]:
-    found: dict[str, str] = {}
     folder = Path(tuner.__file__).parent / "editors"
     files = {file.stem: file for file in folder.glob("[!_]*.py")}
-    files |= {file.parent.name: file for file in folder.glob("[!_]*/editor.py")}
+    return _classes(files | {file.parent.name: file for file in folder.glob("[!_]*/editor.py")})
+
+
+def _formats() -> dict[str, str]:
+    folder = Path(tuner.__file__).parent / "bundle" / "formats"
+    return _classes({file.stem: file for file in folder.glob("[!_]*.py")})
+
+
+def _classes(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return what the docstring of the first public class of each file says."""
+    found: dict[str, str] = {}
     for name, file in sorted(files.items()):
         parts = ast.parse(read_text(file)).body
         public = (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.bundles import BundleArgument, find_bundle
+from tuner.cli.bundles import AllowKindOption, BundleArgument, allow_kinds, find_bundle
 from tuner.cli.options import STUDIES, DeviceOption, FolderOption
 from tuner.cli.output import JsonFlag, console, make_table, messages, print_json
 from tuner.errors import ConfigError
@@ -45,6 +45,7 @@ def memory(
     ] = None,
     device: DeviceOption = "auto",
     folder: FolderOption = STUDIES,
+    allow_kind: AllowKindOption = None,
     json_: JsonFlag = False,
 ) -> None:
     """List the edits of a memory; write another with edits added or removed, without training.
@@ -55,6 +56,7 @@ def memory(
     """
     if (add is not None or bool(remove)) != (out is not None):
         raise ConfigError("--add and --remove write another bundle: give --out with them.")
+    allow_kinds(allow_kind)
     found = find_bundle(bundle, epsilon, folder, device)
     held = _memory_of(found)
     changed = _changed(held, add, remove or [])

@@ -154,4 +154,4 @@ def test_used_folders_and_unknown_formats_are_refused(
     with pytest.raises(ConfigError, match="is not empty"):
         export(bundle, tmp_path / "used")
     with pytest.raises(ConfigError, match="No export format is called 'gguf'"):
-        export(bundle, tmp_path / "new", format="gguf")  # type: ignore[arg-type]
+        export(bundle, tmp_path / "new", format="gguf")

@@ -11,7 +11,8 @@ import torch
 from tests.support.bundles import bundle_of
 from tuner.bundle.bundle import Bundle
 from tuner.bundle.export import export
-from tuner.bundle.export_card import card_of_adapter, code_span
+from tuner.bundle.export_card import code_span
+from tuner.bundle.formats.peft import adapter_card
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.model import LanguageModel
 
@@ -33,7 +34,7 @@ def _block(card: str, language: str) -> str:
 
 @pytest.mark.parametrize("base", [NASTY, LINES, "it's", "\\", '"""', "x; rm -rf ~ $(id) `id`"])
 def test_a_base_of_any_name_stays_one_string(neox: LanguageModel, base: str) -> None:
-    card = card_of_adapter(_bundle(neox, base=base).stored, "my edit", 8)
+    card = adapter_card(_bundle(neox, base=base).stored, "my edit", 8)
     tree = ast.parse(_block(card, "python"))
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     loader = "tuner.load_model" if base.startswith("builtin:") else "from_pretrained"
@@ -104,13 +105,13 @@ def test_code_spans_hold_what_they_are_given(text: str, span: str) -> None:
 def test_vllm_is_told_of_a_rank_above_its_default(
     neox: LanguageModel, rank: int, option: str
 ) -> None:
-    card = card_of_adapter(_bundle(neox, base="gpt2").stored, "edit", rank)
+    card = adapter_card(_bundle(neox, base="gpt2").stored, "edit", rank)
     expected = f"vllm serve gpt2 --enable-lora{option} --lora-modules edit=edit\n"
     assert _block(card, "sh") == expected
 
 
 def test_a_rank_that_vllm_never_serves_is_said(neox: LanguageModel) -> None:
-    card = card_of_adapter(_bundle(neox, base="gpt2").stored, "edit", 513)
+    card = adapter_card(_bundle(neox, base="gpt2").stored, "edit", 513)
     assert "vllm serve" not in card
     assert "vLLM serves adapters up to rank 512, and this one has rank 513" in card
 

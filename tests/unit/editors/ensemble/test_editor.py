@@ -264,7 +264,7 @@ def test_only_the_delta_itself_can_be_exported(
 ) -> None:
     for format in ("peft", "merged"):
         with pytest.raises(ConfigError, match="export it as `delta`"):
-            export(bundle, tmp_path / format, format=format, model=neox)  # type: ignore[arg-type]
+            export(bundle, tmp_path / format, format=format, model=neox)
         assert not (tmp_path / format).exists()
     export(bundle, tmp_path / "delta", format="delta")
     assert Bundle.load(tmp_path / "delta").manifest == bundle.manifest
