@@ -37,7 +37,7 @@ def _modules() -> dict[str, str]:
 
 
 KINDS = Registry(
-    noun="kind of delta",
+    noun="delta kind",
     group="tuner.deltas",
     # mypy: an abstract base is what is meant.
     base=Delta,  # type: ignore[type-abstract]
@@ -62,7 +62,7 @@ def find_kind(name: str) -> type[Delta]:
         raise UnknownKind(str(error)) from None
     if found is None:
         raise UnknownKind(
-            f"The kind of delta {show_value(name)} is not part of tuner, no installed package "
+            f"The delta kind {show_value(name)} is not part of tuner, no installed package "
             f"offers it under the entry points {KINDS.group!r}, and its module has not been "
             "imported here. A bundle alone does not make tuner run code. If you trust that "
             "module, say --allow-kind with its name, or in Python "
@@ -92,9 +92,13 @@ def check_storable(delta: object) -> Delta:
             f"{type(delta).__qualname__} does not."
         )
     name = kind_of(delta)
-    if KINDS.find_trusted(name) is not type(delta):
+    try:
+        is_found = find_kind(name) is type(delta)
+    except UnknownKind:
+        is_found = False
+    if not is_found:
         raise ConfigError(
-            f"The kind of delta {name!r} is not found under that name, so no bundle could hold "
+            f"The delta kind {name!r} is not found under that name, so no bundle could hold "
             "it. Define the class at the top level of an importable module."
         )
     return delta
