@@ -41,7 +41,7 @@ def run_study(
         confirm_top=args.confirm_top,
         test_seeds=args.test_seeds,
     )
-    return Study.of(config, folder=args.studies).run().record
+    return Study(config, folder=args.studies).run().record
 
 
 def known_rows(path: Path) -> list[Row]:

@@ -43,7 +43,7 @@ def run(editor: str, task: str, args: argparse.Namespace) -> StudyResultRecord:
             shown = progress.done
             print(f"{config.name}: {shown}/{args.trials}", flush=True)
 
-    return Study.of(config, folder=args.studies).run(show).record
+    return Study(config, folder=args.studies).run(show).record
 
 
 def curve(record: StudyResultRecord) -> list[tuple[float, float]]:

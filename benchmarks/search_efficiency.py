@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import tuner
 from tuner.editing.corpus import load_general_text
-from tuner.search import SamplerName, Space, load_space
+from tuner.search import Space, load_space
 from tuner.search.objective import BUDGET, Objective, log_ratio, objective_of
-from tuner.search.sampler import Proposer
+from tuner.search.proposer import Proposer
 from tuner.trial.records import Rule, TrialRecord
 
 EPSILON = 1e-3
@@ -138,7 +138,7 @@ def told(space: Space, point: Point, seen: Objective, *, blind: bool, base: floa
 
 
 def propose(arm: str, space: Space, history: list[FrozenTrial], seed: int) -> Point:
-    name = {"default": SamplerName.AUTO, "random": SamplerName.RANDOM}.get(arm, SamplerName.TPE)
+    name = {"default": "auto", "random": "random"}.get(arm, "tpe")
     return Proposer(space, name, seed=seed).propose(history, len(history))
 
 

@@ -71,7 +71,7 @@ def measure(sampler: str, slots: int, trials: int, seconds: float) -> dict[str, 
             device="cpu",
         )
         ends = Path(folder) / "ends"
-        study = Study.of(config, folder=Path(folder), make_evaluator=Sleeping(seconds, ends))
+        study = Study(config, folder=Path(folder), make_evaluator=Sleeping(seconds, ends))
         started = time.perf_counter()
         study.run()
         whole = time.perf_counter() - started

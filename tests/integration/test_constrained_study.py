@@ -25,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _study(world: Path, studies: Path, rise: float, **changes: object) -> Study:
     given = {"constraints": [{"metric": "hard_negative_loss", "rise": rise}], "test_seeds": 1}
-    return Study.of(tiny_config(world, 4, **{**given, **changes}), folder=studies)
+    return Study(tiny_config(world, 4, **{**given, **changes}), folder=studies)
 
 
 def test_a_study_keeps_its_task_s_constraints_and_its_own(world: Path, tmp_path: Path) -> None:

@@ -53,6 +53,6 @@ def test_an_edit_made_on_a_gpu_is_kept_and_works_on_a_cpu(
 def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world")
     config = tiny_config(world, 4, device="cuda", workers=2, gpus_per_worker=0.5)
-    result = Study.of(config, folder=tmp_path / "studies").run()
+    result = Study(config, folder=tmp_path / "studies").run()
     assert [entry.state for entry in result.trials] == [TrialState.COMPLETED] * 4
     assert result.record.winners

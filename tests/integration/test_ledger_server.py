@@ -17,9 +17,9 @@ from sqlalchemy import Connection, PoolProxiedConnection, event
 from tests.support.postgres_server import PostgresServer
 from tests.support.tcp_proxy import Cut, TcpProxy
 from tuner.errors import ClusterError, ConfigError
-from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.config import StudyConfig
 from tuner.search.objective import Objective
-from tuner.search.sampler import Proposer
+from tuner.search.proposer import Proposer
 from tuner.search.space import load_space
 from tuner.search.storage import session
 from tuner.search.storage.database import Database
@@ -30,7 +30,7 @@ from tuner.trial.records import TrialState
 SPACE = load_space("lora")
 ASKED = {**StudyConfig(task="t", trials=4).identity, "uid": "u"}
 GOOD = Objective(value=0.5, constraints={"budget": -1.0})
-PARAMETERS = Proposer(SPACE, SamplerName.RANDOM, seed=0).propose([], 0)
+PARAMETERS = Proposer(SPACE, "random", seed=0).propose([], 0)
 
 DRIVER = """
 import sys

@@ -54,10 +54,10 @@ def finished(
     """A study of six trials, with two workers."""
     seen: list[Progress] = []
     observer = Followed()
-    study = Study.of(
+    study = Study(
         tiny_config(world, 6, workers=2),
         folder=tmp_path_factory.mktemp("studies"),
-        observe=lambda summary: observer,
+        observers=[lambda summary: observer],
     )
     return study.run(seen.append), seen, observer
 
@@ -105,16 +105,16 @@ def test_a_finished_study_is_read_and_run_again_without_work(
     folder = result.record.summary.folder
     assert open_study(folder).record.winners == result.record.winners
     started = time.monotonic()
-    again = Study.of(tiny_config(world, 6, workers=2), folder=folder.parent).run()
+    again = Study(tiny_config(world, 6, workers=2), folder=folder.parent).run()
     assert time.monotonic() - started < 5  # no Ray, no model
     assert again.record.winners == result.record.winners
     with pytest.raises(ConfigError, match="seed: was 0, is 1"):
-        Study.of(tiny_config(world, 6, seed=1), folder=folder.parent).run()
+        Study(tiny_config(world, 6, seed=1), folder=folder.parent).run()
 
 
 def test_a_broken_observer_hurts_nobody(world: Path, tmp_path: Path) -> None:
     observer = Followed(broken=True)
-    study = Study.of(tiny_config(world, 2), folder=tmp_path, observe=lambda summary: observer)
+    study = Study(tiny_config(world, 2), folder=tmp_path, observers=[lambda summary: observer])
     assert len(study.run().trials) == 2
     assert observer.closed
 
@@ -144,7 +144,7 @@ def _failing_evaluator(config: StudyConfig) -> Evaluator:
 def test_failing_trials_and_dying_workers_are_recorded_and_the_search_goes_on(
     world: Path, tmp_path: Path
 ) -> None:
-    study = Study.of(
+    study = Study(
         tiny_config(world, 6, name="troubled", max_failures=1, test_seeds=0),
         folder=tmp_path,
         make_evaluator=search_world.by_value(_failing_evaluator),
@@ -184,7 +184,7 @@ def _diverging_evaluator(config: StudyConfig) -> Evaluator:
 
 
 def test_a_study_of_failures_says_why(world: Path, tmp_path: Path) -> None:
-    study = Study.of(
+    study = Study(
         tiny_config(world, 2),
         folder=tmp_path,
         make_evaluator=search_world.by_value(_diverging_evaluator),
@@ -198,7 +198,7 @@ def test_a_study_of_failures_says_why(world: Path, tmp_path: Path) -> None:
 def test_a_study_that_cannot_run_says_so_and_can_be_continued(world: Path, tmp_path: Path) -> None:
     text = tmp_path / "general.txt"
     text.write_text("too short\n")
-    study = Study.of(tiny_config(world, 2, general=str(text)), folder=tmp_path)
+    study = Study(tiny_config(world, 2, general=str(text)), folder=tmp_path)
     with pytest.raises(ConfigError, match="No trial of this study can run"):
         study.run()
     text.write_text((world / "general.txt").read_text())
@@ -206,7 +206,7 @@ def test_a_study_that_cannot_run_says_so_and_can_be_continued(world: Path, tmp_p
 
 
 def test_ctrl_c_stops_and_the_study_goes_on_later(world: Path, tmp_path: Path) -> None:
-    study = Study.of(tiny_config(world, 4), folder=tmp_path)
+    study = Study(tiny_config(world, 4), folder=tmp_path)
 
     def stop(progress: Progress) -> None:
         if progress.done == 1:
@@ -246,7 +246,7 @@ def test_a_second_driver_is_refused(world: Path, tmp_path: Path) -> None:
             )
             refused.append(done.stderr)
 
-    Study.of(tiny_config(world, 2), folder=tmp_path).run(try_again)
+    Study(tiny_config(world, 2), folder=tmp_path).run(try_again)
     assert f"is being run by process {os.getpid()}" in refused[0]
 
 
@@ -259,7 +259,7 @@ def test_a_worker_killed_in_mid_trial_is_replaced(world: Path, tmp_path: Path) -
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
 
-    result = Study.of(tiny_config(world, 4), folder=tmp_path).run(hunt)
+    result = Study(tiny_config(world, 4), folder=tmp_path).run(hunt)
     assert victims
     assert [str(entry.state) for entry in result.trials] == ["completed"] * 4
 

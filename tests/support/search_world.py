@@ -81,7 +81,7 @@ def tiny_config(world: Path, trials: int, **changes: object) -> StudyConfig:
 
 def drive(world: Path, studies: Path, trials: int) -> StudyResult:
     """Run the tiny study, or continue it."""
-    return Study.of(tiny_config(world, trials), folder=studies).run()
+    return Study(tiny_config(world, trials), folder=studies).run()
 
 
 def by_value(made: T) -> T:

@@ -16,7 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from tuner.cli import data, edits, inspection, memory, repair, scaling, sequential, studies
+from tuner.cli import data, edits, inspection, memory, repair, scaling, search, sequential, studies
 from tuner.cli.launch import launch, logs_resume
 from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
@@ -34,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+search.register(app)
 studies.register(app)
 repair.register(app)
 launch.register(app)

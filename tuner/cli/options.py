@@ -7,6 +7,9 @@ import typer
 
 from tuner.settings import variable
 
+EXPERIMENT = "tuner"
+"""The MLflow experiment that holds all studies."""
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="builtin:NAME, a local folder or a hub id.")
 ]

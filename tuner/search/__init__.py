@@ -9,24 +9,25 @@ for _package in ("optuna", "ray"):
         raise MissingExtra(_package, "search")
 
 from tuner.search.check import check_study  # noqa: E402
-from tuner.search.config import SamplerName, StudyConfig, load_study  # noqa: E402
+from tuner.search.config import StudyConfig, load_study  # noqa: E402
+from tuner.search.observers import StudyObserver, StudyTracker  # noqa: E402
 from tuner.search.progress import Incumbent, Progress, StudyPhase  # noqa: E402
 from tuner.search.result import Best, StudyResult, open_study  # noqa: E402
 from tuner.search.space import Space, load_space, space_names  # noqa: E402
-from tuner.search.study import STUDIES, Study, StudyObserver  # noqa: E402
+from tuner.search.study import STUDIES, Study  # noqa: E402
 
 __all__ = [
     "STUDIES",
     "Best",
     "Incumbent",
     "Progress",
-    "SamplerName",
     "Space",
     "Study",
     "StudyConfig",
     "StudyObserver",
     "StudyPhase",
     "StudyResult",
+    "StudyTracker",
     "check_study",
     "load_space",
     "load_study",

@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, final
 
 import torch
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -30,6 +31,8 @@ from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import Budget, epsilon_name
 from tuner.files.paths import absolute, legal_part
 from tuner.files.yaml_file import line_of, read_yaml
+from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
+from tuner.search.samplers import AUTO, SAMPLERS
 from tuner.search.space import resolved_space
 from tuner.search.storage.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
 from tuner.trial.records import Rule
@@ -39,7 +42,7 @@ from tuner.validation import describe_problem, show_path
 # trial means.
 _MAY_CHANGE = frozenset(
     {"trials", "workers", "gpus_per_worker", "max_failures", "time_limit_s", "test_seeds"}
-    | {"storage", "address", "ledger_patience_s"}
+    | {"storage", "address", "ledger_patience_s", "tracking"}
 )
 
 # With more at once, a model of the objective learns too late: measured on budgets up to 50.
@@ -78,13 +81,30 @@ def _start_of(key: str, info: ValidationInfo) -> Path | None:
     return starts.folder if isinstance(starts, Starts) and key not in starts.flags else None
 
 
-class SamplerName(StrEnum):
-    """How the next hyperparameters are proposed."""
+def _known_sampler(name: str, info: ValidationInfo) -> str:
+    if name != AUTO and info.context is not AS_WRITTEN:
+        try:
+            SAMPLERS.find(name, _start_of("sampler", info))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    return name
 
-    AUTO = "auto"  # gp where one editor's space is searched at a time, else tpe
-    GP = "gp"  # Gaussian process that sees the budget as a constraint
-    TPE = "tpe"  # tree of Parzen estimators that sees the budget as a constraint
-    RANDOM = "random"
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _known_trackers(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    if NO_TRACKING in names and len(names) > 1:
+        raise ValueError(f"`{NO_TRACKING}` goes with nothing else, but got {', '.join(names)}.")
+    if info.context is not AS_WRITTEN:
+        for name in names:
+            if name not in (MLFLOW, NO_TRACKING):
+                try:
+                    TRACKERS.find(name, _start_of("tracking", info))
+                except ConfigError as error:
+                    raise ValueError(str(error)) from None
+    return names
 
 
 @final
@@ -129,10 +149,20 @@ class StudyConfig(BaseModel):
     epsilon: float | None = Field(
         default=None, description="The budget that steers the search; by default the loosest."
     )
-    sampler: SamplerName = SamplerName.AUTO
+    sampler: Annotated[str, AfterValidator(_known_sampler)] = Field(
+        default=AUTO,
+        description="How hyperparameters are proposed: auto, gp, tpe, random, or an outsider's "
+        "package.module:Class.",
+    )
     per_editor: bool = Field(
         default=False,
         description="Give each editor of the space the same number of trials and its own sampler.",
+    )
+    tracking: Annotated[
+        tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known_trackers)
+    ] = Field(
+        default=(MLFLOW,),
+        description="Who follows the search: mlflow, none, package.module:Class, or a list.",
     )
     confirm_top: int = Field(
         default=3, gt=0, description="Trials per budget that are judged on fresh text."

@@ -11,7 +11,8 @@ from tuner.bundle.bundle import Bundle
 from tuner.editing.constraint import Constraints, strictest
 from tuner.errors import ConfigError, StudyFailed
 from tuner.evaluation.deviation.budget import epsilon_name
-from tuner.search.config import AS_WRITTEN, SamplerName, StudyConfig
+from tuner.search.config import AS_WRITTEN, StudyConfig
+from tuner.search.samplers import chosen_sampler
 from tuner.search.storage.folder import StudyFolder, read_whole
 from tuner.search.storage.ledger import Ledger
 from tuner.trial.records import Answer, StudyResultRecord, StudySummary, TrialEntry, Winner
@@ -126,9 +127,6 @@ def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
     space = asked["space definition"]
     of_task = TypeAdapter[Constraints](Constraints).validate_python(asked.get(TASK_CONSTRAINTS, ()))
     flat = config.per_editor or len(space) == 1
-    sampler = config.sampler
-    if sampler is SamplerName.AUTO:
-        sampler = SamplerName.GP if flat else SamplerName.TPE
     packages = ("tuner", "torch", "transformers", "peft", "ray", "optuna")
     return StudySummary(
         name=config.name,
@@ -138,7 +136,7 @@ def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
         task=Path(config.task).name,
         task_hash=asked["task content"],
         space=Path(config.space).stem,
-        sampler=str(sampler),
+        sampler=chosen_sampler(config.sampler, flat=flat),
         rule=config.rule,
         target_epsilon=config.target_epsilon,
         epsilons=config.budget.epsilons,

@@ -6,26 +6,28 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 from uuid import uuid4
 
 from pydantic import BaseModel
 
 from tuner.bundle.bundle import StoredBundle
-from tuner.editing.constraint import Constraint, strictest
+from tuner.editing.constraint import strictest
 from tuner.editing.corpus import TextPart, load_general_text
 from tuner.editing.model import load_model
 from tuner.editing.task import Task, load_task
-from tuner.errors import DiskError, StudyFailed, TunerError
+from tuner.errors import DiskError, StudyFailed
 from tuner.evaluation.constraints import check_measured
-from tuner.evaluation.deviation.budget import Budget, Certificate, epsilon_name
+from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.scores import Scores
 from tuner.files.atomic_file import write_text
-from tuner.search.config import SamplerName, StudyConfig, check_unchanged
+from tuner.search.config import StudyConfig, check_unchanged
+from tuner.search.observers import ObserverMaker, Observers
 from tuner.search.progress import Progress, StudyPhase, snapshot
+from tuner.search.proposer import Proposer
 from tuner.search.ray.executor import Executor, executor, worker_failures_on
 from tuner.search.ray.searcher import LedgerSearcher
 from tuner.search.ray.worker import (
@@ -38,7 +40,6 @@ from tuner.search.ray.worker import (
     retest_seeds,
 )
 from tuner.search.result import SPELLING, TASK_CONSTRAINTS, StudyResult, summary_of
-from tuner.search.sampler import Proposer
 from tuner.search.selection import (
     answer_of,
     corrected_confidence,
@@ -54,7 +55,6 @@ from tuner.search.storage.folder import StudyFolder, read_whole
 from tuner.search.storage.ledger import Ledger, reasons
 from tuner.trial.records import (
     Answer,
-    Rule,
     SeedResult,
     StudyResultRecord,
     StudySummary,
@@ -76,98 +76,33 @@ R = TypeVar("R", bound=BaseModel)
 ProgressListener = Callable[[Progress], None]
 
 
-class StudyObserver(Protocol):
-    """Follows a study, for instance in MLflow. None of its errors hurts the study."""
-
-    def trial_changed(self, entry: TrialEntry) -> object:
-        """Note a trial that was started, was continued or has ended."""
-
-    def study_finished(self, result: StudyResultRecord) -> object:
-        """Note the winners."""
-
-    def close(self) -> object:
-        """Finish; also called when the study is interrupted."""
-
-
-ObserverMaker = Callable[[StudySummary], StudyObserver]
-
-
 @final
 class Study:
     """One search. Running it again continues it where it was, also after a kill."""
 
     def __init__(
         self,
-        *,
-        task: str,
-        model: str = "builtin:neox",
-        space: str = "lora",
-        trials: int = 30,
-        seed: int = 0,
-        name: str = "",
-        epsilons: tuple[float, ...] = (1e-3, 1e-4, 1e-5),
-        constraints: tuple[Constraint, ...] = (),
-        rule: Rule = Rule.FITTED,
-        sampler: SamplerName = SamplerName.AUTO,
-        general: str | None = None,
-        folder: Path = STUDIES,
-        observe: ObserverMaker | None = None,
-    ) -> None:
-        """Describe a study; `Study.of` takes a `StudyConfig`, with everything that can be set.
-
-        Raises:
-            ConfigError: the space is not valid, or there is no such task.
-        """
-        config = StudyConfig(
-            task=task,
-            model=model,
-            space=space,
-            trials=trials,
-            seed=seed,
-            name=name,
-            budget=Budget(epsilons=epsilons),
-            constraints=constraints,
-            rule=rule,
-            sampler=sampler,
-            general=general,
-        )
-        self._prepare(config, folder, observe, make_evaluator)
-
-    @classmethod
-    def of(
-        cls,
         config: StudyConfig,
         *,
         folder: Path = STUDIES,
-        observe: ObserverMaker | None = None,
+        observers: Sequence[ObserverMaker] = (),
         make_evaluator: EvaluatorMaker = make_evaluator,
-    ) -> "Study":
-        """Return the study that `config` describes, kept in a folder of its name in `folder`.
+    ) -> None:
+        """Take the study that `config` describes, kept in a folder of its name in `folder`.
 
         `make_evaluator` makes what the trials run on; workers call it, so it must be importable.
 
         Raises:
             ConfigError: the space is not valid, or there is no such task.
         """
-        study = cls.__new__(cls)
-        study._prepare(config, folder, observe, make_evaluator)
-        return study
-
-    def _prepare(
-        self,
-        config: StudyConfig,
-        folder: Path,
-        observe: ObserverMaker | None,
-        make_evaluator: EvaluatorMaker,
-    ) -> None:
         self.config = config
         self.space: Space = load_space(config.space)
         self.task: Task = load_task(config.task, config.edits)
         self.space.check_task(self.task)
         check_measured((*self.task.constraints, *config.constraints), self.task)
         self.folder = StudyFolder(folder / config.name)
-        self._observe = observe
-        self._make_evaluator = make_evaluator
+        self.observers = tuple(observers)
+        self.make_evaluator = make_evaluator
 
     def run(self, on_progress: ProgressListener | None = None) -> StudyResult:
         """Search, confirm and retrain, or whatever of it is still to do; return what came out.
@@ -276,9 +211,7 @@ class _Run:
         self._ledger = ledger
         self._on_progress = on_progress
         self._started = started
-        self._observe = study._observe
-        self._observer: StudyObserver | None = None
-        self._observer_hurt = False
+        self._observers = Observers(study.observers)
         self._phase = StudyPhase.STARTING
         self._phase_started = started
         self._last_tick = 0.0
@@ -294,7 +227,7 @@ class _Run:
             space=self._space,
             uid=ledger.uid,
             root=self._folder.root,
-            make_evaluator=study._make_evaluator,
+            make_evaluator=study.make_evaluator,
         )
         self._proposer = Proposer(
             self._space,
@@ -304,7 +237,7 @@ class _Run:
         )
 
     def __enter__(self) -> "_Run":
-        self._exits.callback(self._close_observer)
+        self._exits.callback(self._observers.close)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -329,7 +262,7 @@ class _Run:
         self._ledger.renew_lease()
         record = StudyResultRecord(summary=self._summary(), winners=winners, entries=tuple(entries))
         write_text(self._folder.result, record.model_dump_json())
-        self._tell_observer(lambda observer: observer.study_finished(record))
+        self._observers.study_finished(record)
         self._enter(StudyPhase.FINISHED)
         return StudyResult(record, finished=True)
 
@@ -356,7 +289,7 @@ class _Run:
         entry = self._ledger.trial(number)
         if entry.state.finished:
             self._last_end = time.monotonic()
-        self._tell_of(entry)
+        self._observers.trial_changed(entry)
         self._prune()
         self._emit()
 
@@ -542,37 +475,9 @@ class _Run:
         self._on_progress(progress)
 
     def _watch(self) -> None:
-        """Call the observer in as soon as it can be told which base model the study edits."""
-        if self._observe is None or self._observer is not None or self._observer_hurt:
-            return
-        if self._folder.base_fingerprint() is None:
-            return
-        with self._unhurt():
-            self._observer = self._observe(self._summary())
-        for entry in self._ledger.trials():
-            self._tell_of(entry)
-
-    def _tell_of(self, entry: TrialEntry) -> None:
-        self._tell_observer(lambda observer: observer.trial_changed(entry))
-
-    def _tell_observer(self, tell: Callable[[StudyObserver], object]) -> None:
-        if self._observer is not None:
-            with self._unhurt():
-                tell(self._observer)
-
-    def _close_observer(self) -> None:
-        self._tell_observer(lambda observer: observer.close())
-
-    @contextmanager
-    def _unhurt(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if not self._observer_hurt:
-                # A flaw of an observer is shown with its place; a full disk, say, in words.
-                told = isinstance(error, TunerError | OSError)
-                _logger.warning("An observer of the study failed: %s", error, exc_info=not told)
-            self._observer_hurt = True
+        """Call the observers in as soon as they can be told which base model the study edits."""
+        if self._observers.waiting and self._folder.base_fingerprint() is not None:
+            self._observers.begin(self._summary(), self._ledger.trials())
 
 
 def _made(path: Path, into: type[R]) -> R:

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from tests.support.command_line import Run
 from tests.support.made_up_study import made_up_study
-from tuner.cli.studies import _of_budget, _print_winners, _Watcher
+from tuner.cli.search import _Watcher
+from tuner.cli.study_tables import of_budget, print_winners
 from tuner.search import StudyConfig
 from tuner.search.result import summary_of
 from tuner.search.storage.folder import StudyFolder
@@ -18,7 +19,7 @@ from tuner.trial.records import StudyResultRecord
 
 def _said(record: StudyResultRecord, width: int) -> str:
     said = StringIO()
-    _print_winners(Console(width=width, file=said), record)
+    print_winners(Console(width=width, file=said), record)
     return " ".join(said.getvalue().split())
 
 
@@ -36,7 +37,7 @@ def test_a_budget_within_which_nothing_was_gained_is_named(tmp_path: Path, width
     lost = ", ".join(f"{epsilon:g}" for epsilon in others)
     assert f"ε={lost}: no trial gained anything" in _said(few, width)
     # Who asks for one budget hears of that one.
-    assert "no trial gained anything" not in _said(_of_budget(few, loosest), width)
+    assert "no trial gained anything" not in _said(of_budget(few, loosest), width)
 
 
 def test_a_finished_study_that_gained_nothing_is_not_to_be_run_again(

@@ -111,10 +111,10 @@ def test_the_number_of_edits_is_part_of_what_a_study_is() -> None:
 
 
 def test_a_study_makes_as_many_edits_as_it_is_asked_for(tmp_path: Path) -> None:
-    study = Study.of(StudyConfig(task="qa_world", edits=25), folder=tmp_path)
+    study = Study(StudyConfig(task="qa_world", edits=25), folder=tmp_path)
     assert study.task.simultaneous_edits == 25
     with pytest.raises(ConfigError, match="76 edits at once need as many canonical rows"):
-        Study.of(StudyConfig(task="qa_world", edits=76), folder=tmp_path)
+        Study(StudyConfig(task="qa_world", edits=76), folder=tmp_path)
 
 
 def test_a_task_without_what_the_space_needs_is_found_before_the_search(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_task_without_what_the_space_needs_is_found_before_the_search(tmp_path
     assert "study.yaml:2:" in problem
     assert "the task 'country_capital' has none" in problem
     with pytest.raises(ConfigError, match="needs true facts"):
-        Study(task="country_capital", space="pure_finetuning", folder=tmp_path)
+        Study(StudyConfig(task="country_capital", space="pure_finetuning"), folder=tmp_path)
     path.write_text("task: counterfact_world\nspace: pure_finetuning\n")
     assert check_study(path) == []
 

@@ -12,8 +12,8 @@ from ray.tune.search import Searcher
 from tuner.errors import ConfigError, TunerError
 from tuner.search.config import StudyConfig
 from tuner.search.objective import objective_of
+from tuner.search.proposer import Proposer
 from tuner.search.ray.worker_failures import WorkerFailures
-from tuner.search.sampler import Proposer
 from tuner.search.space import Space
 from tuner.search.storage.folder import TrialFile
 from tuner.search.storage.ledger import Ledger

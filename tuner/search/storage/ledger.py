@@ -28,7 +28,7 @@ from tuner.files.atomic_file import FULL, cannot_write
 from tuner.files.file_lock import LockHeld, file_lock, is_locked
 from tuner.files.text_file import exists, is_folder
 from tuner.search.objective import Objective
-from tuner.search.sampler import quiet_optuna
+from tuner.search.proposer import quiet_optuna
 from tuner.search.space import Space
 from tuner.search.storage.database import DEFAULT_PATIENCE_S, Database, DirectAccess, StorageAccess
 from tuner.search.storage.folder import StudyFolder, TrialFile

@@ -8,18 +8,18 @@ import pytest
 from tests.support.damaged_studies import DAMAGES
 from tests.support.made_up_records import answer, failed, record
 from tuner.errors import ClusterError, ConfigError
-from tuner.search.config import SamplerName, StudyConfig
+from tuner.search.config import StudyConfig
 from tuner.search.objective import Objective
+from tuner.search.proposer import Proposer
 from tuner.search.ray.searcher import JOB, LedgerSearcher
 from tuner.search.ray.worker_failures import WorkerFailures
-from tuner.search.sampler import Proposer
 from tuner.search.space import load_space
 from tuner.search.storage.folder import StudyFolder, TrialFile
 from tuner.search.storage.ledger import Ledger, is_driven
 from tuner.trial.records import TrialRecord, TrialState
 
 SPACE = load_space("lora")
-CONFIG = StudyConfig(task="t", trials=4, sampler=SamplerName.RANDOM)
+CONFIG = StudyConfig(task="t", trials=4, sampler="random")
 ASKED = {**CONFIG.identity, "uid": "u"}
 
 
@@ -307,7 +307,7 @@ def test_only_the_very_trial_is_adopted(ledger: Ledger, uid: str) -> None:
 def test_a_torn_line_at_the_end_of_the_journal_is_cut_off(folder: StudyFolder) -> None:
     with Ledger.drive(folder, "study") as ledger:
         ledger.set_definition(ASKED)
-        ledger.add(Proposer(SPACE, SamplerName.RANDOM, seed=0).propose([], 0), SPACE)
+        ledger.add(Proposer(SPACE, "random", seed=0).propose([], 0), SPACE)
     with folder.journal.open("ab") as file:
         file.write(b'{"op_code": 4, "study')
     assert len(Ledger.read(folder, "study").trials()) == 1

@@ -14,10 +14,10 @@ from typing import Any, final
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tuner.search.config import SamplerName
+from tuner.search.samplers import SAMPLERS, chosen_sampler
 from tuner.search.space import EDITOR, Space
 
 # How often a proposal that repeats an earlier trial is drawn again: first by the sampler itself,
@@ -30,17 +30,19 @@ _RANDOM_REDRAWS = 64
 class Proposer:
     """Proposes hyperparameters from a space."""
 
-    def __init__(
-        self, space: Space, sampler: SamplerName, *, seed: int, per_editor: bool = False
-    ) -> None:
+    def __init__(self, space: Space, sampler: str, *, seed: int, per_editor: bool = False) -> None:
+        """Propose by the sampler of a name, as `SAMPLERS` knows it; `auto` picks one.
+
+        Raises:
+            ConfigError: there is no such sampler.
+        """
         self._space = space
         self._seed = seed
         self._per_editor = per_editor and space.conditional
-        self.sampler = sampler
+        self.sampler = chosen_sampler(sampler, flat=self._per_editor or not space.conditional)
         """What proposes; never `auto`."""
-        if sampler is SamplerName.AUTO:
-            flat = self._per_editor or not space.conditional
-            self.sampler = SamplerName.GP if flat else SamplerName.TPE
+        self._make = SAMPLERS.find(self.sampler).make
+        self._make_random = SAMPLERS.find("random").make
 
     def propose(self, history: Sequence[FrozenTrial], number: int) -> dict[str, Any]:
         """Return the hyperparameters of trial `number`, given all trials before it.
@@ -57,9 +59,7 @@ class Proposer:
         with quiet_optuna():
             for attempt in range(1 + _REDRAWS + _RANDOM_REDRAWS):
                 seed = _seed_for(self._seed, number, attempt)
-                sampler = _sampler(
-                    self.sampler if attempt <= _REDRAWS else SamplerName.RANDOM, seed
-                )
+                sampler = (self._make if attempt <= _REDRAWS else self._make_random)(seed)
                 proposal = self._draw(sampler, history, editor)
                 distinct = {key: value for key, value in proposal.items() if key != EDITOR}
                 if _key(distinct if self._per_editor else proposal) not in taken:
@@ -86,18 +86,6 @@ def quiet_optuna() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _sampler(name: SamplerName, seed: int) -> BaseSampler:
-    match name:
-        case SamplerName.GP:
-            return GPSampler(seed=seed)
-        case SamplerName.TPE:
-            return TPESampler(seed=seed)
-        case SamplerName.RANDOM:
-            return RandomSampler(seed=seed)
-        case SamplerName.AUTO:
-            raise ValueError("`auto` must be decided before a sampler is made.")
 
 
 def _seed_for(seed: int, number: int, attempt: int) -> int:
