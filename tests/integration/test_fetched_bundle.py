@@ -23,8 +23,8 @@ pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    store = S3Server(tmp_path_factory.mktemp("store"))
+def store() -> Iterator[S3Server]:
+    store = S3Server()
     yield store
     store.end()
 
