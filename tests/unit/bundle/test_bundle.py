@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.bundles import bundle_of, look_up_delta
+from tests.support.clone import ROOT
 from tests.support.small_disk import python_on_small_disk
 from tuner.bundle.bundle import Bundle, StoredBundle
 from tuner.deltas.senses import SenseDelta
@@ -398,3 +399,17 @@ def _forget_hash(folder: Path) -> None:
     manifest = json.loads((folder / "delta.json").read_text())
     manifest.pop("tensors_hash", None)
     (folder / "delta.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["lora", "memory"])
+def test_a_bundle_of_the_first_version_is_read_and_written_byte_for_byte(
+    name: str, tmp_path: Path
+) -> None:
+    old = ROOT / "tests/data/written_by_the_first_version" / name
+    new = StoredBundle.load(old).save(tmp_path / name)
+    assert (new / "delta.safetensors").read_bytes() == (old / "delta.safetensors").read_bytes()
+    # Then there was no hash of the tensors.
+    lines = [
+        line for line in (new / "delta.json").read_text().splitlines() if "tensors_hash" not in line
+    ]
+    assert lines == (old / "delta.json").read_text().splitlines()
