@@ -165,14 +165,19 @@ class DeltaContract:
         assert described.strip() == described != ""
         assert "\n" not in described
 
-    def test_one_that_is_additive_is_written_and_added(
-        self, delta: Delta, model: LanguageModel
-    ) -> None:
-        if not isinstance(delta, AdditiveDelta):
-            pytest.skip("it is not additive")
+
+class AdditiveDeltaContract(DeltaContract):
+    """Tests that a change which is written into weights, and added to others, keeps that too."""
+
+    def test_written_for_good_it_says_the_same(self, delta: Delta, model: LanguageModel) -> None:
+        assert isinstance(delta, AdditiveDelta)
         with model.edited(delta):
             before = _says(model, self.text)
         assert torch.equal(_says(model.after(delta), self.text), before)
+        model.check_unchanged()
+
+    def test_added_to_itself_it_is_twice_as_large(self, delta: Delta, model: LanguageModel) -> None:
+        assert isinstance(delta, AdditiveDelta)
         with model.edited(delta.plus(delta)):
             twice = _says(model, self.text)
         with model.edited(delta.scaled(2.0)):

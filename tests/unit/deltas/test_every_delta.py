@@ -18,12 +18,12 @@ from tuner.deltas.senses import SenseDelta
 from tuner.editing.companions import Surroundings
 from tuner.editing.delta import Delta, Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
-from tuner.testing.deltas import DeltaContract
+from tuner.testing.deltas import AdditiveDeltaContract, DeltaContract
 
 MATRIX = "gpt_neox.layers.1.mlp.dense_4h_to_h.weight"
 
 
-class TestWeights(DeltaContract):
+class TestWeights(AdditiveDeltaContract):
     @pytest.fixture(params=["dense", "low rank", "rows"])
     def delta(self, request: pytest.FixtureRequest, model: LanguageModel) -> Delta:
         draw = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ class TestWeights(DeltaContract):
         return neox
 
 
-class TestSenses(DeltaContract):
+class TestSenses(AdditiveDeltaContract):
     @pytest.fixture
     def delta(self, model: LanguageModel) -> SenseDelta:
         return random_senses(model, sorted(set(model.encode(self.text))))
