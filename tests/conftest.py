@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.command_line import Run
-from tests.support.tiny_models import FAMILIES, WORDS, make_tiny_model, save_model
 from tuner.editing.corpus import Corpus, FileDocuments, GeneralText
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import Example, ExampleSet, LossKind, Split, Task
+from tuner.editing.task import ExampleSet, Split, Task
+from tuner.testing.editors import families_in
+from tuner.testing.tiny_models import make_tiny_model, save_model, tiny_tokenizer
+from tuner.testing.tiny_task import tiny_corpus, tiny_examples, tiny_task, tiny_training
 
 torch.set_num_threads(1)
 
@@ -26,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         default="cpu",
         help="cpu or cuda: where the tests of editors and memories put their models.",
+    )
+    parser.addoption(
+        "--all-families",
+        action="store_true",
+        help="Try editors and memories on every family of models, not on three of them.",
     )
 
 
@@ -47,13 +51,7 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with an end-of-text token, as the families have it."""
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        [WORDS] * 20, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +59,14 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for a family on those that differ most, or on all with --all-families."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    settled = hasattr(metafunc.cls, "pytest_generate_tests") or any(
+        "family" in mark.args[0] for mark in marks
+    )
+    if "family" in metafunc.fixturenames and not settled:
+        metafunc.parametrize("family", families_in(metafunc.config))
 
 
 @pytest.fixture
@@ -100,76 +103,25 @@ def tiny(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def examples() -> ExampleSet:
-    return ExampleSet(
-        loss=LossKind.LIKELIHOOD,
-        rows=tuple(
-            Example(prompt=f"The capital of {country} is", target=f" {city}", subject=country)
-            for country, city in (
-                ("Mauritius", "Port Louis"),
-                ("Togo", "Lome"),
-                ("Chile", "Santiago"),
-            )
-        ),
-    )
+    return tiny_examples()
 
 
 @pytest.fixture
 def corpus() -> Corpus:
     """Random blocks in place of general text."""
-    blocks = torch.randint(0, 256, (96, 16), generator=torch.Generator().manual_seed(1))
-    return Corpus(name="random blocks", blocks=blocks)
+    return tiny_corpus()
 
 
 @pytest.fixture
 def training() -> Split:
     """Six other edits for learned editors, with rows in and out of their scope."""
-    countries = ("Peru", "Mali", "Oman", "Cuba", "Fiji", "Iran")
-    cities = (" Lome", " Port Louis", " Santiago", " Chile", " Togo", " Mauritius")
-
-    def rows(frame: str, targets: tuple[str, ...]) -> tuple[Example, ...]:
-        return tuple(
-            Example(prompt=frame.format(country), target=target, subject=country, record=country)
-            for country, target in zip(countries, targets, strict=True)
-        )
-
-    likelihood = LossKind.LIKELIHOOD
-    return Split(
-        canonical=ExampleSet(loss=likelihood, rows=rows("The capital of {} is", cities)),
-        ood=ExampleSet(
-            loss=likelihood,
-            rows=(*rows("a big town of {} is", cities), *rows("The city of {} is", cities)),
-        ),
-        hard_negatives=ExampleSet(
-            loss=likelihood, rows=rows("The town is big and {} is a", (" city",) * 6)
-        ),
-    )
+    return tiny_training()
 
 
 @pytest.fixture
-def task(examples: ExampleSet) -> Task:
+def task() -> Task:
     """A task of three countries; its splits differ in wording only."""
-    splits = {}
-    for name, frame in (("val", "a big town of {} is"), ("test", "a city of {} is")):
-        rows = tuple(
-            Example(prompt=frame.format(row.subject), target=row.target, subject=row.subject)
-            for row in examples.rows
-        )
-        splits[name] = Split(
-            canonical=examples,
-            ood=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows),
-            hard_negatives=ExampleSet(loss=LossKind.LIKELIHOOD, rows=rows[:1]),
-            related=(),
-        )
-    return Task(
-        name="capitals",
-        description="Three capitals.",
-        loss=LossKind.LIKELIHOOD,
-        threshold=1.6,
-        source="made up",
-        licence="Apache-2.0",
-        val=splits["val"],
-        test=splits["test"],
-    )
+    return tiny_task()
 
 
 TEXT = "a big town of Mauritius and the capital city of Togo is Port Louis Lome Chile".split()

@@ -56,6 +56,7 @@ class LanguageModel:
         self.id = id
         self.revision = revision
         self.architecture: Architecture = architecture_of(str(network.config.model_type))
+        self.architecture.check(network)
         self._checksum = checksum_of(self.network)
         # A memory changes what the model says, and no weight.
         self._edits = 0
@@ -79,6 +80,11 @@ class LanguageModel:
         """The precision of the weights."""
         precision: torch.dtype = next(self.network.parameters()).dtype
         return precision
+
+    @property
+    def kernel(self) -> str:
+        """What computes attention; results differ in their last bits between kernels."""
+        return attention_kernel(self.network)
 
     @property
     def layer_count(self) -> int:
@@ -233,6 +239,12 @@ class LanguageModel:
 def context_length_of(network: PreTrainedModel) -> int:
     """Return the most tokens that a network reads at once."""
     return int(getattr(network.config, "max_position_embeddings", 2048))
+
+
+def attention_kernel(network: PreTrainedModel) -> str:
+    """Return what computes a network's attention: `eager`, `sdpa` and the like."""
+    # transformers has no public name for it.
+    return str(network.config._attn_implementation)
 
 
 def fingerprint_of(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

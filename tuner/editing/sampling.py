@@ -59,7 +59,7 @@ def sample_prefixes(
         "version": 2,  # of the sampling itself
         "model": model.fingerprint,
         "device": model.device_name,
-        "attention": str(model.network.config._attn_implementation),
+        "attention": model.kernel,
         "libraries": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "starts": json.dumps(list(starts)),
         "new_tokens": json.dumps(counts),

@@ -8,7 +8,6 @@ import torch
 
 from tests.support.bundles import bundle_of, look_up_delta
 from tests.support.command_line import Run
-from tests.support.tiny_models import save_model
 from tuner.bundle.bundle import Bundle, StoredBundle
 from tuner.bundle.export import export
 from tuner.bundle.export_card import statement_of
@@ -19,6 +18,7 @@ from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.evaluation.identity import delta_hash
 from tuner.files.cache import Cache, cache_folder
+from tuner.testing.tiny_models import save_model
 
 MATRIX = "gpt_neox.layers.1.mlp.dense_4h_to_h.weight"
 

@@ -7,7 +7,6 @@ import pytest
 
 from tests.support.bundles import bundle_of
 from tests.support.command_line import Run
-from tests.support.tiny_models import save_model
 from tuner.bundle.bundle import Bundle
 from tuner.bundle.manifest import Manifest
 from tuner.editing.corpus import Corpus
@@ -18,6 +17,7 @@ from tuner.editors import find_editor
 from tuner.editors._retrieval.memory import ScopedMemory
 from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict
 from tuner.files.cache import Cache, cache_folder
+from tuner.testing.tiny_models import save_model
 
 NEW = {"prompt": "The capital of Peru is", "target": " big"}
 

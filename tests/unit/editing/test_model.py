@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny_models import FAMILIES, make_tiny_model
 from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import BaseMismatch, ConfigError, EditError
+from tuner.testing.tiny_models import FAMILIES, make_tiny_model
 
 
 def _bits(model: LanguageModel) -> dict[str, torch.Tensor]:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.tiny_models import make_tiny_model
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.sampling import prepend, sample_prefixes
 from tuner.errors import ConfigError
 from tuner.files.cache import Cache
+from tuner.testing.tiny_models import make_tiny_model
 
 STARTS = ("The", "", "The capital of Togo", "", "Chile is")
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from tests.support.tiny_models import make_tiny_model, save_model
 from tests.support.tokenizers_of_each_kind import BOS, EOS, KINDS, TEXTS, make_tokenizer
 from tuner.editing.corpus import BuiltinDocuments, FileDocuments, GeneralText, TextPart
 from tuner.editing.editor import Auxiliary
@@ -20,6 +19,7 @@ from tuner.editors import find_editor
 from tuner.editors._retrieval.edit_text import EditText, answer_after, continuation_after
 from tuner.errors import ConfigError
 from tuner.evaluation.success import SuccessMeter
+from tuner.testing.tiny_models import make_tiny_model, save_model
 
 PAIRS = (
     ("The capital of Mauritius is", " Port Louis"),

@@ -1,171 +1,71 @@
 """What holds for every editor, present and future: the folder is the list."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from tests.support.tiny_models import make_tiny_model, save_model
 from tests.support.tokenizers_of_each_kind import make_tokenizer
 from tuner.editing.companions import Companions
-from tuner.editing.corpus import Corpus
-from tuner.editing.delta import Delta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import encode_examples, training_losses
-from tuner.editing.model import LanguageModel, is_model_name, load_model
-from tuner.editing.task import ExampleSet, Split
+from tuner.editing.model import is_model_name, load_model
+from tuner.editing.task import ExampleSet
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
 from tuner.search.space import load_space
-
-# Only a Backpack has what these change.
-NEEDS_SENSES = {"ensemble", "senses"}
-
-
-def _make(name: str, small: str, tiny: str) -> Editor:
-    kind = find_editor(name)
-    folders = {"backpack": small, "gpt_neox": tiny}
-    settings = dict(kind.smoke_settings)
-    for field, info in kind.model_fields.items():
-        if is_model_name(info) and field in settings:
-            settings[field] = folders[str(settings[field])]
-    return kind.model_validate(settings)
+from tuner.testing.editors import EditorContract, edits_of, same_bits
+from tuner.testing.tiny_models import make_tiny_model, save_model
 
 
-@pytest.fixture(params=editor_names())
-def editor(request: pytest.FixtureRequest, small: str, tiny: str) -> Editor:
-    return _make(str(request.param), small, tiny)
+class TestEveryEditor(EditorContract):
+    @pytest.fixture(params=editor_names())
+    def kind(self, request: pytest.FixtureRequest) -> type[Editor]:
+        return find_editor(str(request.param))
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def like_mistral(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
+        """The folder of a tiny Mistral whose tokenizer puts a mark and a blank before each text."""
+        folder = tmp_path_factory.mktemp("mistral")
+        return save_model(make_tiny_model("mistral", make_tokenizer("prepend")), folder)
 
-@pytest.fixture
-def aux(corpus: Corpus, training: Split, device: str) -> Auxiliary:
-    return Auxiliary(general=corpus, training=training, companions=Companions(device))
+    @pytest.fixture
+    def like_mistral_all(self, kind: type[Editor], like_mistral: str) -> Editor:
+        """The editor, with companions that share the tokenizer of the edited model."""
+        settings: dict[str, object] = dict(kind.smoke_settings)
+        names = [name for name, field in kind.model_fields.items() if is_model_name(field)]
+        return kind.model_validate(
+            {**settings, **{name: like_mistral for name in names if name in settings}}
+        )
 
-
-@pytest.fixture
-def base(editor: Editor, model: LanguageModel, device: str) -> LanguageModel:
-    """A tiny model of each family in turn, where the editor can edit it."""
-    try:
-        editor.check_model(model, Companions(device))
-    except ConfigError as error:
-        pytest.skip(str(error))
-    return model
-
-
-@pytest.fixture
-def one(editor: Editor, neox: LanguageModel, backpack: LanguageModel, device: str) -> LanguageModel:
-    """A tiny GPT-NeoX model, or a Backpack for editors that need one."""
-    try:
-        editor.check_model(neox, Companions(device))
-    except ConfigError:
-        return backpack
-    return neox
-
-
-def _edit(
-    editor: Editor, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, seed: int = 0
-) -> Iterator[Delta]:
-    return (step.delta for step in editor.edit(model, examples, aux, seed=seed))
-
-
-def _same(one: Delta, other: Delta) -> bool:
-    ours, theirs = one.tensors(), other.tensors()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-def test_the_model_is_bit_identical_after_and_between_epochs(
-    editor: Editor, base: LanguageModel, examples: ExampleSet, aux: Auxiliary
-) -> None:
-    for delta in _edit(editor, base, examples, aux):
+    def test_blanks_and_marks_before_a_text_are_none_before_a_target(
+        self,
+        like_mistral: str,
+        like_mistral_all: Editor,
+        examples: ExampleSet,
+        aux: Auxiliary,
+        device: str,
+    ) -> None:
+        base, made = load_model(like_mistral, device=device), like_mistral_all
+        try:
+            made.check_model(base, Companions(device))
+        except ConfigError as refusal:
+            pytest.skip(str(refusal))
+        rows = encode_examples(base, examples.rows)
+        targets = [base.tokenizer.decode(row.target.ids[row.target.start :]) for row in rows]
+        # Decoded, the first blank is left out.
+        assert targets == ["Port Louis", "Lome", "Santiago"]
+        with torch.no_grad():
+            before = training_losses(base.network, examples.loss, rows, base.end_id)
+            *_, last = edits_of(made, base, examples, aux)
+            with base.edited(last):
+                after = training_losses(base.network, examples.loss, rows, base.end_id)
         base.check_unchanged()
-        with base.edited(delta):
-            pass
-        base.check_unchanged()
-    assert not any(weight.requires_grad for weight in base.network.parameters())
-    assert all(weight.grad is None for weight in base.network.parameters())
-
-
-def test_the_edit_lowers_the_loss_of_its_examples(
-    editor: Editor, base: LanguageModel, examples: ExampleSet, aux: Auxiliary
-) -> None:
-    rows = encode_examples(base, examples.rows)
-    with torch.no_grad():
-        before = training_losses(base.network, examples.loss, rows, base.end_id).mean()
-        *_, last = _edit(editor, base, examples, aux)
-        with base.edited(last):
-            after = training_losses(base.network, examples.loss, rows, base.end_id).mean()
-    if not editor.works_on_random_models:
-        assert after != before
-    else:
-        assert after < before
-
-
-@pytest.fixture(scope="module")
-def like_mistral(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a tiny Mistral whose tokenizer puts a mark and a blank before each text."""
-    folder = tmp_path_factory.mktemp("mistral")
-    return save_model(make_tiny_model("mistral", make_tokenizer("prepend")), folder)
-
-
-@pytest.mark.parametrize("name", [name for name in editor_names() if name not in NEEDS_SENSES])
-def test_blanks_and_marks_before_a_text_are_none_before_a_target(
-    name: str, like_mistral: str, examples: ExampleSet, aux: Auxiliary, device: str
-) -> None:
-    base = load_model(like_mistral, device=device)
-    editor = _make(name, like_mistral, like_mistral)
-    editor.check_model(base, Companions(device))
-    rows = encode_examples(base, examples.rows)
-    told = [base.tokenizer.decode(row.target.ids[row.target.start :]) for row in rows]
-    assert told == ["Port Louis", "Lome", "Santiago"]  # decoded, the first blank is left out
-    with torch.no_grad():
-        before = training_losses(base.network, examples.loss, rows, base.end_id)
-        *_, last = _edit(editor, base, examples, aux)
-        with base.edited(last):
-            after = training_losses(base.network, examples.loss, rows, base.end_id)
-    base.check_unchanged()
-    if not editor.works_on_random_models:
-        assert after.mean() != before.mean()
-    else:
-        assert after.mean() < before.mean()
-    *_, again = _edit(editor, base, examples, aux)
-    assert _same(last, again)
-
-
-def test_same_seed_same_bits_whatever_ran_before(
-    editor: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
-) -> None:
-    *_, first = _edit(editor, one, examples, aux, seed=3)
-    torch.manual_seed(99)
-    torch.randn(1000)
-    *_, other = _edit(editor, one, examples, aux, seed=4)
-    *_, again = _edit(editor, one, examples, aux, seed=3)
-    assert _same(first, again)
-    assert _same(first, other) == editor.deterministic
-
-
-def test_global_random_state_is_left_alone(
-    editor: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
-) -> None:
-    state = torch.random.get_rng_state()
-    for _ in _edit(editor, one, examples, aux):
-        pass
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_evaluation_between_epochs_changes_nothing(
-    editor: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
-) -> None:
-    *_, undisturbed = _edit(editor, one, examples, aux)
-    for delta in _edit(editor, one, examples, aux):
-        with one.edited(delta):
-            one.complete("The capital of Togo is", max_new_tokens=2)
-        last = delta
-    assert _same(undisturbed, last)
-
-
-def test_every_field_says_what_it_is(editor: Editor) -> None:
-    for name, field in type(editor).model_fields.items():
-        assert field.description, f"{editor.name()}.{name} has no description"
+        if made.works_on_random_models:
+            assert after.mean() < before.mean()
+        else:
+            assert after.mean() != before.mean()
+        *_, again = edits_of(made, base, examples, aux)
+        assert same_bits(last, again)
 
 
 @pytest.mark.parametrize("name", editor_names())

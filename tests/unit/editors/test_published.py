@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny_models import make_tiny_model
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary
 from tuner.editing.task import ExampleSet
 from tuner.editors._locate_then_edit.layer_band_editor import SpreadingEditor
 from tuner.search.space import load_space
+from tuner.testing.tiny_models import make_tiny_model
 
 # MEMIT on GPT-J: layers 3 to 8 of 28.
 MEMIT_GPTJ = """

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny_models import save_model
 from tuner.editing.corpus import GeneralText
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import Split, Task
@@ -17,6 +16,7 @@ from tuner.search.config import StudyConfig
 from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space import load_space
 from tuner.search.storage.folder import StudyFolder
+from tuner.testing.tiny_models import save_model
 from tuner.trial.run import Evaluator
 
 SETTINGS: dict[str, dict[str, float]] = {

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuner.deltas.memory.memory import MemoryDelta
-from tuner.editing.activations import prompt_activations
+from tuner.editing.activations import by_row, prompt_activations
 from tuner.editing.prompts import Prompts, Routes, Turns
 from tuner.errors import BaseMismatch
 
@@ -116,21 +116,23 @@ class LayeredMemory(MemoryDelta):
         if turn is None:
             return output
         prompts = turn.prompts
+        read, said = by_row(inputs[0], len(prompts)), by_row(output, len(prompts))
         if turn.routes is None:
             with torch.no_grad():
-                turn.routes = self.decide(module, inputs[0], prompts)
+                turn.routes = self.decide(module, read, prompts)
         rows = turn.routes.inside(self.strength).nonzero().flatten()
         if not len(rows):
             return output
         columns = torch.arange(prompts.ids.shape[1], device=rows.device)
         seen = LayerPass(
-            inputs=inputs[0][rows],
-            output=output[rows],
+            inputs=read[rows],
+            output=said[rows],
             prompt=prompts.mask[rows, turn.past :],
             last=(columns == prompts.last[:, None])[rows, turn.past :],
         )
         entries = turn.routes.entries[rows]
-        return output.index_copy(0, rows, self.changed(module, entries, seen).to(output))
+        whole = said.index_copy(0, rows, self.changed(module, entries, seen).to(output))
+        return whole.reshape(output.shape)
 
     def _module(self, network: PreTrainedModel) -> nn.Module:
         try:

@@ -177,7 +177,8 @@ def _collected(model: LanguageModel, corpus: Corpus, layers: Sequence[int]) -> d
     for rows in torch.split(corpus.blocks, _ROWS):
         with ExitStack() as stack:
             records = {
-                layer: stack.enter_context(recorded(module)) for layer, module in modules.items()
+                layer: stack.enter_context(recorded(module, len(rows)))
+                for layer, module in modules.items()
             }
             model.network.base_model(input_ids=rows.to(model.device), use_cache=False)
         for layer, record in records.items():
@@ -198,7 +199,7 @@ def _key(model: LanguageModel, corpus: Corpus, layer: int) -> Key:
         "corpus": corpus.hash,
         "layer": layer,
         "device": model.device_name,
-        "attention": str(model.network.config._attn_implementation),
+        "attention": model.kernel,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -207,14 +207,14 @@ class _Search:
                 return output
             return output.index_put((lines, positions), delta[facts].to(output.dtype), True)
 
-        with changed_output(self.site, add):
+        with changed_output(self.site, len(ids), add):
             logits = self.model.network(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return ids, logits
 
     @torch.no_grad()
     def _activations(self, prompts: Sequence[LocatedPrompt]) -> Float[Tensor, "facts width"]:
         ids, mask, positions = right_padded(prompts, self.model.end_id, self.model.device)
-        with recorded(self.site) as found:
+        with recorded(self.site, len(ids)) as found:
             self.model.network(input_ids=ids, attention_mask=mask, use_cache=False)
         return found.output[torch.arange(len(ids), device=ids.device), positions].float()
 
@@ -238,7 +238,7 @@ def _key(model: LanguageModel, examples: ExampleSet, settings: TargetSettings) -
         "kl_weight": settings.kl_weight,
         "weight_decay": settings.weight_decay,
         "device": model.device_name,
-        "attention": str(model.network.config._attn_implementation),
+        "attention": model.kernel,
         "version": 2,  # of the search itself
         "torch": torch.__version__,
         "transformers": transformers.__version__,

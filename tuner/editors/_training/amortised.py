@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tuner.editing.model import attention_kernel
 from tuner.errors import EditError
 from tuner.files.cache import Cache, Key
 
@@ -116,7 +117,7 @@ def training_key(
         "version": 3,  # of the training itself
         "model": fingerprint,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "attention": str(network.config._attn_implementation),
+        "attention": attention_kernel(network),
         "libraries": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "data": data,
         "schedule": json.dumps(asdict(schedule), sort_keys=True),

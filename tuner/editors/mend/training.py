@@ -306,7 +306,7 @@ def _key(model: LanguageModel, training: Split, general: Corpus, settings: Gradi
         "general": general.hash if settings.general_weight else None,
         **asdict(settings),
         "device": model.device_name,
-        "attention": str(model.network.config._attn_implementation),
+        "attention": model.kernel,
         "version": 2,  # of the network and its training
         "torch": torch.__version__,
         "transformers": transformers.__version__,

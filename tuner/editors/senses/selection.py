@@ -18,7 +18,7 @@ from tuner.editing.likelihood import (
     encode_examples,
     token_losses,
 )
-from tuner.editing.model import LanguageModel
+from tuner.editing.model import LanguageModel, attention_kernel
 from tuner.editing.task import ExampleSet, LossKind
 from tuner.files.cache import Cache
 
@@ -83,7 +83,7 @@ def background_of(
         "model": model.fingerprint,
         "corpus": corpus.hash,
         "selection": selection.value,
-        "attention": str(network.config._attn_implementation),
+        "attention": attention_kernel(network),
         "device": model.device_name,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

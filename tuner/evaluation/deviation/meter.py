@@ -353,7 +353,7 @@ class DeviationMeter:
             "corpus": self._corpus.hash,
             "dtype": str(self._model.dtype),
             "device": self._model.device_name,
-            "attention": str(self._model.network.config._attn_implementation),
+            "attention": self._model.kernel,
             "batch": self._size,
             "torch": torch.__version__,
             "transformers": transformers.__version__,

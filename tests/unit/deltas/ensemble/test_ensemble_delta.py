@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
-from tests.support.tiny_models import make_tiny_model
 from tuner.backpack import BackpackConfig, BackpackForCausalLM, texts_recur
 from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
 from tuner.deltas.ensemble.log_ratio import LogRatio
@@ -21,6 +20,7 @@ from tuner.editing.model import LanguageModel
 from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.files.cache import Cache
+from tuner.testing.tiny_models import make_tiny_model
 
 STRENGTH = 0.8
 LENGTH = 10

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import bundle_of
-from tests.support.tiny_models import save_model
 from tuner.bundle.bundle import Bundle, StoredBundle
 from tuner.bundle.export import export
 from tuner.deltas.memory.memory import MemoryDelta
@@ -20,6 +19,7 @@ from tuner.errors import ConfigError
 from tuner.evaluation.identity import delta_hash
 from tuner.files.cache import Cache, cache_folder
 from tuner.testing.deltas import MemoryContract
+from tuner.testing.tiny_models import save_model
 
 MEMORIES = [
     kind

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.command_line import Run
-from tests.support.tiny_models import make_tiny_model, save_model
 from tuner.bundle.bundle import Bundle, make_bundle
 from tuner.bundle.export import export
 from tuner.deltas.ensemble.ensemble_delta import EnsembleDelta
@@ -31,6 +30,7 @@ from tuner.search.config import StudyConfig
 from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space import load_space
 from tuner.search.storage.folder import StudyFolder
+from tuner.testing.tiny_models import make_tiny_model, save_model
 from tuner.trial.records import Outcome, Rule, SplitName
 from tuner.trial.run import Evaluator, TrialResult
 

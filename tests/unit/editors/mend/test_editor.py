@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny_models import make_tiny_model
 from tuner.editing.corpus import Corpus
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary
@@ -35,6 +34,7 @@ from tuner.editors.mend.training import (
 )
 from tuner.errors import ConfigError, EditError
 from tuner.files.cache import Cache
+from tuner.testing.tiny_models import make_tiny_model
 
 SETTINGS = GradientSettings(
     layers=2,
