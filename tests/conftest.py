@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         kind = item.path.relative_to(root).parts[0]
         item.add_marker(getattr(pytest.mark, kind))
+        if kind != "unit":
+            item.add_marker(pytest.mark.filterwarnings("default", "error:::tuner"))
 
 
 @pytest.fixture(scope="session", autouse=True)
