@@ -333,7 +333,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "a pod that runs as root": (
         lambda m: _pod(_head(m))["securityContext"].update(runAsUser=0),
-        "somebody else than root",
+        "a user other than root",
     ),
     "a pod without a filter of system calls": (
         lambda m: _pod(_head(m))["securityContext"].pop("seccompProfile"),
