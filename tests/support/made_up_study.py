@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tuner.editing.constraint import Constraint, Metric
+from tuner.editing.constraint import Constraint
 from tuner.evaluation.deviation.budget import Certificate, Deviation, epsilon_name
 from tuner.evaluation.scores import Interval, Scores
 from tuner.trial.records import (
@@ -282,7 +282,7 @@ def _bundle(folder: Path, number: int, epsilon: float) -> Path:
 
 def under_constraint(result: StudyResultRecord, broken: set[int]) -> StudyResultRecord:
     """Return the study as if its task limited the hard negatives, which `broken` trials break."""
-    limit = Constraint(metric=Metric.HARD_NEGATIVE_LOSS, rise=0.05)
+    limit = Constraint(metric="hard_negative_loss", rise=0.05)
 
     def judged(entry: TrialEntry) -> TrialEntry:
         violations = {limit.name: 0.4 if entry.number in broken else -0.6}

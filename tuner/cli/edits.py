@@ -1,6 +1,6 @@
 """Verbs about edits apart from studies: edit, evaluate, certify, export."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,27 +66,29 @@ def register(app: typer.Typer) -> None:
         app.command(epilog=epilog)(verb)
 
 
-# The figures that `evaluate` shows under success, in their order. What a row set is judged by
-# the true tokens before it and what the model says by itself stand apart.
-_FIGURES = {
-    "exact": "exact (greedy generation)",
-    "hard_negative_loss": "hard negatives, nats",
-    "related_loss": "related text, nats per token",
-    "efficacy": "efficacy",
-    "efficacy_exact": "efficacy, exact (greedy generation)",
-    "generalisation": "generalisation",
-    "specificity": "specificity",
-    "edit_score": "edit score",
-    "locality_gold": "locality, against the true answers",
-    "locality_base": "locality, against the base model",
-    "fluency": "fluency (sampled text)",
-    "consistency": "consistency (sampled text)",
-    "drawdown": "drawdown",
+# What `evaluate` shows under success, in this order; other metrics follow.
+_ORDER = (
+    "exact", "hard_negative_loss", "related_loss", "efficacy", "efficacy_exact", "generalisation",
+    "specificity", "edit_score", "locality_gold", "locality_base", "fluency", "consistency",
+    "drawdown",
+)  # fmt: skip
+# Measured of memories alone.
+_SCOPE_LABELS = {
     "scope_precision": "scope, precision",
     "scope_recall": "scope, recall",
     "scope_entry_recall": "scope, recall by the right edit",
     "scope_auc": "scope, AUC",
 }
+
+
+def _labels(figures: Mapping[str, float]) -> dict[str, str]:
+    """Return the label of each figure, in the order in which they are shown."""
+    from tuner.evaluation.metrics import METRICS
+
+    further = [name for name in figures if name not in (*_ORDER, *_SCOPE_LABELS, "success")]
+    shown = [name for name in (*_ORDER, *further) if name in figures]
+    labels = {name: METRICS.find(name).label for name in shown}
+    return labels | {name: text for name, text in _SCOPE_LABELS.items() if name in figures}
 
 
 def edit(
@@ -255,11 +257,11 @@ def evaluate(
         show_interval(after.success - before.success, gain),
     )
     figures, of_base = after.figures(), before.figures()
-    for figure in (figure for figure in _FIGURES if figure in figures):
+    for figure, label in _labels(figures).items():
         one, other = of_base.get(figure), figures[figure]
         # The base model has no memory whose scope could be judged.
         change = show_interval(None if one is None else other - one, None)
-        table.add_row(_FIGURES[figure], show_share(one), show_share(other), change)
+        table.add_row(label, show_share(one), show_share(other), change)
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "

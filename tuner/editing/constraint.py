@@ -1,43 +1,39 @@
 """What an edit must keep beside the deviation budget: limits on single scores."""
 
+import importlib
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Self, TypeAlias, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tuner.errors import ConfigError
 
-class Metric(StrEnum):
-    """A score that a constraint may be about, called as in `tuner.evaluation.scores.Scores`."""
 
-    EXACT = "exact"
-    HARD_NEGATIVE_LOSS = "hard_negative_loss"
-    RELATED_LOSS = "related_loss"
-    EFFICACY = "efficacy"
-    EFFICACY_EXACT = "efficacy_exact"
-    GENERALISATION = "generalisation"
-    SPECIFICITY = "specificity"
-    EDIT_SCORE = "edit_score"
-    LOCALITY_GOLD = "locality_gold"
-    LOCALITY_BASE = "locality_base"
-    FLUENCY = "fluency"
-    CONSISTENCY = "consistency"
-    DRAWDOWN = "drawdown"
+def _lower_is_better(metric: str) -> bool | None:
+    """Return whether limits on a metric are upper bounds; None for an outsider's that is not here.
 
-    @property
-    def is_loss(self) -> bool:
-        """Whether lower is better, so that a limit is an upper bound."""
-        return self in (Metric.HARD_NEGATIVE_LOSS, Metric.RELATED_LOSS, Metric.DRAWDOWN)
+    A study can be shown where a metric of its constraints cannot be imported; only a search, which
+    must measure it, refuses that.
 
-    @property
-    def is_of_free_text(self) -> bool:
-        """Whether it is read off what the model says after generation prompts."""
-        return self in (Metric.FLUENCY, Metric.CONSISTENCY)
+    Constraints belong to tasks, which every method knows; metrics are measured far above them, and
+    are known here by their names.
 
-    @property
-    def is_fact_metric(self) -> bool:
-        """Whether it is one of the published figures of fact editing."""
-        return not (self.is_loss or self.is_of_free_text or self is Metric.EXACT)
+    Raises:
+        ValueError: there is no such metric.
+    """
+    registry = importlib.import_module("tuner.evaluation.metrics").METRICS
+    try:
+        return bool(registry.find(metric).lower_is_better)
+    except ConfigError as error:
+        if ":" in metric:
+            return None
+        raise ValueError(str(error)) from None
+
+
+def _known(metric: str) -> str:
+    _lower_is_better(metric)
+    return metric
 
 
 class _Limit(StrEnum):
@@ -72,7 +68,9 @@ class Constraint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: Metric
+    metric: Annotated[str, AfterValidator(_known)] = Field(
+        description="A metric's name, or package.module:Class."
+    )
     rise: _Bound = Field(default=None, description="Most above the base model's loss.")
     ceiling: _Bound = Field(default=None, description="Highest loss, or drawdown.")
     drop: _Bound = Field(default=None, description="Most below the base model's score.")
@@ -80,11 +78,12 @@ class Constraint(BaseModel):
 
     @model_validator(mode="after")
     def _one_limit_that_suits_the_metric(self) -> Self:
-        fitting = [limit for limit in _Limit if limit.is_for_losses == self.metric.is_loss]
+        lower_is_better = _lower_is_better(self.metric)
+        fitting = [limit for limit in _Limit if lower_is_better in (None, limit.is_for_losses)]
         given = [limit for limit in _Limit if getattr(self, limit) is not None]
         if len(given) != 1 or given[0] not in fitting:
             raise ValueError(
-                f"{self.metric} needs exactly one of `{fitting[0]}` and `{fitting[1]}`, "
+                f"{self.metric} needs exactly one of `{'` and `'.join(fitting)}`, "
                 f"but got {' and '.join(given) or 'none'}."
             )
         return self

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from tuner.editing.constraint import Constraint, Metric
-from tuner.editing.task import Split, SuccessCriterion, Task
+from tuner.editing.constraint import Constraint
+from tuner.editing.task import Task
 from tuner.errors import ConfigError
-from tuner.evaluation.metrics.drawdown import measures_drawdown
+from tuner.evaluation.metrics import METRICS
 from tuner.evaluation.scores import Scores
 
 # An edit that is beyond a limit by five times the number given is as bad as can be: samplers
@@ -22,7 +22,7 @@ def violations(constraints: Sequence[Constraint], edited: Scores, base: Scores) 
     return {
         constraint.name: _clipped(
             constraint.violation(
-                float(getattr(edited, constraint.metric)), float(getattr(base, constraint.metric))
+                edited.figures()[constraint.metric], base.figures()[constraint.metric]
             )
         )
         for constraint in constraints
@@ -36,34 +36,14 @@ def check_measured(constraints: Sequence[Constraint], task: Task) -> None:
         ConfigError: the task has not what a constraint is about.
     """
     for name, split in (("val", task.val), ("test", task.test)):
-        measured = _measured(split.limited(task.simultaneous_edits), task.success)
+        judged = split.limited(task.simultaneous_edits)
         for constraint in constraints:
-            if constraint.metric not in measured:
+            if not METRICS.find(constraint.metric).is_measured_on(judged, task.success):
                 raise ConfigError(
                     f"The constraint {constraint.name} cannot be judged: the {name} split of "
                     f"{task.name} has not the rows, or the task not the success rule, by which "
                     f"{constraint.metric} is measured. Provide them, or drop the constraint."
                 )
-
-
-def _measured(split: Split, rule: SuccessCriterion) -> set[Metric]:
-    facts = rule is not SuccessCriterion.THRESHOLD
-    known = {
-        Metric.EXACT: True,
-        Metric.HARD_NEGATIVE_LOSS: bool(split.hard_negatives.rows),
-        Metric.RELATED_LOSS: bool(split.related),
-        Metric.EFFICACY: facts,
-        Metric.EFFICACY_EXACT: facts,
-        Metric.GENERALISATION: facts,
-        Metric.SPECIFICITY: facts and bool(split.neighbours),
-        Metric.EDIT_SCORE: facts and bool(split.neighbours),
-        Metric.LOCALITY_GOLD: rule is SuccessCriterion.TOKENS and bool(split.neighbours),
-        Metric.LOCALITY_BASE: rule is SuccessCriterion.TOKENS and bool(split.neighbours),
-        Metric.FLUENCY: bool(split.generations),
-        Metric.CONSISTENCY: any(row.references for row in split.generations),
-        Metric.DRAWDOWN: measures_drawdown(split, rule),
-    }
-    return {metric for metric, holds in known.items() if holds}
 
 
 def _clipped(violation: float) -> float:

@@ -109,13 +109,21 @@ class Scores(BaseModel):
         description="How often an edit's prompt is nearer to the memory than one that is out of "
         "all scopes, ties as a half; it does not depend on where scopes end.",
     )
+    further: dict[str, float] = Field(
+        default={},
+        exclude_if=lambda further: not further,
+        description="Metrics that are not tuner's own, by name.",
+    )
     row_success: tuple[float, ...] = Field(
         default=(), repr=False, description="Success of each OOD row, from 0 to 1."
     )
 
     def figures(self) -> dict[str, float]:
         """Return all that was measured, by name, without the single rows."""
-        return self.model_dump(exclude={"row_success"}, exclude_none=True)
+        ours: dict[str, float] = self.model_dump(
+            exclude={"row_success", "further"}, exclude_none=True
+        )
+        return ours | self.further
 
     def fact_figures(self) -> dict[str, float]:
         """Return those of `HEADLINE_METRICS` that were measured; none for other tasks."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Self, final
 
@@ -11,7 +12,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tuner.editing.constraint import Metric
 from tuner.editing.generation import generate_greedily
 from tuner.editing.likelihood import (
     Continuation,
@@ -27,9 +27,10 @@ from tuner.editing.likelihood import (
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, LossKind, Split, SuccessCriterion
 from tuner.errors import ConfigError, EditError, TaskError
-from tuner.evaluation.metrics.drawdown import DrawdownMeter, measures_drawdown, refuse_edited
-from tuner.evaluation.metrics.free_text import FreeTextMeter
-from tuner.evaluation.metrics.sentiment import SentimentMeter
+from tuner.evaluation.metrics import METRICS
+from tuner.evaluation.metrics._drawdown import DrawdownMeter, measures_drawdown, refuse_edited
+from tuner.evaluation.metrics._free_text import FreeTextMeter
+from tuner.evaluation.metrics._sentiment import SentimentMeter
 from tuner.evaluation.scores import Interval, Scores
 from tuner.evaluation.statistics.grouping import Grouping
 
@@ -71,6 +72,56 @@ class _Rows:
 
 
 @final
+class _Readings:
+    """What metrics read of the model as it stands, each part at most once."""
+
+    def __init__(self, meter: "SuccessMeter", success: float) -> None:
+        self._meter = meter
+        self.model, self.split = meter.model, meter.split
+        self.success = success
+
+    @cached_property
+    def exact(self) -> float:
+        return self._meter.exact()
+
+    @cached_property
+    def canonical_success(self) -> float | None:
+        return self._meter.canonical_success()
+
+    @cached_property
+    def canonical_exact(self) -> float | None:
+        return self._meter.canonical_exact()
+
+    @cached_property
+    def _neighbours(self) -> tuple[float | None, float | None]:
+        return self._meter.neighbour_figures()
+
+    @property
+    def neighbour_success(self) -> float | None:
+        return self._neighbours[0]
+
+    @property
+    def neighbour_agreement(self) -> float | None:
+        return self._neighbours[1]
+
+    @cached_property
+    def hard_negative_loss(self) -> float | None:
+        return self._meter.hard_negative_loss()
+
+    @cached_property
+    def related_loss(self) -> float | None:
+        return self._meter.related_loss()
+
+    @cached_property
+    def free_text(self) -> tuple[float | None, ...]:
+        return self._meter.free_text()
+
+    @cached_property
+    def drawdown(self) -> float | None:
+        return self._meter.drawdown()
+
+
+@final
 class SuccessMeter:
     """Judges the model, as it stands at the moment of the call, on one split of a task.
 
@@ -89,7 +140,13 @@ class SuccessMeter:
         split: Split,
         threshold: float | None = None,
         rule: SuccessCriterion = SuccessCriterion.THRESHOLD,
+        metrics: Collection[str] = (),
     ) -> None:
+        """Judge by the task's criterion and all metrics, and those of `metrics` that are not ours.
+
+        Raises:
+            ConfigError: there is no such metric.
+        """
         if rule is SuccessCriterion.THRESHOLD and threshold is None:
             raise ConfigError("Success by the rule threshold needs a threshold, but got none.")
         self._model = model
@@ -114,6 +171,13 @@ class SuccessMeter:
         self._drawdown: DrawdownMeter | None = None
         if measures_drawdown(split, rule):
             self._drawdown = DrawdownMeter(model, split.hard_negatives.rows, rule)
+        self.model, self.split = model, split
+        kinds = {name: METRICS.find(name) for name in dict.fromkeys((*METRICS.names(), *metrics))}
+        self._metrics = {
+            name: kind(model, split, rule)
+            for name, kind in kinds.items()
+            if kind.is_measured_on(split, rule)
+        }
 
     def success(self) -> Scores:
         """Return the success of the OOD rows, and nothing else.
@@ -124,66 +188,84 @@ class SuccessMeter:
         found = self._row_successes(self._ood)
         return Scores(success=self._ood.groups.mean(found), row_success=tuple(found))
 
-    def scores(self, metrics: Collection[Metric] = tuple(Metric)) -> Scores:
-        """Return success with everything that is reported beside it, or with some of that only.
+    def scores(self, metrics: Collection[str] | None = None) -> Scores:
+        """Return success with all metrics, or with those named and what is measured with them.
 
         Raises:
             EditError: a loss is NaN.
         """
         found = self.success()
+        readings = _Readings(self, found.success)
         measured: dict[str, float | None] = {}
-        if Metric.EXACT in metrics:
-            measured["exact"] = self._exact(self._ood)
-        if Metric.HARD_NEGATIVE_LOSS in metrics:
-            measured["hard_negative_loss"] = self._mean_loss(self._hard, per_token=False)
-        if Metric.RELATED_LOSS in metrics:
-            measured["related_loss"] = self._mean_loss(self._related, per_token=True)
-        if Metric.DRAWDOWN in metrics and self._drawdown is not None:
-            measured["drawdown"] = self._drawdown.measure()
-        if any(metric.is_fact_metric for metric in metrics):
-            exact = Metric.EFFICACY_EXACT in metrics
-            measured |= self._fact_scores(found.success, exact=exact)
-        if any(metric.is_of_free_text for metric in metrics):
-            measured |= self._free_text_scores()
-        return found.model_copy(update=measured)
+        further: dict[str, float] = {}
+        for name in self._wanted(metrics):
+            value = self._metrics[name].measure(readings)
+            if name in Scores.model_fields:
+                measured[name] = value
+            elif value is not None:
+                further[name] = value
+        return found.model_copy(update={**measured, "further": further})
+
+    def _wanted(self, metrics: Collection[str] | None) -> list[str]:
+        """Return the metrics to measure: with one of a group, those that cost nothing more."""
+        if metrics is None:
+            return list(self._metrics)
+        groups = {self._metrics[name].group for name in metrics if name in self._metrics} - {None}
+        return [
+            name
+            for name, metric in self._metrics.items()
+            if name in metrics or (metric.group in groups and not metric.costly)
+        ]
 
     def gain_interval(self, edited: Scores, base: Scores) -> Interval:
         """Return the interval of the gain in success, resampling records or subjects."""
         differences = np.array(edited.row_success, float) - np.array(base.row_success, float)
         return self._ood.groups.interval(differences)
 
-    def _fact_scores(self, generalisation: float, *, exact: bool) -> dict[str, float]:
-        """Return the published figures of fact editing; none for the rule threshold.
+    # What metrics read: see `Readings`.
 
-        The free-running one, which takes longest, only if `exact`.
-        """
+    def canonical_success(self) -> float | None:
+        """Return the canonical rows' success; None for the criterion threshold."""
         if self._canonical is None:
-            return {}
-        efficacy = self._canonical.groups.mean(self._row_successes(self._canonical))
-        found = {"efficacy": efficacy, "generalisation": generalisation}
-        if exact:
-            found["efficacy_exact"] = self._exact(self._canonical)
-        if self._near is None:
-            return found
-        if self._rule is SuccessCriterion.TOKENS:
-            said = self._predictions(self._near.targets)
-            gold = [torch.tensor(row.ids[row.start :]) for row in self._near.targets]
-            specificity = self._near.groups.mean(_agreement(said, gold))
-            found["locality_gold"] = specificity
-            found["locality_base"] = self._near.groups.mean(
-                _agreement(said, self._base_predictions)
-            )
-        else:
-            specificity = self._near.groups.mean(self._row_successes(self._near))
-        found["specificity"] = specificity
-        found["edit_score"] = harmonic_mean(efficacy, generalisation, specificity)
-        return found
+            return None
+        return self._canonical.groups.mean(self._row_successes(self._canonical))
 
-    def _free_text_scores(self) -> dict[str, float | None]:
-        if self._free_text is None:
-            return {}
-        fluency, consistency = self._free_text.measure()
-        return {"fluency": fluency, "consistency": consistency}
+    def neighbour_figures(self) -> tuple[float | None, float | None]:
+        """Return the neighbours' success, and how often their tokens are predicted as before."""
+        if self._near is None:
+            return None, None
+        if self._rule is not SuccessCriterion.TOKENS:
+            return self._near.groups.mean(self._row_successes(self._near)), None
+        said = self._predictions(self._near.targets)
+        gold = [torch.tensor(row.ids[row.start :]) for row in self._near.targets]
+        return (
+            self._near.groups.mean(_agreement(said, gold)),
+            self._near.groups.mean(_agreement(said, self._base_predictions)),
+        )
+
+    def free_text(self) -> tuple[float | None, ...]:
+        """Return fluency and consistency; nothing without generation prompts."""
+        return () if self._free_text is None else tuple(self._free_text.measure())
+
+    def hard_negative_loss(self) -> float | None:
+        """Return the mean loss of the hard negatives' targets."""
+        return self._mean_loss(self._hard, per_token=False)
+
+    def related_loss(self) -> float | None:
+        """Return the mean loss per token of the related text."""
+        return self._mean_loss(self._related, per_token=True)
+
+    def exact(self) -> float:
+        """Return the share of OOD rows that free-running generation gets right."""
+        return self._exact(self._ood)
+
+    def canonical_exact(self) -> float | None:
+        """Return the share of canonical rows that free-running generation gets right."""
+        return None if self._canonical is None else self._exact(self._canonical)
+
+    def drawdown(self) -> float | None:
+        """Return how often predictions differ from the base model's on hard negatives."""
+        return None if self._drawdown is None else self._drawdown.measure()
 
     def _row_successes(self, rows: _Rows) -> list[float]:
         """Return the success of each row by the task's rule, from 0 to 1."""
@@ -329,11 +411,6 @@ def _parts(text: Continuation) -> list[Continuation]:
     length = text.target_length
     ends = [text.start + length * part // _PARTS for part in range(_PARTS + 1)]
     return [Continuation(text.ids[:stop], start) for start, stop in pairwise(ends) if start < stop]
-
-
-def harmonic_mean(*shares: float) -> float:
-    """Return the harmonic mean of shares; 0 where one of them is 0."""
-    return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
 
 
 def _agreement(said: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:

@@ -25,7 +25,7 @@ from tuner.evaluation.constraints import check_measured, violations
 from tuner.evaluation.deviation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.evaluation.deviation.scaling import LEAST_ALPHA, StrengthSearch, strongest, surely_over
-from tuner.evaluation.metrics.routing import scope_figures
+from tuner.evaluation.metrics._routing import scope_figures
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.success import SuccessMeter
 from tuner.files.cache import Cache, cache_folder
@@ -233,7 +233,11 @@ class Evaluator:
         """Return the judge of a split."""
         if split not in self._success:
             self._success[split] = SuccessMeter(
-                self.model, self.split(split), self.task.threshold, self.task.success
+                self.model,
+                self.split(split),
+                self.task.threshold,
+                self.task.success,
+                metrics=[constraint.metric for constraint in self.constraints],
             )
         return self._success[split]
 

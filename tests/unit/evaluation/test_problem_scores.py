@@ -12,7 +12,7 @@ from tests.unit.evaluation.test_fact_scores import (
     mean_loss,
     noise,
 )
-from tuner.editing.constraint import Constraint, Metric
+from tuner.editing.constraint import Constraint
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, ExampleSet, LossKind, Split, SuccessCriterion
 from tuner.editors.look_up.memory import LookUpDelta
@@ -56,11 +56,11 @@ def test_drawdown_of_sequences_is_the_share_of_changed_predictions(model: Langua
     hard = tuple(Example(prompt=p, target=t) for p, t in EVERY)
     meter = SuccessMeter(model, split_of(hard[:1], hard), rule=SuccessCriterion.SEQUENCE)
     before = [argmaxes(model, p, t) for p, t in EVERY]
-    assert meter.scores([Metric.DRAWDOWN]).drawdown == 0.0
+    assert meter.scores(["drawdown"]).drawdown == 0.0
     delta = noise(model, 0.5)
     with model.edited(delta):
         after = [argmaxes(model, p, t) for p, t in EVERY]
-        found = meter.scores([Metric.DRAWDOWN]).drawdown
+        found = meter.scores(["drawdown"]).drawdown
     changed = sum(one != other for one, other in zip(before, after, strict=True))
     assert changed > 0
     # It is disagreement with the base model, not a loss: the targets are not what it says.
@@ -77,10 +77,10 @@ def test_drawdown_of_claims_is_the_share_of_flipped_preferences(neox: LanguageMo
 
     meter = SuccessMeter(neox, split_of(hard[:1], hard), rule=SuccessCriterion.LIKELIER)
     before = [prefers(row) for row in hard]
-    assert meter.scores([Metric.DRAWDOWN]).drawdown == 0.0
+    assert meter.scores(["drawdown"]).drawdown == 0.0
     with neox.edited(noise(neox, 2.0)):
         after = [prefers(row) for row in hard]
-        found = meter.scores([Metric.DRAWDOWN]).drawdown
+        found = meter.scores(["drawdown"]).drawdown
     flipped = sum(one != other for one, other in zip(before, after, strict=True))
     assert flipped > 0
     assert found == flipped / len(hard)
@@ -98,10 +98,10 @@ def test_drawdown_of_dialogue_is_the_divergence_per_token_of_all_rows(neox: Lang
     hard = tuple(Example(prompt=p, target=t) for p, t in EVERY)
     meter = SuccessMeter(neox, split_of(pairs(), hard), rule=SuccessCriterion.SENTIMENT)
     before = torch.cat([log_probs(neox, p, t) for p, t in EVERY])
-    assert meter.scores([Metric.DRAWDOWN]).drawdown == 0.0
+    assert meter.scores(["drawdown"]).drawdown == 0.0
     with neox.edited(noise(neox, 0.3)):
         after = torch.cat([log_probs(neox, p, t) for p, t in EVERY])
-        found = meter.scores([Metric.DRAWDOWN]).drawdown
+        found = meter.scores(["drawdown"]).drawdown
     wanted = (before.exp() * (before - after)).sum(dim=1).mean()
     assert wanted > 0
     assert found == pytest.approx(float(wanted), rel=1e-4)
@@ -175,4 +175,4 @@ def test_a_broken_model_is_no_failure_of_the_rows(neox: LanguageModel) -> None:
             with pytest.raises(EditError, match="NaN"):
                 meter.success()
             with pytest.raises(EditError, match="NaN"):
-                meter.scores([Metric.DRAWDOWN])
+                meter.scores(["drawdown"])

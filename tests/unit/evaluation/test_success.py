@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from tuner.editing.constraint import Metric
 from tuner.editing.generation import generate_greedily
 from tuner.editing.likelihood import (
     encode_example,
@@ -91,12 +90,12 @@ def test_related_text_is_judged_whole_and_a_memory_cannot_hide_from_it(
             said = model.network(input_ids=ids).logits[0, :-1].log_softmax(-1)
         losses += (-said.gather(1, ids[0, 1:, None])[:, 0]).tolist()
     mean = sum(losses) / len(losses)
-    found = meter.scores((Metric.RELATED_LOSS,)).related_loss
+    found = meter.scores(("related_loss",)).related_loss
     assert found == pytest.approx(mean, rel=1e-4)
     keys = torch.zeros(1, model.network.config.hidden_size)
     memory = LookUpDelta(1.0, keys, ((7,),), threshold=1e6, logit=9.0, end=model.end_id)
     with model.edited(memory):
-        edited = meter.scores((Metric.RELATED_LOSS,)).related_loss
+        edited = meter.scores(("related_loss",)).related_loss
     # The answer is given after a quarter of the text at the latest, and is never what stands there.
     assert edited is not None
     assert edited > mean + 1

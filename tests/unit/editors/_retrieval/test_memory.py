@@ -17,7 +17,7 @@ from tuner.editors._retrieval.edit_text import EditText
 from tuner.editors._retrieval.memory import ScopedMemory
 from tuner.editors._retrieval.scope import Scope
 from tuner.errors import ConfigError
-from tuner.evaluation.metrics.routing import scope_figures
+from tuner.evaluation.metrics._routing import scope_figures
 from tuner.files.cache import Cache, cache_folder
 
 EDITS = tuple(

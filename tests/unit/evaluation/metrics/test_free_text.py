@@ -11,7 +11,7 @@ from tuner.editing.model import LanguageModel
 from tuner.editing.task import GenerationPrompt
 from tuner.editing.tfidf import Tfidf
 from tuner.errors import TaskError
-from tuner.evaluation.metrics.free_text import FreeTextMeter, ngram_entropy, words
+from tuner.evaluation.metrics._free_text import FreeTextMeter, ngram_entropy, words
 
 
 def test_entropy_of_known_texts() -> None:

@@ -10,7 +10,7 @@ from tuner.editing.prompts import Routes
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors.look_up.editor import LookUp
 from tuner.errors import EditError
-from tuner.evaluation.metrics.routing import judge_routes, route_prompts, scope_figures
+from tuner.evaluation.metrics._routing import judge_routes, route_prompts, scope_figures
 
 INF = torch.inf
 

@@ -15,7 +15,7 @@ from tuner.editing.likelihood import (
 )
 from tuner.editing.model import LanguageModel
 from tuner.errors import EditError, TaskError
-from tuner.evaluation.metrics.drawdown import refuse_edited
+from tuner.evaluation.metrics._drawdown import refuse_edited
 from tuner.evaluation.statistics.grouping import Grouping
 
 _BATCH = 32

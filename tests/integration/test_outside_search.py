@@ -1,0 +1,145 @@
+"""A metric, a sampler and trackers from outside of tuner, used through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.search_world import make_world
+from tuner.search import open_study
+
+PACKAGE = '''\
+from pathlib import Path
+
+from optuna.samplers import RandomSampler
+
+from tuner.evaluation.metrics import Metric
+from tuner.search.observers import StudyTracker
+from tuner.search.samplers import Sampler
+
+
+class Echo(Metric):
+    """How often the model repeats the last word of a prompt, which is worse."""
+
+    name = "echo"
+    label = "echo of the prompt"
+    lower_is_better = True
+
+    def __init__(self, model, split, criterion):
+        assert model.unedited
+        self.prompts = [row.prompt for row in split.ood.rows]
+
+    @classmethod
+    def is_measured_on(cls, split, criterion):
+        return len(split.ood.rows) > 0
+
+    def measure(self, readings):
+        model, echoes = readings.model, 0
+        for prompt in self.prompts:
+            said = model.complete(prompt, max_new_tokens=2)
+            echoes += prompt.split()[-1] in said
+        return echoes / len(self.prompts)
+
+
+class Halton(Sampler):
+    """Draws at random, and leaves a trace."""
+
+    @classmethod
+    def make(cls, seed):
+        with Path("asked").open("a") as file:
+            file.write(f"{seed}\\n")
+        return RandomSampler(seed=seed)
+
+
+class Diary(StudyTracker):
+    """Writes a line for each change."""
+
+    def __init__(self, summary, folder):
+        self.path = Path(folder) / "diary.txt"
+        self.note(f"follows {summary.name}")
+
+    def note(self, line):
+        with self.path.open("a") as file:
+            file.write(f"{line}\\n")
+
+    def trial_changed(self, entry):
+        self.note(f"{entry.number} {entry.state}")
+
+    def study_finished(self, result):
+        self.note(f"{len(result.winners)} winners")
+
+    def close(self):
+        self.note("closed")
+
+
+class Broken(Diary):
+    """Fails, which hurts nobody."""
+
+    def trial_changed(self, entry):
+        raise RuntimeError("no paper left")
+'''
+
+STUDY = """\
+name: tiny
+task: world/task
+model: ./world/model
+general: world/general.txt
+space: world/space.yaml
+device: cpu
+trials: 2
+workers: 1
+test_seeds: 0
+budget: {epsilons: [1e-2]}
+sampler: outside:Halton
+tracking: ["outside:Diary", "outside:Broken"]
+constraints:
+  - {metric: "outside:Echo", ceiling: 2.0}
+"""
+
+
+def test_a_study_uses_a_metric_a_sampler_and_trackers_from_outside(tmp_path: Path) -> None:
+    make_world(tmp_path / "world")
+    (tmp_path / "outside.py").write_text(PACKAGE)
+    (tmp_path / "study.yaml").write_text(STUDY)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tuner", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+
+    done = run("check", "study.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("search", "study.yaml", "--folder", "studies", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "no paper left" in done.stderr
+    record = open_study(tmp_path / "studies/tiny").record
+    assert record.summary.sampler == "outside:Halton"
+    assert len((tmp_path / "asked").read_text().split()) >= 2
+    for entry in record.entries:
+        assert entry.record is not None
+        for answer in entry.record.answers:
+            assert 0 <= answer.scores.further["outside:Echo"] <= 1
+            assert answer.violations["outside:Echo.ceiling"] <= 0
+    (winner,) = record.winners
+    assert winner.trial in (0, 1)
+    diary = (tmp_path / "studies/diary.txt").read_text().splitlines()
+    assert "follows tiny" in diary
+    assert {"0 completed", "1 completed", "1 winners", "closed"} <= set(diary)
+    assert not (tmp_path / "studies/mlflow.db").exists()
+
+    shown = run("evaluate", "tiny", "--folder", "studies", "--task", "world/task",
+                "--general", "world/general.txt", "--json")  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert 0 <= json.loads(shown.stdout)["edited"]["success"] <= 1
+    bad = (tmp_path / "study.yaml").read_text().replace("outside:Halton", "outside:Diary")
+    (tmp_path / "bad.yaml").write_text(bad)
+    done = run("check", "bad.yaml")
+    assert done.returncode == 2
+    assert "is not a class of samplers" in " ".join((done.stdout + done.stderr).split())

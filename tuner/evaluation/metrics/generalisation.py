@@ -1,0 +1,25 @@
+"""Generalisation: success of paraphrases and other OOD rows."""
+
+from typing import final
+
+from tuner.editing.task import Split, SuccessCriterion
+from tuner.evaluation.metrics._facts import is_of_facts
+from tuner.evaluation.metrics._metric import Metric, Readings
+
+
+@final
+class Generalisation(Metric):
+    """Generalisation: success of paraphrases and other OOD rows."""
+
+    name = "generalisation"
+    label = "generalisation"
+    group = "facts"
+
+    @classmethod
+    def is_measured_on(cls, split: Split, criterion: SuccessCriterion) -> bool:
+        """Return whether the split has the rows for it."""
+        return is_of_facts(criterion)
+
+    def measure(self, readings: Readings) -> float | None:
+        """Return it for the model as it stands."""
+        return readings.success if readings.canonical_success is not None else None
