@@ -31,13 +31,12 @@ install: $(STAMP)  ## Install, and nothing else.
 demo: $(STAMP)  ## Install, then run a real search on the built-in model and open its report.
 	$(BIN)/tuner search demo.yaml
 
-# Files run side by side; tests that kill or starve processes come after them, one at a time.
-# A third of the processor's time of the second command is waiting, so two files share two cores.
+# Each of the second kind starts Ray, servers or the command line; side by side on two cores they
+# would wait for each other for longer than they wait for themselves.
 test: $(STAMP)  ## Install, then check style, types and import rules, and run the tests.
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) tests/unit -n auto
-	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone and not thorough'
-	$(PYTEST) tests/integration tests/e2e -m 'alone and not thorough'
+	$(PYTEST) tests/integration tests/e2e -m 'not thorough'
 
 # What `make test` leaves out: all but three model families in each matrix, ten kills of a
 # driver (three are in `make test`), the long survival of a cluster, random faults, a full disk, and
