@@ -11,10 +11,10 @@ from tuner.errors import ConfigError
 
 
 def _lower_is_better(metric: str) -> bool | None:
-    """Return whether limits on a metric are upper bounds; None for an outsider's that is not here.
+    """Return whether limits on a metric are upper bounds; None for an outsider's not imported yet.
 
-    A study can be shown where a metric of its constraints cannot be imported; only a search, which
-    must measure it, refuses that.
+    A task is a stranger's file, which must not make us import what it names, and a study can be
+    shown where its metrics cannot be imported; what measures them refuses that.
 
     Constraints belong to tasks, which every method knows; metrics are measured far above them, and
     are known here by their names.
@@ -24,11 +24,10 @@ def _lower_is_better(metric: str) -> bool | None:
     """
     registry = importlib.import_module("tuner.evaluation.metrics").METRICS
     try:
-        return bool(registry.find(metric).lower_is_better)
+        found = registry.find_trusted(metric)
     except ConfigError as error:
-        if ":" in metric:
-            return None
         raise ValueError(str(error)) from None
+    return None if found is None else bool(found.lower_is_better)
 
 
 def _known(metric: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tuner.editing.constraint import Constraint
 from tuner.editing.task import Task
 from tuner.errors import ConfigError
-from tuner.evaluation.metrics import METRICS
+from tuner.evaluation.metrics import trusted_metric
 from tuner.evaluation.scores import Scores
 
 # An edit that is beyond a limit by five times the number given is as bad as can be: samplers
@@ -38,7 +38,7 @@ def check_measured(constraints: Sequence[Constraint], task: Task) -> None:
     for name, split in (("val", task.val), ("test", task.test)):
         judged = split.limited(task.simultaneous_edits)
         for constraint in constraints:
-            if not METRICS.find(constraint.metric).is_measured_on(judged, task.success):
+            if not trusted_metric(constraint.metric).is_measured_on(judged, task.success):
                 raise ConfigError(
                     f"The constraint {constraint.name} cannot be judged: the {name} split of "
                     f"{task.name} has not the rows, or the task not the success rule, by which "

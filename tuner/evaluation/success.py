@@ -27,7 +27,7 @@ from tuner.editing.likelihood import (
 from tuner.editing.model import LanguageModel
 from tuner.editing.task import Example, LossKind, Split, SuccessCriterion
 from tuner.errors import ConfigError, EditError, TaskError
-from tuner.evaluation.metrics import METRICS
+from tuner.evaluation.metrics import METRICS, trusted_metric
 from tuner.evaluation.metrics._drawdown import DrawdownMeter, measures_drawdown, refuse_edited
 from tuner.evaluation.metrics._free_text import FreeTextMeter
 from tuner.evaluation.metrics._sentiment import SentimentMeter
@@ -172,7 +172,7 @@ class SuccessMeter:
         if measures_drawdown(split, rule):
             self._drawdown = DrawdownMeter(model, split.hard_negatives.rows, rule)
         self.model, self.split = model, split
-        kinds = {name: METRICS.find(name) for name in dict.fromkeys((*METRICS.names(), *metrics))}
+        kinds = {name: trusted_metric(name) for name in dict.fromkeys((*METRICS.names(), *metrics))}
         self._metrics = {
             name: kind(model, split, rule)
             for name, kind in kinds.items()

@@ -23,12 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from tuner.editing.constraint import Constraints
+from tuner.editing.constraint import Constraint, Constraints
 from tuner.editing.corpus import resolved_text
 from tuner.editing.model import Dtype, resolved_model
 from tuner.editing.task import resolved_task
 from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import Budget, epsilon_name
+from tuner.evaluation.metrics import METRICS
 from tuner.files.paths import absolute, legal_part
 from tuner.files.yaml_file import line_of, read_yaml
 from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
@@ -90,6 +91,21 @@ def _known_sampler(name: str, info: ValidationInfo) -> str:
     return name
 
 
+def _imported_metrics(
+    constraints: tuple[Constraint, ...], info: ValidationInfo
+) -> tuple[Constraint, ...]:
+    """Import the outsiders' metrics that a study names, and check the limits on them."""
+    if info.context is AS_WRITTEN:
+        return constraints
+    for constraint in constraints:
+        if ":" in constraint.metric:
+            try:
+                METRICS.find(constraint.metric, _start_of("constraints", info))
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+    return tuple(Constraint.model_validate(one.model_dump()) for one in constraints)
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -142,7 +158,7 @@ class StudyConfig(BaseModel):
         default=None, description="A Ray cluster to run on; by default this machine."
     )
     budget: Budget = Budget()
-    constraints: Constraints = Field(
+    constraints: Annotated[Constraints, AfterValidator(_imported_metrics)] = Field(
         default=(), description="What an edit must keep beside the budget and the task's own."
     )
     rule: Rule = Rule.FITTED

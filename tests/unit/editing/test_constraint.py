@@ -164,3 +164,16 @@ def test_mistakes_in_a_card_are_named_with_their_line(card: Path) -> None:
     card.write_text(text + "constraints: [{metric: exact, floor: 1}, {metric: exact, floor: 0.5}]")
     with pytest.raises(ConfigError, match=rf":{first}: constraints: .*exact.floor stands twice"):
         load_task(card.parent)
+
+
+def test_a_task_that_names_an_outsider_s_metric_imports_nothing(
+    card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (card.parent / "stranger.py").write_text("raise SystemExit('this was run')\n")
+    monkeypatch.chdir(card.parent)
+    monkeypatch.syspath_prepend(card.parent)
+    limit = "constraints: [{metric: 'stranger:Metric', floor: 0.5}]\n"
+    card.write_text(card.read_text().rstrip() + "\n" + limit)
+    task = load_task(card.parent)
+    with pytest.raises(ConfigError, match="A task alone does not make tuner run code"):
+        check_measured(task.constraints, task)

@@ -20,6 +20,7 @@ from tuner.errors import ConfigError, DiskError, EditError, TaskError
 from tuner.evaluation.constraints import WORST
 from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict, epsilon_name
 from tuner.evaluation.identity import delta_hash
+from tuner.evaluation.metrics import METRICS
 from tuner.evaluation.scores import Scores
 from tuner.files.atomic_file import disk_trouble_in_words, write_text
 from tuner.search.config import StudyConfig
@@ -35,10 +36,12 @@ def make_evaluator(config: StudyConfig) -> Evaluator:
     """Return the evaluator that a study's trials run on.
 
     Raises:
-        ConfigError: the model cannot be had, a budget is below its noise floor, or the task
+        ConfigError: the model cannot be loaded, a budget is below its noise floor, or the task
             cannot measure what a constraint is about.
         TaskError: the task is malformed, or there is too little general text.
     """
+    for constraint in config.constraints:
+        METRICS.find(constraint.metric)  # the driver has imported an outsider's, and so must we
     model = load_model(
         config.model, revision=config.revision, dtype=config.dtype, device=config.device
     )
