@@ -125,7 +125,7 @@ def list_(
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """List what travels with tuner: models, tasks, editors, search spaces."""
+    """List what comes with tuner: models, tasks, editors, spaces and export formats."""
     readers: dict[str, Callable[[], dict[str, str]]] = {
         "models": _models,
         "tasks": _tasks,
