@@ -86,7 +86,7 @@ def test_the_search_waits_for_a_server_that_is_away_and_goes_on(
     assert server.password not in caplog.text
     found = Ledger.read(StudyFolder(folder.root), "waits", url)
     assert [one.number for one in found.history()] == [0, 1]
-    assert found.asked == ASKED
+    assert found.definition == ASKED
 
 
 def test_studies_that_begin_at_once_on_an_empty_server_share_its_tables(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tuner.editing.activations import by_row
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel
@@ -37,7 +38,9 @@ def test_the_edited_map_says_the_target_vector_at_the_key(
     with model.edited(step.delta), torch.no_grad():
         model.network(input_ids=torch.tensor([prompt.ids]))
     handle.remove()
-    assert torch.allclose(said[0][0, prompt.position].double(), wanted, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(
+        by_row(said[0], 1)[0, prompt.position].double(), wanted, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_in_float64_the_equation_is_exact() -> None:

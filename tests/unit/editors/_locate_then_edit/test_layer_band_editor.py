@@ -128,7 +128,7 @@ def test_the_statistics_are_the_mean_outer_product(model: LanguageModel, corpus:
     with torch.no_grad():
         model.network(input_ids=corpus.blocks)
     handle.remove()
-    keys = seen[0].flatten(0, 1).double()
+    keys = seen[0].reshape(-1, seen[0].shape[-1]).double()
     assert torch.allclose(moment.matrix, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-6)
     assert moment.tokens == corpus.blocks.numel()
 

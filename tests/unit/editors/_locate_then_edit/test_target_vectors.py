@@ -42,7 +42,7 @@ def _loss_with(
             output[:, position] = vector.to(output.dtype)
             return output
 
-        with changed_output(module, put), torch.no_grad():
+        with changed_output(module, 1, put), torch.no_grad():
             encoded = [encode_example(model, row)]
             total += float(training_losses(model.network, examples.loss, encoded, model.end_id))
     return total / len(examples)
