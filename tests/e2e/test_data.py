@@ -54,7 +54,7 @@ def mirror(tmp_path: Path) -> Iterator[str]:
 def test_a_file_is_fetched_and_becomes_a_task(run: Run, mirror: str) -> None:
     code, out, err = run("fetch", "counterfact", "--mirror", mirror, "--out", "files")
     assert code == 0
-    for said in ("Size:", "MB", "Meng et al. 2022", "MIT", "Nobody has stated a checksum"):
+    for said in ("Size:", "MB", "Meng et al. 2022", "MIT", "No checksum has been published"):
         assert said in err
     assert "sha256" in out
     code, out, err = run("fetch", "counterfact", "--mirror", mirror, "--out", "files", "--json")

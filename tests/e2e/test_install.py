@@ -1,11 +1,15 @@
 """What an installed wheel can do outside the clone, and without the service libraries."""
 
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import lazy_loader
 import pytest
+
+from tests.support.clone import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,6 @@ import sys
 for name in {SERVICES!r}:
     sys.modules[name] = None  # as if it were not installed, also for those who only look
 import tuner
-from tests.support.clone import ROOT
 from tuner.editing.corpus import load_general_text, TextPart
 model = tuner.load_model("builtin:neox")
 general = load_general_text(None, model, tokens={{TextPart.SEARCH: 8000, TextPart.AUXILIARY: 4000}})
@@ -72,13 +75,14 @@ print(result.at(0.1).success > 0)
     assert done.stdout.strip() == "True"
 
 
-def test_import_needs_torch_and_transformers_only(tmp_path: Path) -> None:
-    """`import tuner` reads nothing but the standard library until something is used."""
-    bare = tmp_path / "bare"
+def test_import_reads_no_library_until_something_is_used(tmp_path: Path) -> None:
+    """`import tuner` needs lazy_loader, which is what defers the rest, and the standard library."""
+    bare, site = tmp_path / "bare", tmp_path / "site"
     venv.create(bare, with_pip=False)
+    shutil.copytree(Path(lazy_loader.__file__).parent, site / "lazy_loader")
     done = subprocess.run(
         [bare / "bin" / "python", "-c", "import tuner; print(sorted(dir(tuner))[0])"],
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": f"{ROOT}:{site}", "PATH": "/usr/bin:/bin"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
