@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         }
 
 
-def read_settings() -> Settings:
+def read_environment() -> Settings:
     """Return what the environment says now.
 
     Raises:

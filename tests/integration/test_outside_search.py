@@ -22,7 +22,6 @@ from tuner.search.samplers import Sampler
 class Echo(Metric):
     """How often the model repeats the last word of a prompt, which is worse."""
 
-    name = "echo"
     label = "echo of the prompt"
     lower_is_better = True
 

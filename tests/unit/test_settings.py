@@ -9,7 +9,7 @@ import pytest
 from tests.support.clone import ROOT
 from tests.support.command_line import Run
 from tuner.files.cache import cache_folder
-from tuner.settings import Settings, read_settings, variable
+from tuner.settings import Settings, read_environment, variable
 
 
 @pytest.fixture(autouse=True)
@@ -21,20 +21,20 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_variable_is_read_and_one_that_is_empty_is_not_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    bare = read_settings()
+    bare = read_environment()
     assert (bare.cache, bare.storage, bare.cluster) == (None, None, None)
     assert (bare.studies, bare.debug) == ("tuner-studies", False)
     for name in ("TUNER_CACHE", "TUNER_CLUSTER", "TUNER_STORAGE", "TUNER_DEBUG", "TUNER_STUDIES"):
         monkeypatch.setenv(name, "")
-    assert read_settings() == bare
+    assert read_environment() == bare
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TUNER_CLUSTER", "local")
     monkeypatch.setenv("TUNER_DEBUG", "1")
-    given = read_settings()
+    given = read_environment()
     assert (given.cluster, given.debug) == ("local", True)
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.setenv("TUNER_DEBUG", "0")
-    assert not read_settings().debug
+    assert not read_environment().debug
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_no_password_of_the_storage_is_shown(
 ) -> None:
     monkeypatch.setenv("TUNER_STORAGE", url)
     monkeypatch.setenv("COLUMNS", "200")
-    storage = read_settings().storage
+    storage = read_environment().storage
     assert storage is not None
     assert storage.get_secret_value() == url
     code, out, err = run("doctor", "--json")

@@ -1,7 +1,7 @@
 """A delta with all that is needed to trust and use it, as a folder of safetensors and JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Self, final
@@ -28,11 +28,13 @@ class StoredBundle:
 
     tensors: Mapping[str, Tensor]
     manifest: Manifest
+    digest: str | None = field(default=None, repr=False, compare=False)
+    """The hash of the tensors where it is known: there may be gigabytes of them."""
 
     @cached_property
     def tensors_hash(self) -> str:
         """The hash of the tensors as they are."""
-        return tensors_hash(self.tensors)
+        return tensors_hash(self.tensors) if self.digest is None else self.digest
 
     @property
     def delta_hash(self) -> str:
@@ -68,7 +70,7 @@ class StoredBundle:
         changed = manifest.model_copy(
             update={"certificate": first, "further_certificates": tuple(known)}
         )
-        return StoredBundle(self.tensors, changed), tuple(told)
+        return StoredBundle(self.tensors, changed, self.tensors_hash), tuple(told)
 
     def save(self, folder: str | Path) -> Path:
         """Write the bundle and return its folder.
@@ -80,7 +82,7 @@ class StoredBundle:
             ConfigError: the folder exists and is not a bundle.
             DiskError: it cannot be written.
         """
-        return write_bundle(folder, self.manifest, self.tensors)
+        return write_bundle(folder, self.manifest, self.tensors, self.tensors_hash)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -90,8 +92,8 @@ class StoredBundle:
             ConfigError: the folder is not a bundle, or is damaged, or its kind of delta is not at
                 hand (see `tuner.deltas.registry`).
         """
-        manifest, tensors = read_bundle(folder)
-        return cls(tensors, manifest)
+        manifest, tensors, digest = read_bundle(folder)
+        return cls(tensors, manifest, digest)
 
     def open(self, companions: Companions | None = None) -> "Bundle":
         """Return the bundle with its delta.

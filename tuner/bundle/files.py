@@ -29,8 +29,10 @@ _WAITING = "delta-" + "[0-9a-f]" * 16 + ".safetensors"
 _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
 
 
-def write_bundle(folder: str | Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Path:
-    """Write the files of a bundle and return its folder.
+def write_bundle(
+    folder: str | Path, manifest: Manifest, tensors: Mapping[str, Tensor], digest: str
+) -> Path:
+    """Write the files of a bundle, given the hash of its tensors, and return its folder.
 
     Whatever happens meanwhile, the folder holds the whole new bundle, or what was there before.
     Other files in it stay.
@@ -44,25 +46,27 @@ def write_bundle(folder: str | Path, manifest: Manifest, tensors: Mapping[str, T
     shown, target = Path(folder).absolute(), Path(os.path.realpath(folder))
     if not is_file(target / MANIFEST_FILE):
         with whole_folder(target) as draft:
-            write_files(draft, manifest, tensors)
+            write_files(draft, manifest, tensors, digest)
         return shown
     remove_abandoned_drafts(target)
-    _replace(target, manifest, tensors)
+    _replace(target, manifest, tensors, digest)
     return shown
 
 
-def write_files(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+def write_files(
+    folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], digest: str
+) -> None:
     """Write the files of a bundle into a folder that holds none.
 
     Raises:
         DiskError: they cannot be written.
     """
     write_tensors(folder / TENSORS_FILE, tensors)
-    write_text(folder / MANIFEST_FILE, _text_of(manifest, tensors_hash(tensors)))
+    write_text(folder / MANIFEST_FILE, _text_of(manifest, digest))
 
 
-def read_bundle(folder: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
-    """Return what the files of a bundle hold.
+def read_bundle(folder: str | Path) -> tuple[Manifest, dict[str, Tensor], str]:
+    """Return what the files of a bundle hold, and the hash of the tensors.
 
     Raises:
         ConfigError: the folder is not a bundle, or is damaged, or holds a kind of delta that is
@@ -87,9 +91,10 @@ def read_bundle(folder: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
             tensors = _read_tensors(source / name)
         except ConfigError as error:
             raise _damaged(source, error) from None
-        if manifest.tensors_hash in (None, tensors_hash(tensors)):
-            # That hash is the files' business: it is made anew whenever they are written.
-            return manifest.model_copy(update={"tensors_hash": None}), tensors
+        digest = tensors_hash(tensors)
+        if manifest.tensors_hash in (None, digest):
+            # That of the manifest is the files' business: it is written anew whenever they are.
+            return manifest.model_copy(update={"tensors_hash": None}), tensors, digest
     if not is_there:
         raise _missing(source, TENSORS_FILE)
     raise _damaged(
@@ -114,23 +119,22 @@ def check_place(folder: str | Path) -> None:
         raise ConfigError(f"{show_path(folder)} exists and is not a bundle; choose another folder.")
 
 
-def _replace(target: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+def _replace(target: Path, manifest: Manifest, tensors: Mapping[str, Tensor], digest: str) -> None:
     """Write a bundle over another one.
 
     The manifest names the tensors that belong to it, so it decides which bundle this is: new
     tensors wait beside the old ones until it is there, and `read_bundle` finds them in either
     place.
     """
-    name = tensors_hash(tensors)
-    path, waiting = target / TENSORS_FILE, target / _waiting(name)
+    path, waiting = target / TENSORS_FILE, target / _waiting(digest)
     try:
-        there = tensors_hash(_read_tensors(path)) == name
+        there = tensors_hash(_read_tensors(path)) == digest
     except ConfigError:
         there = False
     try:
         if not there:
             write_tensors(waiting, tensors)
-        write_text(target / MANIFEST_FILE, _text_of(manifest, name))
+        write_text(target / MANIFEST_FILE, _text_of(manifest, digest))
     except DiskError:
         waiting.unlink(missing_ok=True)
         raise
@@ -143,8 +147,8 @@ def _replace(target: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
         raise cannot_write(path, error) from None
 
 
-def _text_of(manifest: Manifest, tensors: str) -> str:
-    named = manifest.model_copy(update={"tensors_hash": tensors})
+def _text_of(manifest: Manifest, digest: str) -> str:
+    named = manifest.model_copy(update={"tensors_hash": digest})
     return f"{named.model_dump_json(indent=2)}\n"
 
 

@@ -22,7 +22,7 @@ from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
 from tuner.files.atomic_file import disk_trouble_in_words
 from tuner.files.home import ensure_home
-from tuner.settings import read_settings, variable
+from tuner.settings import read_environment, variable
 from tuner.validation import show_path
 
 app = typer.Typer(
@@ -107,7 +107,7 @@ def main() -> None:
         raise
     # The last net: everything that is foreseen has its own words by now.
     except Exception as error:
-        if read_settings().debug:
+        if read_environment().debug:
             raise
         if isinstance(error, OSError) and error.filename is not None:
             # A path that no file can have, such as one below a file or of an overlong name.

@@ -18,7 +18,7 @@ from tuner.errors import TunerError, unknown_name
 from tuner.files.shipped import shipped_folder
 from tuner.files.text_file import is_file, is_folder, read_text
 from tuner.files.yaml_file import read_yaml
-from tuner.settings import Settings, read_settings, variable
+from tuner.settings import Settings, read_environment, variable
 from tuner.validation import show_path
 
 _PACKAGES = {
@@ -237,7 +237,7 @@ def doctor(folder: FolderOption = STUDIES, json_: JsonFlag = False) -> None:
         "cache": str(cache),
         "cache_bytes": sum(file.stat().st_size for file in cache.rglob("*") if is_file(file)),
         "studies": str(folder.resolve()),
-        "environment": read_settings().shown(),
+        "environment": read_environment().shown(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
     if json_:

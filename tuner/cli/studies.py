@@ -40,7 +40,7 @@ from tuner.cli.study_tables import NOTHING_GAINED, WIDE, of_budget, print_winner
 from tuner.errors import ConfigError, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.files.text_file import exists, is_folder
-from tuner.settings import read_settings, variable
+from tuner.settings import read_environment, variable
 from tuner.trial.records import (
     StudyResultRecord,
     TrialState,
@@ -390,7 +390,7 @@ def _storage_of(folder: Path) -> SecretStr | None:
     """Return where the ledger of a study is, if not in its folder."""
     if not is_folder(folder / "trials") or exists(folder / "ledger.journal"):
         return None
-    url = read_settings().storage
+    url = read_environment().storage
     if url is None:
         raise ConfigError(
             f"The ledger of the study in {folder} is in a database. Set {_STORAGE} to its URL."

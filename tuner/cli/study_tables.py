@@ -1,6 +1,6 @@
 """Tables of studies and their winners."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -20,9 +20,6 @@ from tuner.trial.records import (
     StudyResultRecord,
     Winner,
 )
-
-if TYPE_CHECKING:
-    pass
 
 # Narrower than this a table would break its numbers.
 WIDE = 118

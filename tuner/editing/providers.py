@@ -29,9 +29,6 @@ class ShippedGradient:
 class Provider(Protocol):
     """A module that serves the models, the general text and the gradients of one scheme."""
 
-    TEXT: str
-    """What its general text is called, behind the scheme."""
-
     def models(self) -> Mapping[str, Path]:
         """Return the folders of its models, by name."""
         ...

@@ -72,56 +72,6 @@ class _Rows:
 
 
 @final
-class _Readings:
-    """What metrics read of the model as it stands, each part at most once."""
-
-    def __init__(self, meter: "SuccessMeter", success: float) -> None:
-        self._meter = meter
-        self.model, self.split = meter.model, meter.split
-        self.success = success
-
-    @cached_property
-    def exact(self) -> float:
-        return self._meter.exact()
-
-    @cached_property
-    def canonical_success(self) -> float | None:
-        return self._meter.canonical_success()
-
-    @cached_property
-    def canonical_exact(self) -> float | None:
-        return self._meter.canonical_exact()
-
-    @cached_property
-    def _neighbours(self) -> tuple[float | None, float | None]:
-        return self._meter.neighbour_figures()
-
-    @property
-    def neighbour_success(self) -> float | None:
-        return self._neighbours[0]
-
-    @property
-    def neighbour_agreement(self) -> float | None:
-        return self._neighbours[1]
-
-    @cached_property
-    def hard_negative_loss(self) -> float | None:
-        return self._meter.hard_negative_loss()
-
-    @cached_property
-    def related_loss(self) -> float | None:
-        return self._meter.related_loss()
-
-    @cached_property
-    def free_text(self) -> tuple[float | None, ...]:
-        return self._meter.free_text()
-
-    @cached_property
-    def drawdown(self) -> float | None:
-        return self._meter.drawdown()
-
-
-@final
 class SuccessMeter:
     """Judges the model, as it stands at the moment of the call, on one split of a task.
 
@@ -140,9 +90,9 @@ class SuccessMeter:
         split: Split,
         threshold: float | None = None,
         rule: SuccessCriterion = SuccessCriterion.THRESHOLD,
-        metrics: Collection[str] = (),
+        metrics: Collection[str] | None = None,
     ) -> None:
-        """Judge by the task's criterion and all metrics, and those of `metrics` that are not ours.
+        """Judge by the task's criterion, and by some metrics or by default all that are known.
 
         Raises:
             ConfigError: there is no such metric.
@@ -172,7 +122,8 @@ class SuccessMeter:
         if measures_drawdown(split, rule):
             self._drawdown = DrawdownMeter(model, split.hard_negatives.rows, rule)
         self.model, self.split = model, split
-        kinds = {name: trusted_metric(name) for name in dict.fromkeys((*METRICS.names(), *metrics))}
+        names = METRICS.names() if metrics is None else metrics
+        kinds = {name: trusted_metric(name) for name in names}
         self._metrics = {
             name: kind(model, split, rule)
             for name, kind in kinds.items()
@@ -221,51 +172,6 @@ class SuccessMeter:
         """Return the interval of the gain in success, resampling records or subjects."""
         differences = np.array(edited.row_success, float) - np.array(base.row_success, float)
         return self._ood.groups.interval(differences)
-
-    # What metrics read: see `Readings`.
-
-    def canonical_success(self) -> float | None:
-        """Return the canonical rows' success; None for the criterion threshold."""
-        if self._canonical is None:
-            return None
-        return self._canonical.groups.mean(self._row_successes(self._canonical))
-
-    def neighbour_figures(self) -> tuple[float | None, float | None]:
-        """Return the neighbours' success, and how often their tokens are predicted as before."""
-        if self._near is None:
-            return None, None
-        if self._rule is not SuccessCriterion.TOKENS:
-            return self._near.groups.mean(self._row_successes(self._near)), None
-        said = self._predictions(self._near.targets)
-        gold = [torch.tensor(row.ids[row.start :]) for row in self._near.targets]
-        return (
-            self._near.groups.mean(_agreement(said, gold)),
-            self._near.groups.mean(_agreement(said, self._base_predictions)),
-        )
-
-    def free_text(self) -> tuple[float | None, ...]:
-        """Return fluency and consistency; nothing without generation prompts."""
-        return () if self._free_text is None else tuple(self._free_text.measure())
-
-    def hard_negative_loss(self) -> float | None:
-        """Return the mean loss of the hard negatives' targets."""
-        return self._mean_loss(self._hard, per_token=False)
-
-    def related_loss(self) -> float | None:
-        """Return the mean loss per token of the related text."""
-        return self._mean_loss(self._related, per_token=True)
-
-    def exact(self) -> float:
-        """Return the share of OOD rows that free-running generation gets right."""
-        return self._exact(self._ood)
-
-    def canonical_exact(self) -> float | None:
-        """Return the share of canonical rows that free-running generation gets right."""
-        return None if self._canonical is None else self._exact(self._canonical)
-
-    def drawdown(self) -> float | None:
-        """Return how often predictions differ from the base model's on hard negatives."""
-        return None if self._drawdown is None else self._drawdown.measure()
 
     def _row_successes(self, rows: _Rows) -> list[float]:
         """Return the success of each row by the task's rule, from 0 to 1."""
@@ -368,6 +274,73 @@ class SuccessMeter:
             room = max(rooms[row] for row in batch)
             fits = longest + room <= self._model.context_length
             yield from [batch] if fits else [[row] for row in batch]
+
+
+@final
+class _Readings:
+    """What metrics read of the model as it stands, each part at most once: see `Readings`."""
+
+    def __init__(self, meter: SuccessMeter, success: float) -> None:
+        self._meter = meter
+        self.model, self.split = meter.model, meter.split
+        self.success = success
+
+    @cached_property
+    def exact(self) -> float:
+        return self._meter._exact(self._meter._ood)
+
+    @cached_property
+    def canonical_success(self) -> float | None:
+        rows = self._meter._canonical
+        return None if rows is None else rows.groups.mean(self._meter._row_successes(rows))
+
+    @cached_property
+    def canonical_exact(self) -> float | None:
+        rows = self._meter._canonical
+        return None if rows is None else self._meter._exact(rows)
+
+    @cached_property
+    def neighbour_success(self) -> float | None:
+        rows = self._meter._near
+        if rows is None:
+            return None
+        if self._neighbours_said is None:
+            return rows.groups.mean(self._meter._row_successes(rows))
+        gold = [torch.tensor(row.ids[row.start :]) for row in rows.targets]
+        return rows.groups.mean(_agreement(self._neighbours_said, gold))
+
+    @cached_property
+    def neighbour_agreement(self) -> float | None:
+        rows, said = self._meter._near, self._neighbours_said
+        if rows is None or said is None:
+            return None
+        return rows.groups.mean(_agreement(said, self._meter._base_predictions))
+
+    @cached_property
+    def _neighbours_said(self) -> list[Int[Tensor, " target"]] | None:
+        """The predictions of the neighbours' tokens; None where not the tokens are judged."""
+        rows = self._meter._near
+        if rows is None or self._meter._rule is not SuccessCriterion.TOKENS:
+            return None
+        return self._meter._predictions(rows.targets)
+
+    @cached_property
+    def hard_negative_loss(self) -> float | None:
+        return self._meter._mean_loss(self._meter._hard, per_token=False)
+
+    @cached_property
+    def related_loss(self) -> float | None:
+        return self._meter._mean_loss(self._meter._related, per_token=True)
+
+    @cached_property
+    def free_text(self) -> tuple[float | None, ...]:
+        meter = self._meter._free_text
+        return () if meter is None else tuple(meter.measure())
+
+    @cached_property
+    def drawdown(self) -> float | None:
+        meter = self._meter._drawdown
+        return None if meter is None else meter.measure()
 
 
 def _room(model: LanguageModel, prompt: Sequence[int], row: Continuation, alone: int) -> int:

@@ -22,7 +22,7 @@ from tuner.files.atomic_file import write_tensors
 from tuner.files.file_lock import file_lock_if_any
 from tuner.files.home import temporary_home
 from tuner.files.paths import absolute
-from tuner.settings import read_settings
+from tuner.settings import read_environment
 
 Key = Mapping[str, str | int | float | bool | None]
 
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
     A user without a home has a temporary one.
     """
-    chosen = read_settings().cache
+    chosen = read_environment().cache
     if chosen:
         return absolute(chosen)
     try:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, TypeVar, final
 
 import torch
 from pydantic import (
@@ -32,6 +32,7 @@ from tuner.evaluation.deviation.budget import Budget, epsilon_name
 from tuner.evaluation.metrics import METRICS
 from tuner.files.paths import absolute, legal_part
 from tuner.files.yaml_file import line_of, read_yaml
+from tuner.registry import Registry
 from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.search.samplers import AUTO, SAMPLERS
 from tuner.search.space import resolved_space
@@ -73,6 +74,8 @@ class Starts:
     """The fields that were given on the command line, and so start at the working directory."""
 
 
+T = TypeVar("T")
+
 AS_WRITTEN = object()
 """Validates a study that was read once already, whose paths must stay as they are."""
 
@@ -82,12 +85,19 @@ def _start_of(key: str, info: ValidationInfo) -> Path | None:
     return starts.folder if isinstance(starts, Starts) and key not in starts.flags else None
 
 
+def _check_there(registry: Registry[T], name: str, key: str, info: ValidationInfo) -> None:
+    """Verify that what a study names under a key can be imported, unless it is only shown."""
+    if info.context is AS_WRITTEN:
+        return
+    try:
+        registry.find(name, _start_of(key, info))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 def _known_sampler(name: str, info: ValidationInfo) -> str:
-    if name != AUTO and info.context is not AS_WRITTEN:
-        try:
-            SAMPLERS.find(name, _start_of("sampler", info))
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+    if name != AUTO:
+        _check_there(SAMPLERS, name, "sampler", info)
     return name
 
 
@@ -98,11 +108,7 @@ def _imported_metrics(
     if info.context is AS_WRITTEN:
         return constraints
     for constraint in constraints:
-        if ":" in constraint.metric:
-            try:
-                METRICS.find(constraint.metric, _start_of("constraints", info))
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
+        _check_there(METRICS, constraint.metric, "constraints", info)
     return tuple(Constraint.model_validate(one.model_dump()) for one in constraints)
 
 
@@ -113,13 +119,9 @@ def _listed(value: object) -> object:
 def _known_trackers(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     if NO_TRACKING in names and len(names) > 1:
         raise ValueError(f"`{NO_TRACKING}` goes with nothing else, but got {', '.join(names)}.")
-    if info.context is not AS_WRITTEN:
-        for name in names:
-            if name not in (MLFLOW, NO_TRACKING):
-                try:
-                    TRACKERS.find(name, _start_of("tracking", info))
-                except ConfigError as error:
-                    raise ValueError(str(error)) from None
+    for name in names:
+        if name not in (MLFLOW, NO_TRACKING):
+            _check_there(TRACKERS, name, "tracking", info)
     return names
 
 

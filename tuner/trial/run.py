@@ -25,6 +25,7 @@ from tuner.evaluation.constraints import check_measured, violations
 from tuner.evaluation.deviation.budget import Budget, Certificate, Deviation
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.evaluation.deviation.scaling import LEAST_ALPHA, StrengthSearch, strongest, surely_over
+from tuner.evaluation.metrics import METRICS
 from tuner.evaluation.metrics._routing import scope_figures
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.success import SuccessMeter
@@ -232,12 +233,13 @@ class Evaluator:
     def success_meter(self, split: SplitName) -> SuccessMeter:
         """Return the judge of a split."""
         if split not in self._success:
+            limited = (constraint.metric for constraint in self.constraints)
             self._success[split] = SuccessMeter(
                 self.model,
                 self.split(split),
                 self.task.threshold,
                 self.task.success,
-                metrics=[constraint.metric for constraint in self.constraints],
+                metrics=dict.fromkeys((*METRICS.names(), *limited)),
             )
         return self._success[split]
 

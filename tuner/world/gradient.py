@@ -19,8 +19,8 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner.backpack import SENSES, BackpackForCausalLM, SenseOffsets
-from tuner.editing.likelihood import token_losses
 from tuner.editing.providers import ShippedGradient
+from tuner.evaluation.deviation.mean_gradient import add_gradients
 from tuner.world.text import general_documents
 from tuner.world.train import WINDOW
 
@@ -54,13 +54,8 @@ def measure_gradient(folder: Path, blocks: int) -> None:
     digest = _weights_hash(network)
     senses = _free_senses(network) if isinstance(network, BackpackForCausalLM) else None
     windows = _windows(AutoTokenizer.from_pretrained(folder))
-    total = 0.0
-    for _ in trange(0, blocks, _BATCH, desc="gradient", unit="batch", mininterval=5):
-        batch = torch.tensor(list(islice(windows, _BATCH)))
-        logits = network(input_ids=batch, use_cache=False).logits[:, :-1]
-        loss = token_losses(logits, batch[:, 1:]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
+    steps = trange(0, blocks, _BATCH, desc="gradient", unit="batch", mininterval=5)
+    total = add_gradients(network, (torch.tensor(list(islice(windows, _BATCH))) for _ in steps))
     gradients = {
         name: weight.grad / total
         for name, weight in network.named_parameters()

@@ -5,9 +5,7 @@ from pathlib import Path
 from tuner.world.gradient import shipped_gradient
 from tuner.world.text import general_documents
 
-__all__ = ["TEXT", "general_documents", "models", "shipped_gradient"]
-
-TEXT = "world"
+__all__ = ["general_documents", "models", "shipped_gradient"]
 
 
 def models() -> dict[str, Path]:

@@ -30,22 +30,15 @@ def target_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
 ) -> list[float]:
     """Return -log p(target | prompt), summed over the target's tokens, for every row."""
-    language_model, encoded = _encoded(model, tokenizer, rows)
-    losses = [0.0] * len(rows)
-    with torch.no_grad():
-        for batch in in_length_order([len(one.ids) for one in encoded], _BATCH):
-            found = continuation_losses(model, [encoded[i] for i in batch], language_model.end_id)
-            for i, loss in zip(batch, found.tolist(), strict=True):
-                losses[i] = loss
-    return losses
+    return _losses(*_encoded(model, tokenizer, rows))
 
 
 def mean_target_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Completion]
 ) -> list[float]:
     """Return -log p(target | prompt) per token of the target, for every row."""
-    _, encoded = _encoded(model, tokenizer, rows)
-    sums = target_losses(model, tokenizer, rows)
+    language_model, encoded = _encoded(model, tokenizer, rows)
+    sums = _losses(language_model, encoded)
     return [loss / row.target_length for loss, row in zip(sums, encoded, strict=True)]
 
 
@@ -67,6 +60,16 @@ def token_losses(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     """Return -log p of every token but the first, for a batch of sequences."""
     logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
     return likelihood.token_losses(logits, batch[:, 1:])
+
+
+@torch.no_grad()
+def _losses(model: LanguageModel, encoded: Sequence[Continuation]) -> list[float]:
+    losses = [0.0] * len(encoded)
+    for batch in in_length_order([len(one.ids) for one in encoded], _BATCH):
+        found = continuation_losses(model.network, [encoded[i] for i in batch], model.end_id)
+        for i, loss in zip(batch, found.tolist(), strict=True):
+            losses[i] = loss
+    return losses
 
 
 def _encoded(

@@ -23,5 +23,6 @@ class DeltaFormat(ExportFormat):
         Raises:
             DiskError: the folder cannot be written.
         """
-        write_files(folder, source.manifest, source.stored.tensors)
+        stored = source.stored
+        write_files(folder, stored.manifest, stored.tensors, stored.tensors_hash)
         return Written("the bundle itself, exact")

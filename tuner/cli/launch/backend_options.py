@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tuner.errors import ConfigError
-from tuner.settings import read_settings
+from tuner.settings import read_environment
 
 if TYPE_CHECKING:
     from tuner.launch import Backend
@@ -16,7 +16,7 @@ def require_backend(cluster: str | None, ray_address: str | None, context: str |
         ConfigError: they name none or two, or one that there is not.
     """
     if cluster is None and ray_address is None:
-        cluster = read_settings().cluster
+        cluster = read_environment().cluster
     backend = find_backend(cluster, ray_address, context)
     if backend is None:
         raise ConfigError(

@@ -5,12 +5,13 @@ remains in the mean is mostly quadratic. The linear part is nearly all of the no
 need not be sampled again for every edit: it is the product of the edit with one mean gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from tuner.backpack import SENSES
 from tuner.deltas.senses import SenseDelta
@@ -101,18 +102,25 @@ def mean_gradient(
     return MeanGradient(saved, len(blocks), nested=True)
 
 
+def add_gradients(network: nn.Module, batches: Iterable[Int[Tensor, "blocks length"]]) -> float:
+    """Add the gradient of the summed loss of blocks to that of the parameters; return that loss."""
+    total = 0.0
+    for ids in batches:
+        logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
+        loss = token_losses(logits, ids[:, 1:]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
 @torch.enable_grad()  # the caller may measure from within no_grad
 def _computed(model: LanguageModel, blocks: Tensor, batch: int) -> dict[str, Tensor]:
     network = model.network
-    total = 0.0
     try:
         network.requires_grad_(True)
-        for start in range(0, len(blocks), batch):
-            ids = blocks[start : start + batch].to(model.device)
-            logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
-            loss = token_losses(logits, ids[:, 1:]).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+        total = add_gradients(
+            network, (part.to(model.device) for part in torch.split(blocks, batch))
+        )
         return {
             name: torch.zeros_like(weight) if weight.grad is None else weight.grad / total
             for name, weight in network.named_parameters()

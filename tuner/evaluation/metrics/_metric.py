@@ -71,14 +71,12 @@ class Readings(Protocol):
 class Metric(ABC):
     """One number that says how a model does on a split of a task.
 
-    A subclass is known by its `name` if it lies in a file here, by an entry point of the group
-    `tuner.metrics`, or as `package.module:Class`. It is made while the model is unedited, so that
-    it may keep what the base model says, and asked with each edit applied. It must leave the model,
-    and every global random state, as they are.
+    A subclass is known by its file's name here, by an entry point of the group `tuner.metrics`, or
+    as `package.module:Class`; so it is called in constraints, records and MLflow. It is made while
+    the model is unedited, so that it may keep what the base model says, and asked with each edit
+    applied. It must leave the model, and every global random state, as they are.
     """
 
-    name: ClassVar[str]
-    """Its name in constraints, records and MLflow."""
     label: ClassVar[str]
     """Its name in tables."""
     lower_is_better: ClassVar[bool] = False

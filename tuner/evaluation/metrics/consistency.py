@@ -10,7 +10,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Consistency(Metric):
     """Consistency of sampled text with its references."""
 
-    name = "consistency"
     label = "consistency (sampled text)"
     group = "free text"
 

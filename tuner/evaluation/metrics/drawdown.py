@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Drawdown(Metric):
     """Drawdown: predictions that change outside the edit's scope."""
 
-    name = "drawdown"
     label = "drawdown"
     lower_is_better = True
 

@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class EditScore(Metric):
     """The harmonic mean of efficacy, generalisation and specificity."""
 
-    name = "edit_score"
     label = "edit score"
     group = "facts"
 

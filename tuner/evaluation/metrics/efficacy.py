@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Efficacy(Metric):
     """Efficacy, or reliability: success of the canonical rows."""
 
-    name = "efficacy"
     label = "efficacy"
     group = "facts"
 

@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class EfficacyExact(Metric):
     """Exact match of free-running generation on the canonical rows."""
 
-    name = "efficacy_exact"
     label = "efficacy, exact (greedy generation)"
     group = "facts"
     costly = True

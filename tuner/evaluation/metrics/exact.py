@@ -10,7 +10,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Exact(Metric):
     """Exact match of free-running generation."""
 
-    name = "exact"
     label = "exact (greedy generation)"
 
     @classmethod

@@ -10,7 +10,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Fluency(Metric):
     """Fluency of sampled text."""
 
-    name = "fluency"
     label = "fluency (sampled text)"
     group = "free text"
 

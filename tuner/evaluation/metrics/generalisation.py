@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Generalisation(Metric):
     """Generalisation: success of paraphrases and other OOD rows."""
 
-    name = "generalisation"
     label = "generalisation"
     group = "facts"
 
@@ -22,4 +21,4 @@ class Generalisation(Metric):
 
     def measure(self, readings: Readings) -> float | None:
         """Return it for the model as it stands."""
-        return readings.success if readings.canonical_success is not None else None
+        return readings.success

@@ -10,7 +10,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class HardNegativeLoss(Metric):
     """The loss of hard negatives."""
 
-    name = "hard_negative_loss"
     label = "hard negatives, nats"
     lower_is_better = True
 

@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class LocalityBase(Metric):
     """Locality against the base model's predictions."""
 
-    name = "locality_base"
     label = "locality, against the base model"
     group = "facts"
 

@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class LocalityGold(Metric):
     """Locality against the true answers."""
 
-    name = "locality_gold"
     label = "locality, against the true answers"
     group = "facts"
 
@@ -22,7 +21,4 @@ class LocalityGold(Metric):
 
     def measure(self, readings: Readings) -> float | None:
         """Return it for the model as it stands."""
-        # Only the criterion tokens has base predictions of the neighbours.
-        if readings.neighbour_agreement is None:
-            return None
         return readings.neighbour_success

@@ -10,7 +10,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class RelatedLoss(Metric):
     """The loss of related text."""
 
-    name = "related_loss"
     label = "related text, nats per token"
     lower_is_better = True
 

@@ -11,7 +11,6 @@ from tuner.evaluation.metrics._metric import Metric, Readings
 class Specificity(Metric):
     """Specificity, or locality: the neighbours stay as they should be."""
 
-    name = "specificity"
     label = "specificity"
     group = "facts"
 
