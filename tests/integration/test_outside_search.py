@@ -1,4 +1,4 @@
-"""A metric, a sampler and trackers from outside of tuner, used through the command line."""
+"""An editor, a metric, a sampler and trackers from outside, used through the command line."""
 
 import json
 import os
@@ -13,10 +13,23 @@ PACKAGE = '''\
 from pathlib import Path
 
 from optuna.samplers import RandomSampler
+from pydantic import Field
 
+from tuner.editing.editor import Editor
+from tuner.editors.lora import Lora
 from tuner.evaluation.metrics import Metric
 from tuner.search.observers import StudyTracker
 from tuner.search.samplers import Sampler
+
+
+class Plain(Editor):
+    """A LoRA of which one number is free."""
+
+    learning_rate: float = Field(gt=0, description="Learning rate.")
+
+    def steps(self, model, examples, aux, *, seed):
+        lora = Lora(rank=2, epochs=2, batch_size=2, learning_rate=self.learning_rate)
+        yield from lora.steps(model, examples, aux, seed=seed)
 
 
 class Echo(Metric):
@@ -84,7 +97,7 @@ name: tiny
 task: world/task
 model: ./world/model
 general: world/general.txt
-space: world/space.yaml
+space: space.yaml
 device: cpu
 trials: 2
 workers: 1
@@ -97,15 +110,25 @@ constraints:
 """
 
 
-def test_a_study_uses_a_metric_a_sampler_and_trackers_from_outside(tmp_path: Path) -> None:
+SPACE = """\
+editor: outside:Plain
+search:
+  learning_rate: {type: float, low: 1.0e-2, high: 1.0e-1, log: true}
+"""
+
+
+def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
+    tmp_path: Path,
+) -> None:
     make_world(tmp_path / "world")
     (tmp_path / "outside.py").write_text(PACKAGE)
+    (tmp_path / "space.yaml").write_text(SPACE)
     (tmp_path / "study.yaml").write_text(STUDY)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "tuner", *arguments],
-            cwd=tmp_path,
+            cwd=cwd,
             env=os.environ | {"COLUMNS": "100"},
             capture_output=True,
             text=True,
@@ -132,6 +155,13 @@ def test_a_study_uses_a_metric_a_sampler_and_trackers_from_outside(tmp_path: Pat
     assert "follows tiny" in diary
     assert {"0 completed", "1 completed", "1 winners", "closed"} <= set(diary)
     assert not (tmp_path / "studies/mlflow.db").exists()
+    # What was made can be shown and exported where the module is not.
+    away = tmp_path / "away"
+    away.mkdir()
+    for verb in (["status", "tiny"], ["best", "tiny"], ["export", "tiny", "adapter"]):
+        done = run(*verb, "--folder", "../studies", cwd=away)
+        assert done.returncode == 0, done.stderr
+    assert (away / "adapter" / "adapter_config.json").is_file()
 
     shown = run("evaluate", "tiny", "--folder", "studies", "--task", "world/task",
                 "--general", "world/general.txt", "--json")  # fmt: skip

@@ -32,6 +32,7 @@ from tuner.errors import BaseMismatch, ConfigError
 from tuner.evaluation.deviation.memories import MemoryDeviation
 from tuner.evaluation.identity import delta_hash
 from tuner.testing.bundles import bundle_of
+from tuner.testing.tiny_task import tiny_corpus
 
 _NEW_TOKENS = 4
 
@@ -304,8 +305,7 @@ class MemoryContract(DeltaContract):
 
 def _blocks(model: LanguageModel) -> Int[Tensor, "blocks length"]:
     """Return random tokens in place of general text."""
-    most = min(256, len(model.tokenizer))
-    return torch.randint(0, most, (96, 16), generator=torch.Generator().manual_seed(1))
+    return tiny_corpus().blocks % len(model.tokenizer)
 
 
 def _says(model: LanguageModel, text: str) -> Float[Tensor, "1 vocabulary"]:
