@@ -264,12 +264,64 @@ def in_length_order(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+@final
+@dataclass(frozen=True)
+class BlockChanges:
+    """What an edit does to each of some blocks of text, summed over its predicted tokens."""
+
+    losses: Float[Tensor, " blocks"]
+    """The rise of the loss, in nats, as float64."""
+
+    divergences: Float[Tensor, " blocks"]
+    """KL(base‖edited) of the predictions, in nats, as float64."""
+
+
+def read_blocks(
+    network: PreTrainedModel, ids: Int[Tensor, "blocks length"]
+) -> Float[Tensor, "blocks predicted vocabulary"]:
+    """Return the logits that predict each token of blocks but the first, under the weights now."""
+    with texts_recur():
+        logits: Tensor = network(input_ids=ids, use_cache=False).logits[:, :-1]
+    return logits
+
+
 @torch.no_grad()
 def block_losses(
     network: PreTrainedModel, blocks: Int[Tensor, "blocks length"]
 ) -> Float[Tensor, " blocks"]:
     """Return the loss of each block, summed over its predicted tokens, in nats, as float64."""
     ids = blocks.to(network.device)
-    with texts_recur():
-        logits = network(input_ids=ids, use_cache=False).logits[:, :-1]
+    logits = read_blocks(network, ids)
     return token_losses(logits, ids[:, 1:]).sum(dim=1, dtype=torch.float64).cpu()
+
+
+# A vocabulary's worth of numbers at each place is large, and this needs several of them.
+_PLACES_AT_ONCE = 256
+
+
+@torch.no_grad()
+def token_divergences(
+    base: Float[Tensor, "*places vocabulary"], edited: Float[Tensor, "*places vocabulary"]
+) -> Float[Tensor, " *places"]:
+    """Return KL(base‖edited) at each place, in nats, in float32 at least.
+
+    As Σ p·(eᵈ − 1 − d) with d = log q − log p: no term is negative and each is of second order, so
+    a small divergence is not lost among the rounding errors of large terms that cancel out.
+    """
+    precise = torch.promote_types(base.dtype, torch.float32)
+    width = base.shape[-1]
+    parts = []
+    for before, after in zip(
+        torch.split(base.reshape(-1, width), _PLACES_AT_ONCE),
+        torch.split(edited.reshape(-1, width), _PLACES_AT_ONCE),
+        strict=True,
+    ):
+        log_p = before.to(precise).log_softmax(dim=-1)
+        log_q = after.to(precise).log_softmax(dim=-1)
+        p, q, ratio = log_p.exp(), log_q.exp(), log_q - log_p
+        near = p * (torch.expm1(ratio) - ratio)
+        # Far apart nothing cancels out, but e^d may be infinite; where p is 0, q is what is left.
+        far = torch.where(p == 0, q, q - p - p * ratio)
+        parts.append(torch.where(ratio.abs() < 1, near, far).sum(dim=-1))
+    joined = torch.cat(parts) if parts else base.new_zeros(0, dtype=precise)
+    return joined.reshape(base.shape[:-1])

@@ -59,7 +59,7 @@ def objective_of(
         return Objective(value=answer.success, constraints={BUDGET: budget, **answer.violations})
     if not record.epochs:
         return Objective(value=answer.success, constraints=worst)
-    nearest = min(record.epochs, key=lambda epoch: epoch.deviation.estimate)
+    nearest = min(record.epochs, key=lambda epoch: epoch.deviation.used(epsilon))
     budget = log_ratio(nearest.deviation, epsilon)
     if nearest.keeps_constraints:
         # Nothing was accepted: at least the upper bound is over the budget, so this is above 0.
@@ -69,7 +69,11 @@ def objective_of(
 
 
 def log_ratio(deviation: Deviation, epsilon: float) -> float:
-    """Return log(deviation / ε), clipped to ±5; at most 0 where the budget is kept."""
-    if deviation.estimate <= 0:
+    """Return log(deviation / ε), clipped to ±5; at most 0 where the budget is kept.
+
+    Where the budget limits the divergence too, the limit that is used up most counts.
+    """
+    used = deviation.used(epsilon)
+    if used <= 0:
         return -_LIMIT
-    return max(-_LIMIT, min(_LIMIT, math.log(deviation.estimate / epsilon)))
+    return max(-_LIMIT, min(_LIMIT, math.log(used)))

@@ -296,11 +296,11 @@ class MemoryContract(DeltaContract):
         blocks = _blocks(model)
         reading = MemoryDeviation(model, blocks, batch=4)
         rows = range(6)
-        rises = reading.rises(memory, rows)
+        rises = reading.changes(memory, rows).losses
         assert rises[~reading.changeable(memory, rows)].abs().sum() == 0
         wide = memory.scaled(1e9)
         if reading.changeable(wide, rows).any():
-            assert (reading.rises(wide, rows) != 0).any()
+            assert (reading.changes(wide, rows).losses != 0).any()
 
 
 def _blocks(model: LanguageModel) -> Int[Tensor, "blocks length"]:

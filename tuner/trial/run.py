@@ -290,7 +290,12 @@ class Evaluator:
 
     def _deviation_meter(self, part: TextPart, confidence: float) -> DeviationMeter:
         return DeviationMeter(
-            self.model, self.general.corpus(part), confidence=confidence, cache=self._cache
+            self.model,
+            self.general.corpus(part),
+            confidence=confidence,
+            two_sided=self.budget.two_sided,
+            divergence=self.budget.divergence,
+            cache=self._cache,
         )
 
 
@@ -335,7 +340,7 @@ class _Trial:
             strengths = self._strengths(delta, deviation)
             found = _Candidate(epoch, delta, noted.success, strengths, noted.keeps_constraints)
             for epsilon in self.epsilons if noted.keeps_constraints else ():
-                if Rule.PUBLISHED in self.rules and deviation.estimate < epsilon:
+                if Rule.PUBLISHED in self.rules and deviation.appears_within(epsilon):
                     candidates.offer(Rule.PUBLISHED, epsilon, found)
                 if Rule.BEST in self.rules and deviation.probably_within(epsilon):
                     candidates.offer(Rule.BEST, epsilon, found)

@@ -1,5 +1,6 @@
 """The deviation budget, and what a measurement says about it."""
 
+from collections.abc import Iterable
 from decimal import Decimal
 from enum import StrEnum
 from math import isfinite
@@ -51,12 +52,63 @@ class Verdict(StrEnum):
     UNRESOLVED = "unresolved"
 
 
+def joint(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict on several limits together: over one of them is over."""
+    seen = set(verdicts)
+    if Verdict.OVER in seen:
+        return Verdict.OVER
+    return Verdict.UNRESOLVED if Verdict.UNRESOLVED in seen else Verdict.WITHIN
+
+
+@final
+class Divergence(BaseModel):
+    """The mean KL(base‖edited) per predicted token of general text, in nats.
+
+    It bounds change, where deviation bounds harm: an edit that improves some text as much as it
+    spoils other text has no deviation, but it diverges. `lower` and `upper` are a confidence
+    sequence, as those of `Deviation`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimate: float
+    standard_error: float
+    lower: float
+    upper: float
+    tokens: int = Field(ge=0, description="Predicted tokens that were read.")
+    limit: float | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="The most that the budget allows; None where it is only reported.",
+    )
+
+    def verdict(self) -> Verdict:
+        """Return whether the true divergence is surely under or surely over its limit, if any."""
+        if self.limit is None or self.upper <= self.limit:
+            return Verdict.WITHIN
+        return Verdict.OVER if self.lower > self.limit else Verdict.UNRESOLVED
+
+    def leaning(self) -> Verdict:
+        """Return what one look at the estimate suggests, as `Deviation.leaning`."""
+        if self.limit is None or self.estimate + LEANING * self.standard_error <= self.limit:
+            return Verdict.WITHIN
+        over = self.estimate - LEANING * self.standard_error > self.limit
+        return Verdict.OVER if over else Verdict.UNRESOLVED
+
+    def probably_within(self) -> bool:
+        """Return whether the estimate, with one standard error on top, is under the limit."""
+        return self.limit is None or (
+            self.upper <= self.limit or self.estimate + self.standard_error <= self.limit
+        )
+
+
 @final
 class Deviation(BaseModel):
     """The relative rise of the loss on general text, with what it was estimated from.
 
     `lower` and `upper` bound the true deviation of the text's source at every moment of the
-    evaluation together (a confidence sequence), so stopping early does not spoil them.
+    evaluation together (a confidence sequence), so stopping early does not spoil them. What a
+    budget bounds beside the rise, a fall or the divergence, is judged with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,25 +125,46 @@ class Deviation(BaseModel):
     )
     confidence: float = Field(gt=0, lt=1)
 
+    two_sided: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Whether a fall of the loss counts as much as a rise.",
+    )
+    divergence: Divergence | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="How far the predictions moved; None in records from before it was measured.",
+    )
+
     def verdict(self, epsilon: float) -> Verdict:
-        """Return whether the true deviation is surely under or surely over `epsilon`."""
-        if self.upper <= epsilon:
-            return Verdict.WITHIN
-        if self.lower > epsilon:
-            return Verdict.OVER
-        return Verdict.UNRESOLVED
+        """Return whether the edit is surely within every limit, or surely over one of them."""
+        return joint(
+            (self.rise_verdict(epsilon), *([self.divergence.verdict()] if self.divergence else ()))
+        )
 
     def leaning(self, epsilon: float) -> Verdict:
-        """Return what one look at the estimate suggests, at 1.64 standard errors.
+        """Return what one look at the estimates suggests, at 1.64 standard errors.
 
         Enough to steer a search; it is not a verdict, since a search looks many times.
         """
+        return joint(
+            (self.rise_leaning(epsilon), *([self.divergence.leaning()] if self.divergence else ()))
+        )
+
+    def rise_verdict(self, epsilon: float) -> Verdict:
+        """Return whether the true deviation is surely under or surely over `epsilon`."""
+        return self._placed(self.lower, self.upper, epsilon)
+
+    def rise_leaning(self, epsilon: float) -> Verdict:
+        """Return what one look at the deviation alone suggests."""
         margin = LEANING * self.standard_error
-        if self.estimate + margin <= epsilon:
-            return Verdict.WITHIN
-        if self.estimate - margin > epsilon:
+        return self._placed(self.estimate - margin, self.estimate + margin, epsilon)
+
+    def _placed(self, lower: float, upper: float, epsilon: float) -> Verdict:
+        if lower > epsilon or (self.two_sided and upper < -epsilon):
             return Verdict.OVER
-        return Verdict.UNRESOLVED
+        within = upper <= epsilon and (not self.two_sided or lower >= -epsilon)
+        return Verdict.WITHIN if within else Verdict.UNRESOLVED
 
     def probably_within(self, epsilon: float) -> bool:
         """Return whether the estimate, with one standard error on top, is under `epsilon`.
@@ -99,7 +172,39 @@ class Deviation(BaseModel):
         What a search goes by: a sure verdict on every candidate would cost more text than the
         few winners' certificates do, and those are read from fresh text.
         """
-        return self.upper <= epsilon or self.estimate + self.standard_error <= epsilon
+        if self.divergence is not None and not self.divergence.probably_within():
+            return False
+        if self.rise_verdict(epsilon) is Verdict.WITHIN:
+            return True
+        return self.size + self.standard_error <= epsilon
+
+    def appears_within(self, epsilon: float) -> bool:
+        """Return whether the bare estimates are under their limits, as published rules judge."""
+        return self.used(epsilon) < 1
+
+    @property
+    def size(self) -> float:
+        """What is held against a budget: the rise, or the rise or fall where both count."""
+        return abs(self.estimate) if self.two_sided else self.estimate
+
+    def used(self, epsilon: float) -> float:
+        """Return the share of the budget that the bare estimates use; over 1 is over."""
+        share = self.size / epsilon
+        if self.divergence is None or self.divergence.limit is None:
+            return share
+        return max(share, self.divergence.estimate / self.divergence.limit)
+
+    def load(self, epsilon: float) -> float:
+        """Return how much of a budget an edit uses, as a deviation with its standard error.
+
+        A divergence with a limit counts by its share of that limit. What grows like αa + α²b in
+        the strength of the edit, since both parts do.
+        """
+        rise = self.size + self.standard_error
+        if self.divergence is None or self.divergence.limit is None:
+            return rise
+        used = (self.divergence.estimate + self.divergence.standard_error) / self.divergence.limit
+        return max(rise, epsilon * used)
 
     @classmethod
     def none(cls, confidence: float) -> Self:
@@ -115,7 +220,7 @@ _FINEST = 1e-15
 
 @final
 class Budget(BaseModel):
-    """How far the loss on general text may rise, and how surely we want to know."""
+    """How far general text may change, and how surely we want to know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -126,6 +231,18 @@ class Budget(BaseModel):
     )
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="Confidence of each verdict within a trial."
+    )
+    two_sided: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Count a fall of the loss as much as a rise.",
+    )
+    divergence: float | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda value: value is None,
+        description="The most that predictions may move, whatever the loss does: the mean "
+        "KL(base‖edited) per token of general text, in nats.",
     )
 
     @field_validator("epsilons")

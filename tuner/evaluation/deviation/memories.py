@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tuner.deltas.memory.memory import MemoryDelta
-from tuner.editing.likelihood import token_losses
+from tuner.editing.likelihood import BlockChanges, token_divergences, token_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.prompts import Routes, prompts_end_at
 
@@ -39,34 +39,35 @@ class MemoryDeviation:
         return torch.stack(inside).any(dim=0).cpu()
 
     @torch.no_grad()
-    def rises(self, delta: MemoryDelta, rows: range) -> Float[Tensor, " rows"]:
-        """Return by how much the memory raises each block's loss, in nats, as float64."""
+    def changes(self, delta: MemoryDelta, rows: range) -> BlockChanges:
+        """Return what the memory does to each block; both models read the parts in scope only."""
         blocks = self.blocks[rows.start : rows.stop]
         routed = self._routes_of(delta, rows)
-        base = self._sums(blocks, routed, delta.strength)
-        with self.model.edited(delta):
-            return self._sums(blocks, routed, delta.strength) - base
-
-    def _sums(
-        self, blocks: Int[Tensor, "rows length"], routed: tuple[Routes, ...], strength: float
-    ) -> Float[Tensor, " rows"]:
-        """Return the loss of each block's parts in scope, under the model as it stands."""
-        found = torch.zeros(len(blocks), dtype=torch.float64)
+        base, edited, divergences = (torch.zeros(len(rows), dtype=torch.float64) for _ in range(3))
         # Prefixes of one length make batches without padding.
         for (end, stop), routes in zip(pairwise(self._ends), routed, strict=True):
-            inside = routes.inside(strength).nonzero().flatten().cpu()
+            inside = routes.inside(delta.strength).nonzero().flatten().cpu()
             for start in range(0, len(inside), self.batch):
                 some = inside[start : start + self.batch]
-                found[some] += self._losses(blocks[some, :stop], end)
-        return found
+                ids = blocks[some, :stop].to(self.model.device)
+                before = self._read(ids, end)
+                with self.model.edited(delta):
+                    after = self._read(ids, end)
+                base[some] += _summed(token_losses(before, ids[:, end:]))
+                edited[some] += _summed(token_losses(after, ids[:, end:]))
+                divergences[some] += _summed(token_divergences(before, after))
+        return BlockChanges(edited - base, divergences)
 
-    def _losses(self, ids: Int[Tensor, "rows columns"], end: int) -> Float[Tensor, " rows"]:
-        """Return the loss of what follows column `end`, under the model as it stands."""
-        ids = ids.to(self.model.device)
+    def _read(
+        self, ids: Int[Tensor, "rows columns"], end: int
+    ) -> Float[Tensor, "rows predicted vocabulary"]:
+        """Return the logits of what follows column `end`, under the model as it stands."""
         kept = torch.arange(end - 1, ids.shape[1] - 1, device=ids.device)
         with prompts_end_at(end):
-            logits = self.model.network(input_ids=ids, logits_to_keep=kept, use_cache=False).logits
-        return token_losses(logits, ids[:, end:]).sum(dim=1, dtype=torch.float64).cpu()
+            logits: Tensor = self.model.network(
+                input_ids=ids, logits_to_keep=kept, use_cache=False
+            ).logits
+        return logits
 
     @property
     def _ends(self) -> list[int]:
@@ -97,3 +98,7 @@ class MemoryDeviation:
             )
             for found in zip(*batches, strict=True)
         )
+
+
+def _summed(values: Float[Tensor, "rows predicted"]) -> Float[Tensor, " rows"]:
+    return values.sum(dim=1, dtype=torch.float64).cpu()

@@ -71,7 +71,8 @@ class StrengthSearch:
         """Return the next α to try, between `low` and `high`."""
         if math.isinf(high):
             return self.most
-        guess = _solve(self.seen, _AIM * epsilon, high)
+        loads = {alpha: deviation.load(epsilon) for alpha, deviation in self.seen.items()}
+        guess = _solve(loads, _AIM * epsilon, high)
         bottom = low if low > 0 else high / 20
         guess = min(max(guess, bottom + 0.1 * (high - bottom)), bottom + 0.9 * (high - bottom))
         return min(guess, self.most)
@@ -97,9 +98,9 @@ def surely_over(deviation: Deviation, epsilon: float) -> bool:
     return deviation.verdict(epsilon) is Verdict.OVER
 
 
-def _solve(seen: Mapping[float, Deviation], aim: float, high: float) -> float:
+def _solve(loads: Mapping[float, float], aim: float, high: float) -> float:
     """Return where aα + bα², laid through the two points nearest below `high`, meets `aim`."""
-    points = sorted((a, d.estimate + d.standard_error) for a, d in seen.items() if a <= high)
+    points = sorted((a, load) for a, load in loads.items() if a <= high)
     a2, d2 = points[-1]
     if len(points) == 1 or d2 <= 0:
         return a2 * math.sqrt(aim / d2) if d2 > aim else a2

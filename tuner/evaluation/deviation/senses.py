@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tuner.backpack import BackpackForCausalLM, SenseOffsets, texts_recur
 from tuner.deltas.senses import SenseDelta
-from tuner.editing.likelihood import token_losses
+from tuner.editing.likelihood import BlockChanges, token_divergences, token_losses
 
 
 @final
@@ -28,17 +28,20 @@ class SenseDeviation:
     _base: dict[int, Float[Tensor, "batch predicted"]] = field(default_factory=dict)
 
     @torch.no_grad()
-    def rises(self, delta: SenseDelta, rows: range) -> Float[Tensor, " rows"]:
-        """Return by how much the edit raises each block's loss, in nats, as float64."""
-        found = torch.zeros(len(rows), dtype=torch.float64)
+    def changes(self, delta: SenseDelta, rows: range) -> BlockChanges:
+        """Return what the edit does to each block."""
+        losses, divergences = (torch.zeros(len(rows), dtype=torch.float64) for _ in range(2))
         for start in range(rows.start - rows.start % self.batch, rows.stop, self.batch):
             here = range(max(start, rows.start), min(start + self.batch, rows.stop))
             if delta.can_change(self.blocks[here.start : here.stop]).any():
-                rises = self._rises_in(start, delta)[here.start - start : here.stop - start]
-                found[here.start - rows.start : here.stop - rows.start] = rises
-        return found
+                part = self._changes_in(start, delta)
+                wanted = slice(here.start - start, here.stop - start)
+                place = slice(here.start - rows.start, here.stop - rows.start)
+                losses[place] = part.losses[wanted]
+                divergences[place] = part.divergences[wanted]
+        return BlockChanges(losses, divergences)
 
-    def _rises_in(self, start: int, delta: SenseDelta) -> Float[Tensor, " batch"]:
+    def _changes_in(self, start: int, delta: SenseDelta) -> BlockChanges:
         ids = self._batch_at(start).to(self.network.device)
         with texts_recur():
             known = self.network.backpack.recall(ids)
@@ -48,11 +51,15 @@ class SenseDeviation:
         rows, shift = known.shift(offsets, positions, self.network.config.num_senses)
         # Only positions that see an edited token.
         seen = offsets.touched(ids[:, :-1]).cummax(dim=1).values
-        hidden = known.hidden[:, :-1][seen] + shift[seen[rows]]
-        losses = token_losses(self.network.lm_head(hidden)[None], ids[:, 1:][seen][None])[0]
-        rises = torch.zeros(base.shape, dtype=torch.float64, device=ids.device)
+        before = known.hidden[:, :-1][seen]
+        edited = self.network.lm_head(before + shift[seen[rows]])
+        losses = token_losses(edited[None], ids[:, 1:][seen][None])[0]
+        rises, divergences = (
+            torch.zeros(base.shape, dtype=torch.float64, device=ids.device) for _ in range(2)
+        )
         rises[seen] = losses.double() - base[seen].double()
-        return rises.sum(dim=1).cpu()
+        divergences[seen] = token_divergences(self.network.lm_head(before), edited).double()
+        return BlockChanges(rises.sum(dim=1).cpu(), divergences.sum(dim=1).cpu())
 
     def _batch_at(self, start: int) -> Int[Tensor, "batch length"]:
         return self.blocks[start : start + self.batch]

@@ -40,7 +40,7 @@ def test_what_is_in_scope_costs_what_the_stored_answer_costs(
     base = token_losses(logits, ids[:, 1:])
     # The first part is only ever read as a prompt.
     expected = (answered[:, starts[0] :] - base[:, starts[0] - 1 :]).sum(dim=1).double()
-    found = MemoryDeviation(neox, corpus.blocks, batch=2).rises(_memory(neox, 1e6), rows)
+    found = MemoryDeviation(neox, corpus.blocks, batch=2).changes(_memory(neox, 1e6), rows).losses
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -78,9 +78,9 @@ def test_strengths_of_one_memory_share_their_routes(
 ) -> None:
     memory, rows = _memory(neox, 5.0), range(4)
     shared = MemoryDeviation(neox, corpus.blocks, batch=4)
-    shared.rises(memory, rows)
+    shared.changes(memory, rows).losses
     fresh = MemoryDeviation(neox, corpus.blocks, batch=4)
     scaled = memory.scaled(alpha)
-    assert torch.equal(shared.rises(scaled, rows), fresh.rises(scaled, rows))
+    assert torch.equal(shared.changes(scaled, rows).losses, fresh.changes(scaled, rows).losses)
     assert scaled.routes_as(memory)
     assert not _memory(neox, 5.0, target=(8,)).routes_as(memory)
