@@ -9,7 +9,7 @@ import re
 from tuner.backpack import BackpackConfig
 from tuner.bundle.bundle import StoredBundle
 from tuner.bundle.manifest import Manifest
-from tuner.evaluation.deviation.budget import Certificate, epsilon_name
+from tuner.evaluation.deviation.budget import Certificate, Divergence, epsilon_name
 from tuner.evaluation.scores import Scores
 from tuner.validation import printable
 
@@ -36,6 +36,7 @@ def statement_of(bundle: StoredBundle, certificate: Certificate) -> str:
         f"for ε = {epsilon_name(certificate.epsilon)}: **{certificate.verdict.value}**, deviation "
         f"{found.estimate:.2e} in [{found.lower:.2e}, {found.upper:.2e}] at confidence "
         f"{found.confidence:.1%}, from {found.tokens:,} tokens of {code_span(certificate.corpus)}"
+        + _told(found.divergence)
     )
     doubt = bundle.doubt(certificate)
     if doubt is None:
@@ -45,6 +46,13 @@ def statement_of(bundle: StoredBundle, certificate: Certificate) -> str:
             "doubts its maker runs `tuner certify`."
         )
     return f"**Unverified** certificate: {doubt}. Run `tuner certify`. It says {said}."
+
+
+def _told(divergence: Divergence | None) -> str:
+    if divergence is None:
+        return ""
+    limit = "" if divergence.limit is None else f", of {divergence.limit:.1e} allowed"
+    return f"; mean KL(base‖edited) {divergence.estimate:.2e} nats per token{limit}"
 
 
 def loading_code(manifest: Manifest, source: str) -> str:

@@ -18,6 +18,7 @@ from tuner.cli.bundles import (
 from tuner.cli.options import (
     STUDIES,
     DeviceOption,
+    DivergenceOption,
     DtypeOption,
     EditsOption,
     EpsilonsOption,
@@ -26,6 +27,7 @@ from tuner.cli.options import (
     ModelOption,
     SeedOption,
     TaskOption,
+    TwoSidedOption,
 )
 from tuner.cli.output import (
     JsonFlag,
@@ -35,6 +37,7 @@ from tuner.cli.output import (
     print_json,
     show_certificate,
     show_deviation,
+    show_divergence,
     show_interval,
     show_share,
     show_violations,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from tuner.bundle.bundle import Bundle
     from tuner.bundle.manifest import Manifest
     from tuner.editing.model import LanguageModel
+    from tuner.evaluation.deviation.budget import Budget
     from tuner.trial.records import Answer
 
 
@@ -99,6 +103,8 @@ def edit(
         list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
     ] = None,
     epsilons: EpsilonsOption = None,
+    two_sided: TwoSidedOption = False,
+    divergence: DivergenceOption = None,
     model: ModelOption = "builtin:neox",
     split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
     rule: Annotated[str, typer.Option("--rule", help="fitted, best or published.")] = "fitted",
@@ -111,7 +117,7 @@ def edit(
 ) -> None:
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
-    budget = read_budget(epsilons)
+    budget = read_budget(epsilons, two_sided=two_sided, divergence=divergence)
     from tuner.bundle.bundle import make_bundle
     from tuner.bundle.files import check_place
 
@@ -153,8 +159,12 @@ def edit(
     if json_:
         print_json({"record": result.record, "bundle": None if written is None else str(written)})
         return
-    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain", "deviation")
-    table = make_table(f"{examples.name} with {method.name()}", columns_, right=columns_[2:5])
+    columns_ = ("ε", "rule", "epoch", "α", "success", "exact", "gain")
+    table = make_table(
+        f"{examples.name} with {method.name()}",
+        (*columns_, "deviation", "divergence"),
+        right=columns_[2:5],
+    )
     for answer in result.record.answers:
         table.add_row(
             epsilon_name(answer.epsilon),
@@ -165,6 +175,7 @@ def edit(
             show_share(answer.scores.exact),
             show_interval(answer.gain, answer.gain_interval),
             f"{show_deviation(answer.deviation)} {answer.verdict.value}",
+            show_divergence(answer.deviation),
         )
     console().print(table)
     _print_facts(result.record.answers)
@@ -183,6 +194,14 @@ def edit(
         console().print(f"No epoch keeps {limits}: the base model is the answer; no bundle.")
     else:
         console().print(f"Bundle for ε={epsilon_name(epsilon)}: {written}", soft_wrap=True)
+        gain = result.at(epsilon, chosen_rule).gain
+        if gain <= 0:
+            messages().print(
+                f"This edit keeps the budget and gains nothing ({gain:+.3f}): the base model does "
+                "as well without it.",
+                style="yellow",
+                soft_wrap=True,
+            )
 
 
 def evaluate(
@@ -214,7 +233,6 @@ def evaluate(
     found = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
-    from tuner.evaluation.deviation.budget import Budget
     from tuner.trial.records import SplitName
     from tuner.trial.run import Evaluator
 
@@ -227,7 +245,7 @@ def evaluate(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
     base = _base_of(found, model, device)
-    budget = Budget(epsilons=(manifest.epsilon,))
+    budget = _budget_of(manifest)
     evaluator = Evaluator(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else read_member(SplitName, split, "split")
     before = evaluator.base_scores(name)
@@ -265,7 +283,8 @@ def evaluate(
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
-        f"{deviation.verdict(manifest.epsilon).value} for ε={epsilon_name(manifest.epsilon)}"
+        f"{deviation.verdict(manifest.epsilon).value} for ε={epsilon_name(manifest.epsilon)}; "
+        f"divergence {show_divergence(deviation)} nats per token"
     )
     for constraint in evaluator.constraints:
         state = show_violations({constraint.name: violations[constraint.name]})
@@ -277,6 +296,8 @@ def certify(
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", "-e", help="By default the bundle's budget.")
     ] = None,
+    two_sided: TwoSidedOption = False,
+    divergence: DivergenceOption = None,
     confidence: Annotated[
         float, typer.Option("--confidence", min=0.5, max=0.9999, help="Of the statement.")
     ] = 0.95,
@@ -299,7 +320,12 @@ def certify(
     """
     allow_kinds(allow_kind)
     found = find_bundle(bundle, epsilon, folder, device, model)
-    budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
+    made = _budget_of(found.manifest)
+    budget = read_budget(
+        [found.manifest.epsilon if epsilon is None else epsilon],
+        two_sided=two_sided or made.two_sided,
+        divergence=made.divergence if divergence is None else divergence,
+    )
     from tuner.editing.corpus import TextPart, load_general_text
     from tuner.evaluation.deviation.meter import DeviationMeter
     from tuner.files.cache import Cache, cache_folder
@@ -308,7 +334,14 @@ def certify(
     amounts = None if tokens is None else {TextPart.CONFIRMATION: tokens}
     text = load_general_text(general, base, tokens=amounts).corpus(TextPart.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
-    meter = DeviationMeter(base, text, confidence=confidence, cache=Cache(cache_folder()))
+    meter = DeviationMeter(
+        base,
+        text,
+        confidence=confidence,
+        two_sided=budget.two_sided,
+        divergence=budget.divergence,
+        cache=Cache(cache_folder()),
+    )
     meter.check_budget(budget)
     if len(text.blocks) < meter.least_for_certificate:
         messages().print(
@@ -323,7 +356,8 @@ def certify(
         console().print(
             f"ε={epsilon_name(certificate.epsilon)}, "
             f"deviation {show_deviation(certificate.deviation)} in "
-            f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
+            f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}], "
+            f"divergence {show_divergence(certificate.deviation)} nats per token"
         )
     changed, told = found.stored.certified(certificate)
     for line in told:
@@ -331,6 +365,15 @@ def certify(
     changed.save(bundle_folder(bundle, epsilon, folder))
     if not certificate.holds:
         raise typer.Exit(1)
+
+
+def _budget_of(manifest: "Manifest") -> "Budget":
+    """Return the budget that a bundle was made for, with what it limits beside the rise."""
+    from tuner.evaluation.deviation.budget import Budget
+
+    measured = manifest.answer.deviation
+    limit = None if measured.divergence is None else measured.divergence.limit
+    return Budget(epsilons=(manifest.epsilon,), two_sided=measured.two_sided, divergence=limit)
 
 
 def export(

@@ -36,6 +36,17 @@ EpsilonsOption = Annotated[
     list[float] | None,
     typer.Option("--epsilon", "-e", help="A budget; give the option again for more."),
 ]
+TwoSidedOption = Annotated[
+    bool,
+    typer.Option("--two-sided", help="Let a fall of the loss on general text count as a rise."),
+]
+DivergenceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--divergence",
+        help="The most that predictions on general text may move: mean KL in nats per token.",
+    ),
+]
 ClusterOption = Annotated[
     str | None,
     typer.Option(

@@ -92,6 +92,15 @@ def show_deviation(deviation: Deviation) -> str:
     return f"{deviation.estimate:+.1e} ± {deviation.standard_error:.0e}"
 
 
+def show_divergence(deviation: Deviation) -> str:
+    """Return the divergence that was measured beside a deviation, with its limit if it has one."""
+    measured = deviation.divergence
+    if measured is None:
+        return "–"
+    limit = "" if measured.limit is None else f" of {measured.limit:.0e}"
+    return f"{measured.estimate:.1e}{limit}"
+
+
 def show_violations(violations: Mapping[str, float]) -> str:
     """Return whether the constraints are kept, or which are broken, by how much of their limit."""
     broken = [f"{name} +{value:.0%}" for name, value in violations.items() if value > 0]

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuner.cli.output import make_table, show_deviation, show_seconds
+from tuner.cli.output import make_table, show_deviation, show_divergence, show_seconds
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.search import Progress, StudyPhase
 
@@ -110,7 +110,7 @@ def _picture(progress: Progress) -> RenderableType:
 
 
 def _incumbents(progress: Progress) -> Table:
-    columns = ("ε", "best trial", "success", "gain", "deviation")
+    columns = ("ε", "best trial", "success", "gain", "deviation", "divergence")
     table = make_table("Best so far", columns, right=columns[1:])
     for one in progress.incumbents:
         table.add_row(
@@ -119,5 +119,6 @@ def _incumbents(progress: Progress) -> Table:
             f"{one.success:.3f}",
             f"{one.gain:+.3f}",
             show_deviation(one.deviation),
+            show_divergence(one.deviation),
         )
     return table

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 from tuner.cli.options import (
     EXPERIMENT,
     STUDIES,
+    DivergenceOption,
     EditsOption,
     EpsilonsOption,
     FolderOption,
     GeneralOption,
+    TwoSidedOption,
 )
 from tuner.cli.output import (
     JsonFlag,
@@ -68,6 +70,8 @@ def search(
     ] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Trials in all.")] = None,
     epsilons: EpsilonsOption = None,
+    two_sided: TwoSidedOption = False,
+    divergence: DivergenceOption = None,
     steer: Annotated[
         float | None, typer.Option("--steer", help="The budget that steers the sampler.")
     ] = None,
@@ -138,7 +142,7 @@ def search(
             "model": model,
             "name": name,
             "trials": trials,
-            "budget": {"epsilons": epsilons} if epsilons else None,
+            "budget": _budget(epsilons, two_sided, divergence),
             "epsilon": steer,
             "rule": rule,
             "sampler": sampler,
@@ -175,6 +179,18 @@ def search(
             messages().print(watcher.sync.message, soft_wrap=True)
     else:
         _close(result.record, watcher, folder)
+
+
+def _budget(
+    epsilons: list[float] | None, two_sided: bool, divergence: float | None
+) -> dict[str, Any] | None:
+    """Return what the options say of the budget; None where they say nothing."""
+    said = {
+        "epsilons": epsilons or None,
+        "two_sided": two_sided or None,
+        "divergence": divergence,
+    }
+    return {key: value for key, value in said.items() if value is not None} or None
 
 
 def _tracking(trackers: list[str] | None, track: bool | None) -> list[str] | None:

@@ -217,6 +217,10 @@ def compare(
     )
 
 
+def _show_kl(divergence: dict[str, Any] | None) -> str:
+    return "–" if divergence is None else f"{divergence['estimate']:.1e}"
+
+
 def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, several: bool) -> None:
     """Print a table of trials; where it is narrow the hyperparameters follow below."""
     cells = [
@@ -229,6 +233,7 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
             "efficacy": show_share(row["scores"].get("efficacy")),
             "drawdown": show_share(row["scores"].get("drawdown")),
             "deviation": f"{row['deviation']['estimate']:+.1e}",
+            "divergence": _show_kl(row["deviation"].get("divergence")),
             "verdict": row["verdict"],
             "constraints": show_violations(row["violations"]) if row["violations"] else "–",
             "α": f"{row['alpha']:.2f}",
@@ -243,12 +248,14 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
         judged: tuple[str, ...] = ("efficacy", "drawdown")
     else:
         judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
-    columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation")
+    columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation", "divergence")
     if any(row["violations"] for row in rows):
         columns += ("constraints",)
     if wide:
         columns += ("verdict", "α", "time", "hyperparameters")
-    table = make_table(title, columns, right=("gain", *judged, "deviation", "α", "time"))
+    table = make_table(
+        title, columns, right=("gain", *judged, "deviation", "divergence", "α", "time")
+    )
     for cell in cells:
         table.add_row(*(cell[column] for column in columns))
     out.print(table)

@@ -11,6 +11,7 @@ from tuner.cli.output import (
     make_table,
     show_certificate,
     show_deviation,
+    show_divergence,
     show_interval,
     show_values,
 )
@@ -108,6 +109,7 @@ def _winner_rows(winner: Winner) -> dict[str, str | Text]:
         "gain, test": show_interval(winner.test_gain, winner.test_gain_interval),
         "seeds": "–" if kept is None else f"{kept}/{len(winner.test)} kept ε{further}",
         "deviation": show_deviation(winner.certificate.deviation),
+        "divergence": show_divergence(winner.certificate.deviation),
         "certificate": show_certificate(winner.certificate),
         "success": f"{answer.success:.3f} on validation{exact}",
         **({_FACTS: told} if told else {}),

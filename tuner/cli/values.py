@@ -53,8 +53,10 @@ def read_editor(name: str, values: dict[str, Any]) -> "Editor":
         ) from None
 
 
-def read_budget(epsilons: list[float] | None) -> "Budget":
-    """Return these budgets, or the usual ones.
+def read_budget(
+    epsilons: list[float] | None, *, two_sided: bool = False, divergence: float | None = None
+) -> "Budget":
+    """Return these budgets, or the usual ones, with what they limit beside the rise of the loss.
 
     Raises:
         ConfigError: one is out of range.
@@ -62,7 +64,8 @@ def read_budget(epsilons: list[float] | None) -> "Budget":
     from tuner.evaluation.deviation.budget import Budget
 
     try:
-        return Budget(epsilons=tuple(epsilons)) if epsilons else Budget()
+        given = tuple(epsilons) if epsilons else Budget().epsilons
+        return Budget(epsilons=given, two_sided=two_sided, divergence=divergence)
     except ValidationError as error:
         problems = [describe_problem(problem) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(problems)) from None

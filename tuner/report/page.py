@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import MissingExtra
-from tuner.evaluation.deviation.budget import Verdict
+from tuner.evaluation.deviation.budget import Divergence, Verdict
 from tuner.files.atomic_file import write_text
 from tuner.protocols.scaling import ScalingRow
 from tuner.protocols.sequential import SequentialRecord
@@ -173,8 +173,16 @@ def _certified(winner: Winner) -> str:
     measured = winner.certificate.deviation
     return (
         f"On fresh text its deviation is {words.deviation(measured.estimate)}: "
-        f"the budget {_BUDGET_WORDS[winner.certificate.verdict]}."
+        f"the budget {_BUDGET_WORDS[winner.certificate.verdict]}." + _diverged(measured.divergence)
     )
+
+
+def _diverged(divergence: Divergence | None) -> str:
+    """Return how far predictions moved; the loss alone cannot tell, since it may rise and fall."""
+    if divergence is None:
+        return ""
+    limit = "" if divergence.limit is None else f" (at most {divergence.limit:.1e} allowed)"
+    return f" Its predictions moved by {divergence.estimate:.1e} nats per token{limit}."
 
 
 _BUDGET_WORDS = {

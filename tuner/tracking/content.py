@@ -281,6 +281,8 @@ def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int
     for epoch in record.epochs:
         yield "success", epoch.success, epoch.epoch
         yield "deviation", epoch.deviation.estimate, epoch.epoch
+        if epoch.deviation.divergence is not None:
+            yield "divergence", epoch.deviation.divergence.estimate, epoch.epoch
         if epoch.deviation.estimate > 0:
             # MLflow's scatter has no logarithmic axis, and the frontier spans decades.
             yield "deviation_log10", math.log10(epoch.deviation.estimate), epoch.epoch
@@ -300,6 +302,9 @@ def _answer_values(answer: Answer) -> Iterator[tuple[str, float]]:
     yield "gain", answer.gain
     yield "deviation", answer.deviation.estimate
     yield "deviation_upper", answer.deviation.upper
+    if answer.deviation.divergence is not None:
+        yield "divergence", answer.deviation.divergence.estimate
+        yield "divergence_upper", answer.deviation.divergence.upper
     yield "alpha", answer.alpha
     if answer.epoch is not None:
         yield "epoch", float(answer.epoch)
@@ -312,6 +317,9 @@ def _winner_values(won: list[Winner], *, shared: bool) -> Iterator[tuple[str, fl
         section = f"winner.{epsilon_label(winner.epsilon)}"
         yield f"{section}/certified_deviation", winner.certificate.deviation.estimate, 0
         yield f"{section}/certified_upper", winner.certificate.deviation.upper, 0
+        divergence = winner.certificate.deviation.divergence
+        if divergence is not None:
+            yield f"{section}/certified_divergence", divergence.estimate, 0
         if winner.test_gain is not None:
             yield f"{section}/test_gain", winner.test_gain, 0
         if winner.seeds_within_budget is not None:
