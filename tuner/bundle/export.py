@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from tuner.bundle.export_card import served_statement
 from tuner.bundle.export_format import AnyBundle, ExportFormat, ExportSource
 from tuner.bundle.formats import FORMATS
+from tuner.editing.delta import Delta
 from tuner.editing.model import LanguageModel, load_model
 from tuner.errors import ConfigError
+from tuner.evaluation.deviation.budget import Certificate
 from tuner.files.atomic_file import whole_folder, write_text
 from tuner.files.text_file import is_taken
 
@@ -24,6 +27,8 @@ class Export:
     folder: Path
     format: str
     note: str
+    certificate: Certificate | None = None
+    """What fresh text says of the form that was written, where that is not the form judged."""
 
 
 def export(
@@ -34,6 +39,7 @@ def export(
     model: LanguageModel | None = None,
     load_base: Callable[[], LanguageModel] | None = None,
     rank: int | None = None,
+    certify: Callable[[LanguageModel, Delta], Certificate] | None = None,
 ) -> Export:
     """Write a bundle for other tools and return what was written.
 
@@ -42,6 +48,9 @@ def export(
     that is lost is stated. `merged` is a folder for `AutoModelForCausalLM`. A format that needs
     the base takes `model`, or what `load_base` gives, or else the manifest's own. `delta` of a
     `StoredBundle` needs no model at all.
+
+    Where the format serves another change than the one that was judged (rounded into
+    half-precision weights, cut to a rank), `certify` judges that one, and the card says so.
 
     Raises:
         ConfigError: the format is unknown, the folder is in use, or the delta cannot take it.
@@ -68,12 +77,17 @@ def export(
     refusal = chosen.refusal(source)
     if refusal is not None:
         raise ConfigError(refusal)
+    certificate: Certificate | None = None
+    served = source.served_otherwise(chosen)
+    if served is not None and certify is not None:
+        certificate = certify(source.base, served)
     with whole_folder(target) as draft:
         written = chosen.write(source, draft)
         if written.card is not None:
-            write_text(draft / CARD, written.card)
+            told = "" if served is None else served_statement(certificate)
+            write_text(draft / CARD, written.card + told)
         _share(draft)
-    return Export(target, FORMATS.name_of(type(chosen)), written.note)
+    return Export(target, FORMATS.name_of(type(chosen)), written.note, certificate)
 
 
 def _suited(source: ExportSource) -> ExportFormat:

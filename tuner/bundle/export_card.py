@@ -48,6 +48,24 @@ def statement_of(bundle: StoredBundle, certificate: Certificate) -> str:
     return f"**Unverified** certificate: {doubt}. Run `tuner certify`. It says {said}."
 
 
+def served_statement(certificate: Certificate | None) -> str:
+    """Return what is known of an export that serves another change than the one judged."""
+    if certificate is None:
+        return (
+            "\nThe statements above are about the edit as it was judged. These files round or cut "
+            "it, so they are **another model, which nobody has certified**: export again with "
+            "general text (`--general FILE`) to have it measured.\n"
+        )
+    measured = certificate.deviation
+    return (
+        f"\nThese files serve the edit as {code_span(certificate.form or 'it is')}, which was "
+        f"measured by itself: **{certificate.verdict.value}** for ε = "
+        f"{epsilon_name(certificate.epsilon)}, deviation {measured.estimate:.2e} in "
+        f"[{measured.lower:.2e}, {measured.upper:.2e}] at confidence {measured.confidence:.1%}, "
+        f"from {measured.tokens:,} tokens{_told(measured.divergence)}.\n"
+    )
+
+
 def _told(divergence: Divergence | None) -> str:
     if divergence is None:
         return ""

@@ -68,6 +68,16 @@ class ExportSource:
         self.opened.check_base(base)
         return base
 
+    def served_otherwise(self, form: "ExportFormat") -> Delta | None:
+        """Return the change that a format serves where it is not the one that was judged."""
+        if self.manifest.runs_beside:
+            return None
+        # A float32 delta is the same in all forms to rounding, unless a rank cuts it.
+        if self.manifest.base_dtype == "float32" and self.rank is None:
+            return None
+        served = form.served(self)
+        return None if served is self.delta else served
+
 
 @final
 @dataclass(frozen=True)
@@ -99,6 +109,15 @@ class ExportFormat(ABC):
     def suits(self, source: ExportSource) -> bool:
         """Return whether it is a good default for an edit: by default, for all that it can hold."""
         return self.refusal(source) is None
+
+    def served(self, source: ExportSource) -> Delta:
+        """Return the change as this format serves it; by default the edit as it was judged.
+
+        Raises:
+            ConfigError: the format cannot hold the edit after all.
+            BaseMismatch: the base model is not the one that the delta was made from.
+        """
+        return source.delta
 
     @abstractmethod
     def write(self, source: ExportSource, folder: Path) -> Written:

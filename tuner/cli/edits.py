@@ -1,6 +1,7 @@
 """Verbs about edits apart from studies: edit, evaluate, certify, export."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,8 +51,9 @@ from tuner.evaluation.scores import HEADLINE_METRICS
 if TYPE_CHECKING:
     from tuner.bundle.bundle import Bundle
     from tuner.bundle.manifest import Manifest
+    from tuner.editing.delta import Delta
     from tuner.editing.model import LanguageModel
-    from tuner.evaluation.deviation.budget import Budget
+    from tuner.evaluation.deviation.budget import Budget, Certificate
     from tuner.trial.records import Answer
 
 
@@ -396,12 +398,17 @@ def export(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="By default the bundle's own base.")
     ] = None,
+    general: GeneralOption = None,
     device: DeviceOption = "auto",
     folder: FolderOption = STUDIES,
     allow_kind: AllowKindOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is."""
+    """Write a delta as a PEFT adapter (also for vLLM), a merged model, or as it is.
+
+    A format that serves another change than the one that was judged, rounded into half-precision
+    weights or cut to a rank, is measured anew on general text.
+    """
     allow_kinds(allow_kind)
     from tuner.bundle.bundle import StoredBundle
     from tuner.bundle.export import export as write
@@ -416,11 +423,51 @@ def export(
     def load_base() -> "LanguageModel":
         return _load_base(found.manifest, model, device)
 
-    written = write(found, out, format=format_, load_base=load_base, rank=rank)
+    certify_ = None
+    if general is not None or found.manifest.base.startswith("builtin:"):
+        certify_ = partial(_certify_served, found.manifest, general)
+    written = write(found, out, format=format_, load_base=load_base, rank=rank, certify=certify_)
     if json_:
-        print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
+        print_json(
+            {
+                "folder": str(written.folder),
+                "format": written.format,
+                "note": written.note,
+                "certificate": written.certificate,
+            }
+        )
     else:
         console().print(f"{written.folder}: {written.format}, {written.note}", soft_wrap=True)
+        if written.certificate is not None:
+            console().print(
+                f"As {written.certificate.form}, ε={epsilon_name(written.certificate.epsilon)}: ",
+                show_certificate(written.certificate),
+                f", deviation {show_deviation(written.certificate.deviation)}",
+                sep="",
+                soft_wrap=True,
+            )
+
+
+def _certify_served(
+    manifest: "Manifest", general: str | None, base: "LanguageModel", delta: "Delta"
+) -> "Certificate":
+    """Return what fresh text says of a change in the form in which it is served."""
+    from tuner.editing.corpus import TextPart, load_general_text
+    from tuner.evaluation.deviation.meter import DeviationMeter
+    from tuner.files.cache import Cache, cache_folder
+
+    budget = _budget_of(manifest)
+    text = load_general_text(general, base).corpus(TextPart.CONFIRMATION)
+    messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
+    meter = DeviationMeter(
+        base,
+        text,
+        confidence=budget.confidence,
+        two_sided=budget.two_sided,
+        divergence=budget.divergence,
+        cache=Cache(cache_folder()),
+    )
+    return meter.certify(delta, manifest.epsilon)
 
 
 def _task_of(manifest: "Manifest") -> str:

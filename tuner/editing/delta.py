@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from tuner.editing.adapters import beside, runs_beside
 from tuner.errors import BaseMismatch, ConfigError, EditError
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class Delta(ABC):
     def scaled(self, alpha: float) -> Self:
         """Return the change at `alpha` times its strength; 0 changes nothing."""
         ...
+
+    def form(self, network: nn.Module) -> str:
+        """Return in which form `applied` holds it: what is judged is what must be served."""
+        return "beside the model"
 
     def can_change(self, blocks: Int[Tensor, "blocks length"]) -> Bool[Tensor, " blocks"]:
         """Return which blocks of text it can change at all; all others stay as they are."""
@@ -199,20 +204,61 @@ class WeightDelta(AdditiveDelta):
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Edit `network` inside the context.
 
+        Low-rank changes of half-precision weights run beside them, as adapters do; all others
+        are written into the weights, as into a merged model.
+
         Raises:
             BaseMismatch: a parameter is absent or has another shape.
         """
         parameters = dict(network.named_parameters())
-        kept = {
-            name: parameters[name].detach().clone() for name in self.changes if name in parameters
+        for name, change in self.changes.items():
+            _check_fit(name, change, parameters.get(name))
+        written = self._written(network)
+        adapters = {
+            name: (change.left, change.right)
+            for name, change in self.changes.items()
+            if name not in written.changes and isinstance(change, LowRank)
         }
+        kept = {name: parameters[name].detach().clone() for name in written.changes}
         try:
-            self.write(network)
-            yield
+            written.write(network)
+            with beside(network, adapters):
+                yield
         finally:
             with torch.no_grad():
                 for name, old in kept.items():
                     parameters[name].copy_(old)
+
+    def form(self, network: nn.Module) -> str:
+        """Return the form that `applied` gives it: `adapter`, or `merged:` and the precision.
+
+        In float32 an adapter and a merged model are the same to rounding.
+        """
+        written = self._written(network).changes
+        if not written and self.changes:
+            return "adapter"
+        name = next(iter(written), None)
+        dtype = torch.float32 if name is None else network.get_parameter(name).dtype
+        return f"merged:{str(dtype).removeprefix('torch.')}"
+
+    def merged(self, network: nn.Module) -> WeightDelta:
+        """Return the change as a merged model has it: every entry, none beside the weights."""
+        return WeightDelta(
+            {
+                name: Dense(change.to_dense(network.get_parameter(name).shape))
+                for name, change in self.changes.items()
+            }
+        )
+
+    def _written(self, network: nn.Module) -> WeightDelta:
+        """Return the changes that are added to the weights."""
+        return WeightDelta(
+            {
+                name: change
+                for name, change in self.changes.items()
+                if not (isinstance(change, LowRank) and runs_beside(network, name))
+            }
+        )
 
     @torch.no_grad()
     def write(self, network: nn.Module) -> None:

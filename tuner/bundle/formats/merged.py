@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 
 from tuner.bundle.export_card import edit_card, loading_code
 from tuner.bundle.export_format import ExportFormat, ExportSource, Written
+from tuner.editing.delta import Delta, WeightDelta
 from tuner.files.atomic_file import as_os_error
 
 
@@ -25,6 +26,18 @@ class MergedFormat(ExportFormat):
             )
         return None
 
+    def served(self, source: ExportSource) -> Delta:
+        """Return the change with all of it in the weights, rounded to their precision.
+
+        Raises:
+            ConfigError: the base cannot be loaded.
+            BaseMismatch: the base model is not the one that the delta was made from.
+        """
+        delta, network = source.delta, source.base.network
+        if isinstance(delta, WeightDelta) and delta.form(network) == "adapter":
+            return delta.merged(network)
+        return delta
+
     def write(self, source: ExportSource, folder: Path) -> Written:
         """Save the edited model and its tokenizer.
 
@@ -33,8 +46,8 @@ class MergedFormat(ExportFormat):
             BaseMismatch: the base model is not the one that the delta was made from.
             DiskError: the folder cannot be written.
         """
-        model = source.base
-        with model.edited(source.delta):
+        model, delta = source.base, self.served(source)
+        with model.edited(delta):
             try:
                 model.network.save_pretrained(folder, safe_serialization=True)
             except SafetensorError as error:
@@ -42,6 +55,9 @@ class MergedFormat(ExportFormat):
         model.tokenizer.save_pretrained(folder)
         usage = f"```python\n{loading_code(source.manifest, folder.name)}\n```\n"
         return Written(
-            f"weights in {source.manifest.base_dtype}, the edited model's own bits",
+            f"weights in {source.manifest.base_dtype}, the edited model's own bits"
+            if delta is source.delta
+            else f"weights in {source.manifest.base_dtype}, rounded: not the adapter that was "
+            "judged",
             edit_card(source.stored, "a merged model", usage),
         )

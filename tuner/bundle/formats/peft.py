@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -13,7 +14,7 @@ from tuner.bundle.bundle import StoredBundle
 from tuner.bundle.export_card import edit_card, loading_code, python_string
 from tuner.bundle.export_format import ExportFormat, ExportSource, Written
 from tuner.editing.architectures import Architecture, architecture_of
-from tuner.editing.delta import Dense, LowRank, Rows, WeightDelta
+from tuner.editing.delta import Delta, Dense, LowRank, Rows, WeightDelta
 from tuner.errors import ConfigError
 from tuner.files.atomic_file import write_tensors, write_text
 from tuner.validation import printable
@@ -44,6 +45,18 @@ class PeftFormat(ExportFormat):
         changes = source.delta.changes.values()
         return source.rank is not None or all(isinstance(change, LowRank) for change in changes)
 
+    def served(self, source: ExportSource) -> Delta:
+        """Return the change that the adapter makes; a dense one is cut to the rank.
+
+        Raises:
+            ConfigError: a change has no low-rank form, or is dense and no rank is given.
+        """
+        weights = source.delta
+        if not isinstance(weights, WeightDelta):
+            raise ConfigError(str(self.refusal(source)))
+        adapter = adapter_of(weights, architecture_of(source.manifest.model_type), source.rank)
+        return weights if adapter.lost == 0 else adapter.delta
+
     def write(self, source: ExportSource, folder: Path) -> Written:
         """Write the adapter.
 
@@ -54,44 +67,93 @@ class PeftFormat(ExportFormat):
         manifest, weights, rank = source.manifest, source.delta, source.rank
         if not isinstance(weights, WeightDelta):
             raise ConfigError(str(self.refusal(source)))
-        architecture = architecture_of(manifest.model_type)
-        factors = {
-            name.removesuffix(".weight"): _peft_factors(name, change, architecture, rank)
-            for name, change in weights.changes.items()
-        }
-        if rank is None and any(factor.lost > 0 for factor in factors.values()):
-            raise ConfigError(
-                "This delta is dense, and a PEFT adapter is low-rank: give --rank to cut it by a "
-                "singular value decomposition (the loss is stated), or export it as `merged`."
-            )
-        ranks = {name: factor.down.shape[0] for name, factor in factors.items()}
-        largest = max(ranks.values())
+        adapter = adapter_of(weights, architecture_of(manifest.model_type), rank)
+        adapter.save(folder, manifest.base, manifest.base_revision)
+        lost, largest = adapter.lost, adapter.rank
+        cut = f"cut to rank {largest}; up to {lost:.1%} of a change is lost"
+        card = adapter_card(source.stored, folder.name, largest)
+        return Written("exact" if lost == 0 else cut, card)
+
+
+@final
+@dataclass(frozen=True)
+class Adapter:
+    """The factors of a LoRA adapter, by the path of the linear map that each runs beside."""
+
+    factors: Mapping[str, "_Factors"]
+    transposed: bool
+    """Whether the base stores linear weights (in, out)."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a factor."""
+        return max(factor.down.shape[0] for factor in self.factors.values())
+
+    @property
+    def lost(self) -> float:
+        """The largest share of a change's norm that its rank leaves out."""
+        return max(factor.lost for factor in self.factors.values())
+
+    @property
+    def delta(self) -> WeightDelta:
+        """The change that the adapter makes."""
+        return WeightDelta(
+            {
+                f"{name}.weight": LowRank(factor.down.T, factor.up.T)
+                if self.transposed
+                else LowRank(factor.up, factor.down)
+                for name, factor in self.factors.items()
+            }
+        )
+
+    def save(self, folder: Path, base: str, revision: str | None = None) -> None:
+        """Write the adapter as PEFT loads it.
+
+        Raises:
+            DiskError: the folder cannot be written.
+        """
+        ranks = {name: factor.down.shape[0] for name, factor in self.factors.items()}
         tensors: dict[str, Tensor] = {}
-        for name, factor in factors.items():
+        for name, factor in self.factors.items():
             tensors[f"base_model.model.{name}.lora_A.weight"] = factor.down
             tensors[f"base_model.model.{name}.lora_B.weight"] = factor.up
         write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": manifest.base,
-            "revision": manifest.base_revision,
+            "base_model_name_or_path": base,
+            "revision": revision,
             "inference_mode": True,
-            "r": largest,
+            "r": self.rank,
             # The scale is inside the factors: alpha/rank is one for every matrix.
-            "lora_alpha": largest,
-            "rank_pattern": {name: r for name, r in ranks.items() if r != largest},
-            "alpha_pattern": {name: r for name, r in ranks.items() if r != largest},
+            "lora_alpha": self.rank,
+            "rank_pattern": {name: r for name, r in ranks.items() if r != self.rank},
+            "alpha_pattern": {name: r for name, r in ranks.items() if r != self.rank},
             "lora_dropout": 0.0,
             "bias": "none",
-            "fan_in_fan_out": architecture.transposed,
-            "target_modules": sorted(factors),
+            "fan_in_fan_out": self.transposed,
+            "target_modules": sorted(self.factors),
         }
         write_text(folder / "adapter_config.json", f"{json.dumps(config, indent=2)}\n")
-        lost = max(factor.lost for factor in factors.values())
-        cut = f"cut to rank {largest}; up to {lost:.1%} of a change is lost"
-        card = adapter_card(source.stored, folder.name, largest)
-        return Written("exact" if lost == 0 else cut, card)
+
+
+def adapter_of(delta: WeightDelta, architecture: Architecture, rank: int | None = None) -> Adapter:
+    """Return the adapter that makes a change; a dense one is cut to `rank`.
+
+    Raises:
+        ConfigError: a change has no low-rank form, or is dense and no rank is given.
+    """
+    factors = {
+        name.removesuffix(".weight"): _peft_factors(name, change, architecture, rank)
+        for name, change in delta.changes.items()
+    }
+    adapter = Adapter(factors, architecture.transposed)
+    if rank is None and adapter.lost > 0:
+        raise ConfigError(
+            "This delta is dense, and a PEFT adapter is low-rank: give --rank to cut it by a "
+            "singular value decomposition (the loss is stated), or export it as `merged`."
+        )
+    return adapter
 
 
 @final

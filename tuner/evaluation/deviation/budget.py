@@ -270,6 +270,12 @@ class Certificate(BaseModel):
     epsilon: float
     verdict: Verdict
     deviation: Deviation
+    form: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="The form that was judged: `adapter`, `merged:` and a precision, or `beside "
+        "the model`; None in certificates of old.",
+    )
     corpus: str = Field(description="Where the text came from.")
     corpus_hash: str
     delta_hash: str | None = Field(

@@ -195,6 +195,7 @@ class DeviationMeter:
             epsilon=epsilon,
             verdict=verdict if enough or verdict is Verdict.OVER else Verdict.UNRESOLVED,
             deviation=deviation,
+            form=delta.form(self._model.network),
             corpus=self._corpus.name,
             corpus_hash=self._corpus.hash,
             delta_hash=delta_hash(delta),

@@ -78,7 +78,7 @@ def test_strengths_of_one_memory_share_their_routes(
 ) -> None:
     memory, rows = _memory(neox, 5.0), range(4)
     shared = MemoryDeviation(neox, corpus.blocks, batch=4)
-    shared.changes(memory, rows).losses
+    shared.changes(memory, rows)
     fresh = MemoryDeviation(neox, corpus.blocks, batch=4)
     scaled = memory.scaled(alpha)
     assert torch.equal(shared.changes(scaled, rows).losses, fresh.changes(scaled, rows).losses)
