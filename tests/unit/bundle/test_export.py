@@ -12,12 +12,15 @@ from tests.support.bundles import bundle_of
 from tuner.bundle.bundle import Bundle
 from tuner.bundle.export import export
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import WeightDelta
+from tuner.editing.delta import Delta, LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.task import ExampleSet
 from tuner.editors import find_editor
 from tuner.errors import BaseMismatch, ConfigError
+from tuner.evaluation.deviation.budget import Certificate
+from tuner.evaluation.deviation.meter import DeviationMeter
+from tuner.files.cache import Cache
 
 IDS = torch.arange(24).reshape(2, 12)
 # float32 sums in another order; logits here are of the order of ten.
@@ -155,3 +158,33 @@ def test_used_folders_and_unknown_formats_are_refused(
         export(bundle, tmp_path / "used")
     with pytest.raises(ConfigError, match="No export format is called 'gguf'"):
         export(bundle, tmp_path / "new", format="gguf")
+
+
+def test_an_export_in_another_form_is_measured_as_it_is_served(
+    neox: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
+    half = LanguageModel(neox.network.to(torch.bfloat16), neox.tokenizer, id=neox.id)
+    name = f"{half.architecture.mlp_modules(1)[0]}.weight"
+    rows, columns = half.network.get_parameter(name).shape
+    delta = WeightDelta({name: LowRank(torch.full((rows, 1), 1e-3), torch.ones(1, columns))})
+    bundle = bundle_of(half, delta, editor="lora", hyperparameters={})
+    asked: list[str] = []
+
+    def certify(model: LanguageModel, served: Delta) -> Certificate:
+        asked.append(served.form(model.network))
+        meter = DeviationMeter(model, corpus, confidence=0.95, cache=Cache(tmp_path / "cache"))
+        return meter.certify(served, 1e-3)
+
+    as_judged = export(bundle, tmp_path / "peft", format="peft", model=half, certify=certify)
+    assert (as_judged.certificate, asked) == (None, [])
+    merged = export(bundle, tmp_path / "merged", format="merged", model=half, certify=certify)
+    assert asked == ["merged:bfloat16"]
+    assert merged.certificate is not None
+    assert merged.certificate.form == "merged:bfloat16"
+    assert "measured by itself" in (tmp_path / "merged" / "README.md").read_text()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
+    # The change is in the weights, rounded, though judging never wrote it there.
+    weight = half.network.get_parameter(name)
+    assert torch.equal(saved.get_parameter(name), (weight.float() + 1e-3).bfloat16())
+    export(bundle, tmp_path / "unread", format="merged", model=half)
+    assert "nobody has certified" in (tmp_path / "unread" / "README.md").read_text()
