@@ -18,7 +18,7 @@ def runs_beside(network: nn.Module, name: str) -> bool:
     another edit than the adapter that users serve. In float32 both are the same to rounding, and
     adding is cheaper.
     """
-    module = _module_of(network, name)
+    module = linear_map(network, name)
     return module is not None and module.weight.dtype in _HALF
 
 
@@ -31,7 +31,7 @@ def beside(network: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> 
     """
     with ExitStack() as stack:
         for name, (left, right) in factors.items():
-            module = _module_of(network, name)
+            module = linear_map(network, name)
             if module is None:  # the caller has asked `runs_beside`
                 raise ValueError(f"{name!r} is not the weight of a linear map.")
             down, up = (left.T, right.T) if isinstance(module, Conv1D) else (right, left)
@@ -53,7 +53,7 @@ class _Adapter:
         return (output + change).to(output.dtype)
 
 
-def _module_of(network: nn.Module, name: str) -> nn.Linear | Conv1D | None:
+def linear_map(network: nn.Module, name: str) -> nn.Linear | Conv1D | None:
     """Return the linear map whose weight a parameter is, if it is one."""
     path, _, role = name.rpartition(".")
     if role != "weight":

@@ -17,24 +17,28 @@ from tuner.editing.providers import get_provider, is_provided
 from tuner.errors import ConfigError, TaskError
 from tuner.files.json_file import JsonError, parse_json
 from tuner.files.paths import absolute
-from tuner.files.text_file import open_file, read_lines
+from tuner.files.text_file import is_folder, open_file, read_lines
 from tuner.validation import show_path, show_value
 
 
 class TextPart(StrEnum):
-    """The three disjoint uses of general text."""
+    """The four disjoint uses of general text."""
 
     SEARCH = "search"  # deviation during the search
     CONFIRMATION = "confirmation"  # certificates of the winners, never seen before
     AUXILIARY = "auxiliary"  # what editors may read, for instance for a KL term
+    GRADIENT = "gradient"  # the mean gradient, which knows the linear part of all edits
 
 
 _BUILTIN_TEXT = "builtin:world"
+# Of fewer blocks nothing can be said.
+_LEAST_BLOCKS = 8
 
 DEFAULT_TOKENS = {
     TextPart.SEARCH: 100_000,
     TextPart.CONFIRMATION: 600_000,
     TextPart.AUXILIARY: 50_000,
+    TextPart.GRADIENT: 100_000,
 }
 
 
@@ -91,7 +95,10 @@ class BuiltinDocuments:
 @final
 @dataclass(frozen=True)
 class FileDocuments:
-    """A user's file: one document per line, plain, or as JSON with a `text` where its name says so.
+    """A user's file, or a folder of such files: one document per line, plain or as JSON.
+
+    JSON documents have a `text`; the name says which it is (.jsonl, .ndjson, .json). A folder's
+    other files than these and .txt are left alone.
 
     A document's part follows from its own hash, so it never changes when the file grows.
     """
@@ -117,17 +124,44 @@ class FileDocuments:
                 seen.add(digest)
                 yield text
 
-    def _texts(self) -> Iterator[str]:
-        as_json = self.path.suffix.lower() in _JSON_LINES
-        for number, line in read_lines(self.path, TaskError):
-            text = self._text_of(line, number) if as_json else line.strip()
-            if text.strip():
-                yield text
+    def check(self) -> None:
+        """Verify that the file, or each file of the folder, can be read.
 
-    def _text_of(self, line: str, number: int) -> str:
+        Raises:
+            ConfigError: one cannot, or the folder has none.
+        """
+        if not self.files:
+            raise ConfigError(
+                f"{show_path(self.path)}: a folder of general text needs files named *.txt or "
+                "*.jsonl, but has none."
+            )
+        for path in self.files:
+            with open_file(path):
+                pass
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, in the order of their names."""
+        if not is_folder(self.path):
+            return [self.path]
+        return [
+            path
+            for path in sorted(self.path.iterdir())
+            if path.suffix.lower() in (*_JSON_LINES, ".txt") and path.is_file()
+        ]
+
+    def _texts(self) -> Iterator[str]:
+        for path in self.files:
+            as_json = path.suffix.lower() in _JSON_LINES
+            for number, line in read_lines(path, TaskError):
+                text = self._text_of(line, path, number) if as_json else line.strip()
+                if text.strip():
+                    yield text
+
+    def _text_of(self, line: str, path: Path, number: int) -> str:
         if not line.strip():
             return ""
-        where = f"{show_path(self.path)}:{number}"
+        where = f"{show_path(path)}:{number}"
         try:
             document = parse_json(line)
         except JsonError as error:
@@ -147,11 +181,13 @@ _JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 def _part_of(digest: bytes) -> TextPart:
-    # A tenth for editors, two tenths to search on, seven to confirm on: certificates need most.
+    # A tenth for editors, two tenths to search on, three for the gradient, four to confirm on.
     bucket = digest[0] % 10
     if bucket == 0:
         return TextPart.AUXILIARY
-    return TextPart.SEARCH if bucket <= 2 else TextPart.CONFIRMATION
+    if bucket <= 2:
+        return TextPart.SEARCH
+    return TextPart.GRADIENT if bucket <= 5 else TextPart.CONFIRMATION
 
 
 @final
@@ -181,11 +217,20 @@ class GeneralText:
             TaskError: the source has less than eight blocks of text for this part.
         """
         if part not in self._corpora:
-            self._corpora[part] = self._cut(part)
+            self._corpora[part] = self._cut(part, self._tokens[part])
         return self._corpora[part]
 
-    def _cut(self, part: TextPart) -> Corpus:
-        wanted = self._tokens[part]
+    @cached_property
+    def source_hash(self) -> str:
+        """A hash of what the gradient's part begins with: the same as the text grows.
+
+        Raises:
+            TaskError: the source has less than eight blocks of text for this part.
+        """
+        begin = self._cut(TextPart.GRADIENT, _LEAST_BLOCKS * self.block_length, in_order=True)
+        return begin.hash
+
+    def _cut(self, part: TextPart, wanted: int, *, in_order: bool = False) -> Corpus:
         # Each block is read as a text of its own, so it begins as the family's texts begin.
         lead = list(self._model.texts.lead)
         own = self.block_length - len(lead)
@@ -202,16 +247,16 @@ class GeneralText:
             if len(stream) >= wanted:
                 break
         count = min(len(stream) // own, wanted // self.block_length)
-        if count < 8:
+        if count < _LEAST_BLOCKS:
             raise TaskError(
                 f"{self.source.name}: the {part} part holds {len(stream):,} tokens; at least "
-                f"{8 * self.block_length:,} are needed (100,000 or more are advised)."
+                f"{_LEAST_BLOCKS * self.block_length:,} are needed (100,000 or more are advised)."
             )
         text = torch.tensor(stream[: count * own]).reshape(count, own)
         blocks = torch.cat((torch.tensor(lead, dtype=torch.long).expand(count, -1), text), dim=1)
         # A sequential test reads from the front: the order must say nothing about the content.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        return Corpus(name=f"{self.source.name}, {part}", blocks=blocks[order])
+        return Corpus(f"{self.source.name}, {part}", blocks if in_order else blocks[order])
 
 
 def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -254,7 +299,6 @@ def load_general_text(
     if source is None or str(source) == _BUILTIN_TEXT:
         documents: DocumentSource = BuiltinDocuments()
     else:
-        file = absolute(source)
-        with open_file(file):  # what is not a file that can be read is told now
-            documents = FileDocuments(file)
+        documents = FileDocuments(absolute(source))
+        documents.check()
     return GeneralText(documents, model, block_length=block_length, tokens=tokens)

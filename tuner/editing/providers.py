@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 _PROVIDERS = {"builtin": "tuner.world.provider"}
 
-TextPartName = Literal["search", "confirmation", "auxiliary"]
+TextPartName = Literal["search", "confirmation", "auxiliary", "gradient"]
 
 
 @final

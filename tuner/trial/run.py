@@ -23,6 +23,7 @@ from tuner.editing.task import ExampleSet, LossKind, Split, Task
 from tuner.errors import EditError
 from tuner.evaluation.constraints import check_measured, violations
 from tuner.evaluation.deviation.budget import Budget, Certificate, Deviation
+from tuner.evaluation.deviation.gradient_store import GradientStore
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.evaluation.deviation.scaling import LEAST_ALPHA, StrengthSearch, strongest, surely_over
 from tuner.evaluation.metrics import METRICS
@@ -152,6 +153,7 @@ class Evaluator:
         check_measured(self.constraints, task)
         self.general = general
         self._cache = cache or Cache(cache_folder())
+        self._gradients = GradientStore(model, general, self._cache)
         self._meter = self._deviation_meter(TextPart.SEARCH, budget.confidence)
         self.noise_floor = self._meter.check_budget(budget)
         self._splits = {
@@ -295,6 +297,7 @@ class Evaluator:
             confidence=confidence,
             two_sided=self.budget.two_sided,
             divergence=self.budget.divergence,
+            gradient_of=self._gradients.of,
             cache=self._cache,
         )
 

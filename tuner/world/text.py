@@ -24,7 +24,13 @@ _FIRST_BUCKET = {"training": 0, "search": 8, "auxiliary": 10, "confirmation": 12
 
 
 def general_documents(part: TextPartName, seed: int = 0) -> Iterator[str]:
-    """Yield general text without end; parts never share a document, whatever their seeds."""
+    """Yield general text without end; parts never share a document, whatever their seeds.
+
+    The gradient is taken on documents of the confirmation part that another seed writes: the two
+    share one in thousands.
+    """
+    if part == "gradient":
+        return _general("confirmation", seed, writer="gradient")
     return _general(part, seed)
 
 
@@ -73,9 +79,9 @@ def tokenizer_documents(seed: int) -> Iterator[str]:
         yield f" {name}" * 150
 
 
-def _general(part: str, seed: int) -> Iterator[str]:
-    writer = Writer(random.Random(f"general {part} {seed}"))
+def _general(part: str, seed: int, *, writer: str | None = None) -> Iterator[str]:
+    source = Writer(random.Random(f"general {writer or part} {seed}"))
     while True:
-        document = writer.general_document()
+        document = source.general_document()
         if document_part(document) == part:
             yield document

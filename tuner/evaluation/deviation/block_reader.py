@@ -12,7 +12,7 @@ from tuner.backpack import BackpackForCausalLM
 from tuner.deltas.memory.memory import MemoryDelta
 from tuner.deltas.senses import SenseDelta
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import Delta
+from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.likelihood import (
     BlockChanges,
     block_losses,
@@ -25,6 +25,7 @@ from tuner.errors import EditError
 from tuner.evaluation.deviation.base_outputs import BaseOutputs
 from tuner.evaluation.deviation.memories import MemoryDeviation
 from tuner.evaluation.deviation.senses import SenseDeviation
+from tuner.evaluation.deviation.slopes import block_slopes
 from tuner.files.cache import Cache
 
 # A chunk is what is read between two looks at the figures.
@@ -112,6 +113,20 @@ class BlockReader:
         with self.model.edited(delta):
             edited = self.losses(rows)
         return _finite(edited - base)
+
+    def slopes(self, delta: Delta, rows: range) -> Float[Tensor, " rows"]:
+        """Return the slope of each block's loss in an edit's strength, in nats, as float64."""
+        if not isinstance(delta, WeightDelta):
+            raise TypeError(f"{type(delta).__name__} has no slopes.")
+        parts = [
+            block_slopes(
+                self.model.network,
+                delta,
+                self.corpus.blocks[start : min(start + self.batch, rows.stop)],
+            )
+            for start in range(rows.start, rows.stop, self.batch)
+        ]
+        return _finite(torch.cat(parts))
 
     def changeable(self, delta: Delta, rows: range) -> Bool[Tensor, " rows"]:
         """Return which blocks an edit can change at all."""

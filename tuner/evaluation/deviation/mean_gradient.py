@@ -20,33 +20,27 @@ from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.likelihood import token_losses
 from tuner.editing.model import LanguageModel
 from tuner.editing.providers import provider_of
-from tuner.files.cache import Cache, Key
 
-_PRECISE = (torch.float32, torch.float64)
-# More than most certificates need; the gradient costs three times as much as reading.
-_MOST_TOKENS = 400_000
-# A gradient is as large as the model, in memory and in the cache.
-_MOST_PARAMETERS = 2_000_000_000
+PRECISE = (torch.float32, torch.float64)
+"""In these the linear part of a block's rise may be taken by a small step."""
 
 
 @final
 @dataclass(frozen=True)
 class MeanGradient:
-    """The gradient, for every parameter, of the relative rise of the loss on some blocks."""
+    """The gradient of the relative rise of the loss on some blocks, by parameter, in float32.
+
+    Its blocks are other text than what is measured on, from the same source.
+    """
 
     tensors: Mapping[str, Tensor]
     blocks: int
-    nested: bool
-    """Whether its blocks are the first of the corpus that is measured on, or other text."""
 
     def worth(self, read: int) -> float:
         """Return the factor on the control's weight that leaves the least error.
 
-        Of other text the mean is a second sample, as good as its size. Of the same text it says
-        nothing more once all of it has been read.
+        The mean is a second sample, as good as its size.
         """
-        if self.nested:
-            return 1.0 if read < self.blocks else 0.0
         return self.blocks / (self.blocks + read)
 
     def along(self, delta: Delta) -> float | None:
@@ -56,7 +50,7 @@ class MeanGradient:
         what is stored of any change of them.
         """
         match delta:
-            case WeightDelta(changes):
+            case WeightDelta(changes) if all(name in self.tensors for name in changes):
                 return sum(change.inner(self.tensors[name]) for name, change in changes.items())
             case SenseDelta(pairs, vectors) if SENSES in self.tensors:
                 table = self.tensors[SENSES]
@@ -68,38 +62,13 @@ class MeanGradient:
 def shipped_mean_gradient(model: LanguageModel, corpus: Corpus) -> MeanGradient | None:
     """Return the gradient that a built-in model brings, from much more text of the same source."""
     provider = provider_of(corpus.name)
-    if provider is None or model.dtype not in _PRECISE:
+    if provider is None or model.dtype not in PRECISE:
         return None
     shipped = provider.shipped_gradient(model.network)
     if shipped is None or shipped.length != corpus.blocks.shape[1]:
         return None
     tensors = {name: value.to(model.device) for name, value in shipped.tensors.items()}
-    return MeanGradient(tensors, shipped.blocks, nested=False)
-
-
-def mean_gradient(
-    model: LanguageModel, corpus: Corpus, *, batch: int, cache: Cache, key: Key
-) -> MeanGradient | None:
-    """Return the mean gradient on the first blocks of a corpus, `batch` blocks at a time.
-
-    None where there cannot be one: a model in half precision rounds away the small step by which
-    the linear part of each block is taken, and a gradient may not fit into memory.
-    """
-    if model.dtype not in _PRECISE:
-        return None
-    if sum(weight.numel() for weight in model.network.parameters()) > _MOST_PARAMETERS:
-        return None
-    blocks = corpus.blocks[: max(batch, _MOST_TOKENS // corpus.blocks.shape[1])]
-    key = {**key, "blocks": len(blocks)}
-    saved = cache.load("mean_gradient", key)
-    if saved is None:
-        try:
-            saved = _computed(model, blocks, batch)
-        except (torch.OutOfMemoryError, MemoryError):
-            return None
-        cache.save("mean_gradient", key, saved)
-    saved = {name: value.to(model.device) for name, value in saved.items()}
-    return MeanGradient(saved, len(blocks), nested=True)
+    return MeanGradient(tensors, shipped.blocks)
 
 
 def add_gradients(network: nn.Module, batches: Iterable[Int[Tensor, "blocks length"]]) -> float:
@@ -111,20 +80,3 @@ def add_gradients(network: nn.Module, batches: Iterable[Int[Tensor, "blocks leng
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
-
-
-@torch.enable_grad()  # the caller may measure from within no_grad
-def _computed(model: LanguageModel, blocks: Tensor, batch: int) -> dict[str, Tensor]:
-    network = model.network
-    try:
-        network.requires_grad_(True)
-        total = add_gradients(
-            network, (part.to(model.device) for part in torch.split(blocks, batch))
-        )
-        return {
-            name: torch.zeros_like(weight) if weight.grad is None else weight.grad / total
-            for name, weight in network.named_parameters()
-        }
-    finally:
-        network.zero_grad(set_to_none=True)
-        network.requires_grad_(False)

@@ -1,7 +1,7 @@
 """How far an edit changes general text: paired, sequential, with confidence."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import final
 
@@ -23,12 +23,13 @@ from tuner.evaluation.deviation.budget import (
     epsilon_name,
 )
 from tuner.evaluation.deviation.mean_gradient import (
+    PRECISE,
     MeanGradient,
-    mean_gradient,
     shipped_mean_gradient,
 )
 from tuner.evaluation.deviation.reading import LEAST_TO_JUDGE, Reading, ReadingPlan
 from tuner.evaluation.deviation.rounding import rounding_noise
+from tuner.evaluation.deviation.slopes import has_slopes
 from tuner.evaluation.identity import delta_hash
 from tuner.files.cache import Cache
 
@@ -61,11 +62,13 @@ class DeviationMeter:
         cache: Cache,
         two_sided: bool = False,
         divergence: float | None = None,
+        gradient_of: Callable[[Delta], MeanGradient | None] | None = None,
         tokens_per_batch: int = 2048,
     ) -> None:
+        """Make a meter; `gradient_of` gives the mean gradient on other text of the same source."""
         self._model = model
         self._corpus = corpus
-        self._cache = cache
+        self._gradient_of = gradient_of
         self._reader = BlockReader(model, corpus, cache=cache, tokens_per_batch=tokens_per_batch)
         self._plan = ReadingPlan(
             confidence, self._reader.predicted_per_block, two_sided, divergence
@@ -125,8 +128,11 @@ class DeviationMeter:
         """Return the part of each block's rise that is linear in the edit's strength.
 
         With f(α) the rise at strength α, f(h)/h − h·f(1) over 1 − h is the slope at 0 up to the
-        third order, whose coefficient shrinks with h.
+        third order, whose coefficient shrinks with h. In half precision so small a step is lost in
+        rounding, and the slope is taken by differentiation.
         """
+        if self._model.dtype not in PRECISE:
+            return self._reader.slopes(reading.delta, rows)
         small = self._reader.rises(reading.delta.scaled(_STEP), rows)
         whole = torch.cat(reading.differences)[rows.start : rows.stop]
         return (small / _STEP - _STEP * whole) / (1 - _STEP)
@@ -134,26 +140,19 @@ class DeviationMeter:
     def _begin_control(self, reading: Reading, stop: int) -> None:
         """Take the noise of the linear part out of a reading from here on, where possible."""
         gradient = self._shipped_gradient
-        if gradient is None and isinstance(reading.delta, WeightDelta):
-            gradient = self._own_gradient
+        if gradient is None and self._gradient_of is not None:
+            gradient = self._gradient_of(reading.delta)
         mean = None if gradient is None else gradient.along(reading.delta)
-        if mean is not None:
+        if mean is not None and self._has_slopes(reading.delta):
             reading.gradient, reading.linear_mean = gradient, mean
             reading.linear.append(self._linear_rise(reading, range(stop)))
+
+    def _has_slopes(self, delta: Delta) -> bool:
+        return self._model.dtype in PRECISE or has_slopes(self._model.network, delta)
 
     @cached_property
     def _shipped_gradient(self) -> MeanGradient | None:
         return shipped_mean_gradient(self._model, self._corpus)
-
-    @cached_property
-    def _own_gradient(self) -> MeanGradient | None:
-        return mean_gradient(
-            self._model,
-            self._corpus,
-            batch=self._reader.batch,
-            cache=self._cache,
-            key=self._reader.key,
-        )
 
     def _settled(
         self, deviation: Deviation, reading: Reading, epsilon: float, sure: bool, least: int

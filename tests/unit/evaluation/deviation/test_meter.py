@@ -29,10 +29,8 @@ def meter(neox: LanguageModel, corpus: Corpus, tmp_path: Path) -> DeviationMeter
 
 
 def test_without_a_gradient_the_estimate_is_the_ratio_of_sums(
-    model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, corpus: Corpus, tmp_path: Path
 ) -> None:
-    # As if the model were too large for a gradient of its own size.
-    monkeypatch.setattr("tuner.evaluation.deviation.mean_gradient._MOST_PARAMETERS", 0)
     meter = DeviationMeter(model, corpus, confidence=0.95, cache=Cache(tmp_path / "other"))
     delta = _noise(model, 0.3)
     found = meter.measure(delta, (1e-9,))
@@ -46,33 +44,6 @@ def _true_rise(model: LanguageModel, delta: WeightDelta, blocks: torch.Tensor) -
     with model.edited(delta):
         edited = block_losses(model.network, blocks).sum()
     return float(edited / base) - 1
-
-
-def test_the_gradient_takes_the_linear_noise_out(model: LanguageModel, tmp_path: Path) -> None:
-    # Tokens at random: a large corpus, of which a fifth is read.
-    random = torch.Generator().manual_seed(0)
-    size = (640, 16)
-    corpus = Corpus(
-        "random", torch.randint(0, model.network.config.vocab_size, size, generator=random)
-    )
-    meter = DeviationMeter(model, corpus, confidence=0.95, cache=Cache(tmp_path))
-    delta = _noise(model, 0.003)
-    truth = _true_rise(model, delta, corpus.blocks)
-    near = truth + 1e-9  # so near that it cannot be decided
-    found = meter.measure(delta, (near,))
-    assert found.tokens < corpus.predicted_tokens / 2
-    assert found.gradient_tokens == corpus.predicted_tokens
-    # The error that is left is against the source of the text; against this corpus it is less.
-    assert abs(found.estimate - truth) < found.standard_error
-    assert found.lower < truth < found.upper
-
-
-def test_half_precision_is_measured_without_a_gradient(
-    neox: LanguageModel, corpus: Corpus, tmp_path: Path
-) -> None:
-    neox.network.to(torch.bfloat16)
-    meter = DeviationMeter(neox, corpus, confidence=0.95, cache=Cache(tmp_path))
-    assert meter.measure(_noise(neox, 0.3), (1e-9,)).gradient_tokens == 0
 
 
 def test_nothing_deviates_by_nothing(meter: DeviationMeter) -> None:
@@ -169,29 +140,3 @@ def test_verdicts(lower: float, upper: float, verdict: str) -> None:
 def test_impossible_budgets_are_refused(epsilons: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"epsilon|differ"):
         Budget(epsilons=epsilons)
-
-
-@pytest.mark.parametrize("enough", [True, False])
-def test_text_beyond_the_gradients_own_still_helps(
-    enough: bool, neox: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, neox.network.config.vocab_size, (800, 16), generator=random)
-    if not enough:
-        monkeypatch.setattr("tuner.evaluation.deviation.mean_gradient._MOST_TOKENS", 16 * 80)
-    meter = DeviationMeter(neox, Corpus("random", ids), confidence=0.95, cache=Cache(tmp_path))
-    delta = _noise(neox, 0.003)
-    truth = _true_rise(neox, delta, ids)
-    # Nothing is ever sure so near to nothing, so all is read.
-    found = meter.measure(delta, (truth,), least=800)
-    # A gradient from the first blocks knows less than the whole corpus, and must not hold it back.
-    assert found.tokens == 800 * 15
-    assert found.estimate == pytest.approx(truth, rel=1e-3)
-
-
-def test_a_meter_may_be_asked_where_no_gradients_are_wanted(
-    meter: DeviationMeter, neox: LanguageModel
-) -> None:
-    with torch.no_grad():
-        assert meter.measure(_noise(neox, 0.003), (1e-9,)).gradient_tokens > 0
-    assert not any(weight.requires_grad for weight in neox.network.parameters())
