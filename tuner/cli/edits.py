@@ -18,6 +18,7 @@ from tuner.cli.bundles import (
 )
 from tuner.cli.options import (
     STUDIES,
+    BlockLengthOption,
     DeviceOption,
     DivergenceOption,
     DtypeOption,
@@ -25,6 +26,7 @@ from tuner.cli.options import (
     EpsilonsOption,
     FolderOption,
     GeneralOption,
+    GeneralTokensOption,
     ModelOption,
     SeedOption,
     TaskOption,
@@ -43,7 +45,14 @@ from tuner.cli.output import (
     show_share,
     show_violations,
 )
-from tuner.cli.values import read_budget, read_editor, read_member, read_model, read_settings
+from tuner.cli.values import (
+    read_budget,
+    read_editor,
+    read_member,
+    read_model,
+    read_settings,
+    read_tokens,
+)
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.evaluation.scores import HEADLINE_METRICS
@@ -112,6 +121,8 @@ def edit(
     rule: Annotated[str, typer.Option("--rule", help="fitted, best or published.")] = "fitted",
     edits: EditsOption = None,
     general: GeneralOption = None,
+    general_tokens: GeneralTokensOption = None,
+    block_length: BlockLengthOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
@@ -120,6 +131,7 @@ def edit(
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
     budget = read_budget(epsilons, two_sided=two_sided, divergence=divergence)
+    tokens = read_tokens(general_tokens)
     from tuner.bundle.bundle import make_bundle
     from tuner.bundle.files import check_place
 
@@ -143,7 +155,7 @@ def edit(
     base = read_model(model, dtype, device)
     companions = Companions(device=str(base.device))
     method.check_model(base, companions)
-    text = load_general_text(general, base)
+    text = load_general_text(general, base, block_length=block_length, tokens=tokens)
     evaluator = Evaluator(base, examples, budget, text, companions=companions)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=messages(), transient=True) as bar:
@@ -225,6 +237,8 @@ def evaluate(
         str | None, typer.Option("--model", "-m", help="By default the bundle's own base.")
     ] = None,
     general: GeneralOption = None,
+    general_tokens: GeneralTokensOption = None,
+    block_length: BlockLengthOption = None,
     device: DeviceOption = "auto",
     folder: FolderOption = STUDIES,
     allow_kind: AllowKindOption = None,
@@ -248,7 +262,10 @@ def evaluate(
         )
     base = _base_of(found, model, device)
     budget = _budget_of(manifest)
-    evaluator = Evaluator(base, judged, budget, load_general_text(general, base))
+    text = load_general_text(
+        general, base, block_length=block_length, tokens=read_tokens(general_tokens)
+    )
+    evaluator = Evaluator(base, judged, budget, text)
     name = manifest.split if split is None else read_member(SplitName, split, "split")
     before = evaluator.base_scores(name)
     after = evaluator.full_scores(name, found.delta)
@@ -307,6 +324,8 @@ def certify(
         str | None, typer.Option("--model", "-m", help="By default the bundle's own base.")
     ] = None,
     general: GeneralOption = None,
+    general_tokens: GeneralTokensOption = None,
+    block_length: BlockLengthOption = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1000, help="Most tokens of fresh text to read.")
     ] = None,
@@ -329,12 +348,16 @@ def certify(
         divergence=made.divergence if divergence is None else divergence,
     )
     from tuner.editing.corpus import TextPart, load_general_text
+    from tuner.evaluation.deviation.gradient_store import GradientStore
     from tuner.evaluation.deviation.meter import DeviationMeter
     from tuner.files.cache import Cache, cache_folder
 
     base = _base_of(found, model, device)
-    amounts = None if tokens is None else {TextPart.CONFIRMATION: tokens}
-    text = load_general_text(general, base, tokens=amounts).corpus(TextPart.CONFIRMATION)
+    amounts = read_tokens(general_tokens)
+    if tokens is not None:
+        amounts[TextPart.CONFIRMATION] = tokens
+    whole = load_general_text(general, base, block_length=block_length, tokens=amounts)
+    text, cache = whole.corpus(TextPart.CONFIRMATION), Cache(cache_folder())
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
     meter = DeviationMeter(
         base,
@@ -342,7 +365,8 @@ def certify(
         confidence=confidence,
         two_sided=budget.two_sided,
         divergence=budget.divergence,
-        cache=Cache(cache_folder()),
+        gradient_of=GradientStore(base, whole, cache).of,
+        cache=cache,
     )
     meter.check_budget(budget)
     if len(text.blocks) < meter.least_for_certificate:
@@ -453,11 +477,13 @@ def _certify_served(
 ) -> "Certificate":
     """Return what fresh text says of a change in the form in which it is served."""
     from tuner.editing.corpus import TextPart, load_general_text
+    from tuner.evaluation.deviation.gradient_store import GradientStore
     from tuner.evaluation.deviation.meter import DeviationMeter
     from tuner.files.cache import Cache, cache_folder
 
     budget = _budget_of(manifest)
-    text = load_general_text(general, base).corpus(TextPart.CONFIRMATION)
+    whole, cache = load_general_text(general, base), Cache(cache_folder())
+    text = whole.corpus(TextPart.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
     meter = DeviationMeter(
         base,
@@ -465,7 +491,8 @@ def _certify_served(
         confidence=budget.confidence,
         two_sided=budget.two_sided,
         divergence=budget.divergence,
-        cache=Cache(cache_folder()),
+        gradient_of=GradientStore(base, whole, cache).of,
+        cache=cache,
     )
     return meter.certify(delta, manifest.epsilon)
 

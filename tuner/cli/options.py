@@ -21,7 +21,25 @@ EditsOption = Annotated[
 GeneralOption = Annotated[
     str | None,
     typer.Option(
-        "--general", help="File of general text, one document per line or JSON lines with `text`."
+        "--general",
+        help="General text: a file, one document per line or JSON lines with `text`, or a folder "
+        "of such files.",
+    ),
+]
+GeneralTokensOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--general-tokens",
+        help="Most tokens of a part of the general text, as part=number: search, confirmation, "
+        "auxiliary or gradient; repeatable.",
+    ),
+]
+BlockLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--block-length",
+        min=2,
+        help="Tokens per block of general text; by default 512, or the model's context.",
     ),
 ]
 SeedOption = Annotated[

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from tuner.cli.options import (
     EXPERIMENT,
     STUDIES,
+    BlockLengthOption,
     DivergenceOption,
     EditsOption,
     EpsilonsOption,
     FolderOption,
     GeneralOption,
+    GeneralTokensOption,
     TwoSidedOption,
 )
 from tuner.cli.output import (
@@ -26,6 +28,7 @@ from tuner.cli.output import (
 )
 from tuner.cli.stopping import stoppable
 from tuner.cli.study_tables import print_winners, with_winners
+from tuner.cli.values import read_tokens
 from tuner.errors import ConfigError, MissingExtra
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.settings import variable
@@ -82,6 +85,8 @@ def search(
     ] = None,
     edits: EditsOption = None,
     general: GeneralOption = None,
+    general_tokens: GeneralTokensOption = None,
+    block_length: BlockLengthOption = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the study.")] = None,
     workers: Annotated[
         str | None, typer.Option("--workers", "-w", help="Trials at a time, or auto.")
@@ -149,6 +154,8 @@ def search(
             "tracking": _tracking(trackers, track),
             "edits": edits,
             "general": general,
+            "general_tokens": read_tokens(general_tokens) or None,
+            "block_length": block_length,
             "seed": seed,
             "workers": int(workers) if workers is not None and workers.isdigit() else workers,
             "device": device,

@@ -10,6 +10,7 @@ from tuner.files.yaml_file import parse_yaml
 from tuner.validation import describe_problem, show_value
 
 if TYPE_CHECKING:
+    from tuner.editing.corpus import TextPart
     from tuner.editing.editor import Editor
     from tuner.editing.model import LanguageModel
     from tuner.evaluation.deviation.budget import Budget
@@ -51,6 +52,27 @@ def read_editor(name: str, values: dict[str, Any]) -> "Editor":
             "\n".join(f"{name}: {problem}" for problem in problems)
             + f"\nFields: {', '.join(find_editor(name).model_fields)}."
         ) from None
+
+
+def read_tokens(given: list[str] | None) -> "dict[TextPart, int]":
+    """Return how many tokens each part of the general text has, where an option says so.
+
+    Raises:
+        ConfigError: a part is unknown, or a number is not one.
+    """
+    from tuner.editing.corpus import TextPart
+
+    tokens: dict[TextPart, int] = {}
+    for part in given or []:
+        name, mark, number = part.partition("=")
+        digits = number.replace("_", "").replace(",", "")
+        if not mark or not digits.isdecimal() or int(digits) < 1:
+            raise ConfigError(
+                f"--general-tokens needs part=number, such as search=50000, but got "
+                f"{show_value(part)}."
+            )
+        tokens[read_member(TextPart, name.strip(), "part of general text")] = int(digits)
+    return tokens
 
 
 def read_budget(

@@ -6,11 +6,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuner.editing.companions import Companions
+from tuner.editing.corpus import FileDocuments
 from tuner.editing.model import load_model, locate
 from tuner.editing.task import Task, load_task, resolved_task
 from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
-from tuner.files.text_file import open_file
 from tuner.files.yaml_file import line_of, read_yaml
 from tuner.search.config import StudyConfig, load_study
 from tuner.search.space import Space, load_space, resolved_space
@@ -69,8 +69,7 @@ def check_study(path: Path) -> list[str]:
             problems.append(f"{path}:{line_of(node, ('model',))}: {error}")
         if config.general is not None and os.path.isabs(config.general):
             try:
-                with open_file(Path(config.general)):
-                    pass
+                FileDocuments(Path(config.general)).check()
             except TunerError as error:
                 problems.append(f"{path}:{line_of(node, ('general',))}: {error}")
     return problems

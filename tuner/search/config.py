@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from tuner.editing.constraint import Constraint, Constraints
-from tuner.editing.corpus import resolved_text
+from tuner.editing.corpus import TextPart, resolved_text
 from tuner.editing.model import Dtype, resolved_model
 from tuner.editing.task import resolved_task
 from tuner.errors import ConfigError
@@ -147,7 +147,21 @@ class StudyConfig(BaseModel):
         default=None, gt=0, description="Edits made at once; by default what the task says."
     )
     general: str | None = Field(
-        default=None, description="File of general text; the built-in models bring their own."
+        default=None,
+        description="File of general text, or a folder of files; the built-in models bring their "
+        "own.",
+    )
+    general_tokens: dict[TextPart, Annotated[int, Field(gt=0)]] = Field(
+        default={},
+        exclude_if=lambda value: not value,
+        description="Most tokens of each part of the general text: search, confirmation, "
+        "auxiliary, gradient.",
+    )
+    block_length: int | None = Field(
+        default=None,
+        ge=2,
+        exclude_if=lambda value: value is None,
+        description="Tokens per block of general text; by default 512, or the model's context.",
     )
     space: str = Field(default="lora", description="A space's name, or the path of its file.")
     trials: int = Field(default=30, gt=0, le=1_000_000)

@@ -177,7 +177,12 @@ class Study:
             model = load_model(
                 config.model, revision=config.revision, dtype=config.dtype, device="cpu"
             )
-            text = load_general_text(config.general, model).corpus(TextPart.SEARCH)
+            text = load_general_text(
+                config.general,
+                model,
+                block_length=config.block_length,
+                tokens=config.general_tokens,
+            ).corpus(TextPart.SEARCH)
             self.folder.claim_base(model.fingerprint, text.hash)
             same.update(moved)
         return {key: now[key] if key in same else value for key, value in before.items()}

@@ -45,7 +45,9 @@ def make_evaluator(config: StudyConfig) -> Evaluator:
     model = load_model(
         config.model, revision=config.revision, dtype=config.dtype, device=config.device
     )
-    general = load_general_text(config.general, model)
+    general = load_general_text(
+        config.general, model, block_length=config.block_length, tokens=config.general_tokens
+    )
     task = load_task(config.task, config.edits)
     return Evaluator(model, task, config.budget, general, constraints=config.constraints)
 
