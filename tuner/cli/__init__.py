@@ -16,7 +16,18 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from tuner.cli import data, edits, inspection, memory, repair, scaling, search, sequential, studies
+from tuner.cli import (
+    data,
+    edits,
+    inspection,
+    memory,
+    prepare,
+    repair,
+    scaling,
+    search,
+    sequential,
+    studies,
+)
 from tuner.cli.launch import launch, logs_resume
 from tuner.cli.output import complain, messages
 from tuner.errors import TunerError
@@ -35,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 search.register(app)
+prepare.register(app)
 studies.register(app)
 repair.register(app)
 launch.register(app)
@@ -47,7 +59,7 @@ data.register(app)
 inspection.register(app)
 
 _PANELS = {
-    "Search": ("search", "status", "best", "compare", "stop", "repair"),
+    "Search": ("prepare", "search", "status", "best", "compare", "stop", "repair"),
     "Edits": ("edit", "evaluate", "certify", "export", "memory", "sequential", "scaling"),
     "Clusters": ("launch", "logs", "resume", "fetch"),
     "Data and set-up": ("data", "list", "check", "doctor"),

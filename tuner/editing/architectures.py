@@ -63,6 +63,19 @@ class Architecture:
         """Return the full paths of a layer's MLP linear maps, input side first."""
         return tuple(f"{self.layers}.{layer}.{name}" for name in (*self.mlp_in, self.mlp_out))
 
+    def linear_weights(self, network: nn.Module) -> list[str]:
+        """Return the names of the weights of the linear maps within the layers."""
+        return [
+            name
+            for name, weight in network.named_parameters()
+            if name.startswith(f"{self.layers}.") and weight.ndim == 2
+        ]
+
+    def mlp_out_weights(self, network: nn.Module) -> list[str]:
+        """Return the names of the weights of each layer's map out of its MLP."""
+        count = self.layer_count(network)
+        return [f"{self.mlp_modules(layer)[-1]}.weight" for layer in range(count)]
+
     def up_and_down(self, layer: int) -> tuple[str, str]:
         """Return the full paths of a layer's map up and map down; a gate is not among them."""
         up, down = self.mlp_modules(layer)[-2:]

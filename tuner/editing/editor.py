@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
@@ -136,6 +136,23 @@ class Editor(BaseModel, ABC):
 
         Raises:
             ConfigError: it cannot.
+        """
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return the weights that it may change, whatever its hyperparameters.
+
+        Their mean gradient is what `tuner prepare` takes. By default they are those of all linear
+        maps within the layers; a method that changes no weights has none.
+        """
+        return model.architecture.linear_weights(model.network)
+
+    @classmethod
+    def prepare(cls, model: LanguageModel, aux: "Auxiliary") -> None:
+        """Take what all edits of a model share and the cache keeps; by default nothing.
+
+        Raises:
+            EditError: the text is not enough for it.
         """
 
     @property

@@ -1,6 +1,6 @@
 """Full fine-tuning: every weight is free, or every weight of a band of layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar, final
 
 from pydantic import Field
@@ -33,6 +33,11 @@ class FullFinetuning(LayerBandEditor, TrainedEditor):
         description="Width of the band, as a fraction of all layers; 0 is the middle layer alone, "
         "and the default all weights, those outside the layers too.",
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return all of them."""
+        return [name for name, _ in model.network.named_parameters()]
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

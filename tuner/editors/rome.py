@@ -1,6 +1,6 @@
 """ROME: one fact, one matrix, one rank."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar, final
 
 from pydantic import Field
@@ -62,6 +62,22 @@ class Rome(OneLayerEditor, TargetEditor):
     decorrelate: bool = Field(
         default=True, description="Use the statistics C of general text; without it, C = I."
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return the map out of each layer's MLP: it changes no others."""
+        return model.architecture.mlp_out_weights(model.network)
+
+    @classmethod
+    def prepare(cls, model: LanguageModel, aux: Auxiliary) -> None:
+        """Take the second moments of all layers' keys, and what is solved with them.
+
+        Raises:
+            EditError: there were fewer tokens than input dimensions.
+        """
+        layers = range(model.layer_count)
+        for moment in second_moments(model, aux.general, layers, aux.cache).values():
+            _ = moment.factor
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

@@ -11,7 +11,7 @@ import torch
 
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
-from tuner.editing.delta import Delta
+from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import encode_examples, training_losses
 from tuner.editing.model import LanguageModel, is_model_name
@@ -213,6 +213,14 @@ class EditorContract:
         with suppress(EditError):
             for delta in edits_of(made, broken, examples, aux):
                 assert all(bool(torch.isfinite(part).all()) for part in delta.tensors().values())
+
+    def test_it_changes_no_weights_but_those_that_it_names(
+        self, made: Editor, one: LanguageModel, examples: ExampleSet, aux: Auxiliary
+    ) -> None:
+        """The gradient that is prepared knows all that an edit may change."""
+        *_, delta = edits_of(made, one, examples, aux)
+        if isinstance(delta, WeightDelta):
+            assert set(delta.changed) <= set(type(made).weights_of(one))
 
     def test_every_field_says_what_it_is(self, kind: type[Editor]) -> None:
         """Descriptions are the help text."""

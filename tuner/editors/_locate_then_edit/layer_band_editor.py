@@ -1,7 +1,7 @@
 """Edits that write many facts into a band of MLP output maps: what MEMIT and its kin share."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -65,6 +65,22 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
     prefixes: int = Field(
         default=5, ge=0, le=64, description="Model-written contexts in which the facts must hold."
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return the map out of each layer's MLP: it changes no others."""
+        return model.architecture.mlp_out_weights(model.network)
+
+    @classmethod
+    def prepare(cls, model: LanguageModel, aux: Auxiliary) -> None:
+        """Take the second moments of all layers' keys, and what is solved with them.
+
+        Raises:
+            EditError: there were fewer tokens than input dimensions.
+        """
+        layers = range(model.layer_count)
+        for moment in second_moments(model, aux.general, layers, aux.cache).values():
+            _ = moment.factor
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

@@ -1,6 +1,6 @@
 """Editors that store edits as text and train a scope classifier to find the right one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -107,6 +107,11 @@ class ScopeEditor(Editor):
     training_seed: int = Field(
         default=0, ge=0, description="Seed of the trainings, so that trials share them."
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return none: it changes no weights."""
+        return ()
 
     @model_validator(mode="after")
     def _one_batch(self) -> Self:

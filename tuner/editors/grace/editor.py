@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -88,6 +88,11 @@ class Grace(OneLayerEditor):
     )
     learning_rate: float = Field(default=1.0, gt=0, description="Adam's learning rate.")
     value_steps: int = Field(default=100, ge=1, le=10_000, description="Adam's steps per edit.")
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return none: it changes no weights."""
+        return ()
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

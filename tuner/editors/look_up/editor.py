@@ -1,6 +1,6 @@
 """Look-up: stores prompts with their targets and says those again near them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar, final
 
@@ -33,6 +33,11 @@ class LookUp(Editor):
     logit: float = Field(
         default=10.0, gt=0, description="Logit of the stored token, where all others have 0."
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return none: it changes no weights."""
+        return ()
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

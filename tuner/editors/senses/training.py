@@ -1,6 +1,6 @@
 """Training the senses that matter to the examples: what the editors of a Backpack share."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Self
 
 import torch
@@ -34,6 +34,11 @@ class SenseEditor(TrainedEditor):
         ge=0,
         description="How much use by general text, per block, counts against a sense (λ_s).",
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return none: it changes no weights."""
+        return ()
 
     @model_validator(mode="after")
     def _changes_no_weights(self) -> Self:

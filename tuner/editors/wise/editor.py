@@ -1,7 +1,7 @@
 """WISE: the edits in side memories of one MLP output map, which few prompts are read with."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import ClassVar, Literal, final
@@ -169,6 +169,11 @@ class Wise(OneLayerEditor):
     unrelated: int = Field(
         default=8, ge=1, le=64, description="Other prompts for each edit, drawn once."
     )
+
+    @classmethod
+    def weights_of(cls, model: LanguageModel) -> Collection[str]:
+        """Return none: it changes no weights."""
+        return ()
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

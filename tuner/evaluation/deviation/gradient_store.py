@@ -76,7 +76,7 @@ class GradientStore:
         known = self.find(delta.changed)
         if known is not None:
             return known
-        names = {*linear_weights(self.model), *delta.changed}
+        names = {*self.model.architecture.linear_weights(self.model.network), *delta.changed}
         try:
             return self.prepare(names)
         except (torch.OutOfMemoryError, MemoryError):
@@ -150,16 +150,6 @@ class GradientStore:
             "attention": self.model.kernel,
         }
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def linear_weights(model: LanguageModel) -> list[str]:
-    """Return the weights of the linear maps within the layers, which most editors change."""
-    prefix = f"{model.architecture.layers}."
-    return [
-        name
-        for name, weight in model.network.named_parameters()
-        if name.startswith(prefix) and weight.ndim == 2
-    ]
 
 
 @final

@@ -10,7 +10,7 @@ from tuner.editing.corpus import Corpus, FileDocuments, GeneralText, TextPart
 from tuner.editing.delta import Dense, LowRank, WeightDelta
 from tuner.editing.model import LanguageModel
 from tuner.evaluation.deviation.block_reader import BlockReader
-from tuner.evaluation.deviation.gradient_store import GradientStore, linear_weights
+from tuner.evaluation.deviation.gradient_store import GradientStore
 from tuner.evaluation.deviation.meter import DeviationMeter
 from tuner.evaluation.deviation.slopes import block_slopes
 from tuner.files.cache import Cache
@@ -35,6 +35,10 @@ def _text(model: LanguageModel, folder: Path, lines: int = 1500) -> GeneralText:
     path.write_text("".join(f"{line}\n" for line in random_words(lines, 20)), encoding="utf-8")
     tokens = dict.fromkeys(TextPart, 16 * 2000)
     return GeneralText(FileDocuments(path), model, block_length=16, tokens=tokens)
+
+
+def linear_weights(model: LanguageModel) -> list[str]:
+    return model.architecture.linear_weights(model.network)
 
 
 def _noise(model: LanguageModel, size: float) -> WeightDelta:
