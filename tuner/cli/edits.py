@@ -17,13 +17,14 @@ from tuner.cli.bundles import (
 )
 from tuner.cli.options import (
     STUDIES,
+    BudgetsOption,
     DeviceOption,
     DtypeOption,
     EditsOption,
-    EpsilonsOption,
     FolderOption,
     GeneralOption,
     ModelOption,
+    OldBudgetsOption,
     SeedOption,
     TaskOption,
 )
@@ -57,7 +58,7 @@ def register(app: typer.Typer) -> None:
         (
             edit,
             "Example: `tuner edit --task country_capital --editor lora --set learning_rate=5e-3 "
-            "--epsilon 1e-3 --out my-edit`",
+            "--budget 1e-3 --out my-edit`",
         ),
         (evaluate, "Example: `tuner evaluate my-edit --split test`"),
         (certify, "Example: `tuner certify my-edit`"),
@@ -98,7 +99,8 @@ def edit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
     ] = None,
-    epsilons: EpsilonsOption = None,
+    budgets: BudgetsOption = None,
+    old_budgets: OldBudgetsOption = None,
     model: ModelOption = "builtin:neox",
     split: Annotated[str, typer.Option("--split", help="val or test.")] = "val",
     rule: Annotated[str, typer.Option("--rule", help="fitted, best or published.")] = "fitted",
@@ -111,7 +113,7 @@ def edit(
 ) -> None:
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
-    budget = read_budget(epsilons)
+    budget = read_budget([*(budgets or ()), *(old_budgets or ())])
     from tuner.bundle.bundle import make_bundle
     from tuner.bundle.files import check_place
 
@@ -211,14 +213,14 @@ def evaluate(
 ) -> None:
     """Judge a delta: success, generation, hard negatives, related text and deviation."""
     allow_kinds(allow_kind)
-    found = find_bundle(bundle, epsilon, folder, device, model)
+    edited = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.evaluation.deviation.budget import Budget
     from tuner.trial.records import SplitName
     from tuner.trial.run import Evaluator
 
-    manifest = found.manifest
+    manifest = edited.manifest
     judged = load_task(task or _task_of(manifest))
     as_made = manifest.edits if judged.name == manifest.task else None
     judged = judged.with_edits(edits or as_made)
@@ -226,14 +228,14 @@ def evaluate(
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
-    base = _base_of(found, model, device)
+    base = _base_of(edited, model, device)
     budget = Budget(epsilons=(manifest.epsilon,))
     evaluator = Evaluator(base, judged, budget, load_general_text(general, base))
     name = manifest.split if split is None else read_member(SplitName, split, "split")
     before = evaluator.base_scores(name)
-    after = evaluator.full_scores(name, found.delta)
+    after = evaluator.full_scores(name, edited.delta)
     gain = evaluator.success_meter(name).gain_interval(after, before)
-    deviation = evaluator.meter.measure(found.delta, budget.epsilons)
+    deviation = evaluator.meter.measure(edited.delta, budget.epsilons)
     violations = evaluator.violations(name, after)
     if json_:
         print_json(
@@ -258,10 +260,10 @@ def evaluate(
     )
     figures, of_base = after.figures(), before.figures()
     for figure, label in _labels(figures).items():
-        one, other = of_base.get(figure), figures[figure]
+        base_value, value = of_base.get(figure), figures[figure]
         # The base model has no memory whose scope could be judged.
-        change = show_interval(None if one is None else other - one, None)
-        table.add_row(label, show_share(one), show_share(other), change)
+        change = show_interval(None if base_value is None else value - base_value, None)
+        table.add_row(label, show_share(base_value), show_share(value), change)
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
@@ -298,13 +300,13 @@ def certify(
     that it contradicts. Exit code 1 where the budget is not surely kept.
     """
     allow_kinds(allow_kind)
-    found = find_bundle(bundle, epsilon, folder, device, model)
-    budget = read_budget([found.manifest.epsilon if epsilon is None else epsilon])
+    edited = find_bundle(bundle, epsilon, folder, device, model)
+    budget = read_budget([edited.manifest.epsilon if epsilon is None else epsilon])
     from tuner.editing.corpus import TextPart, load_general_text
     from tuner.evaluation.deviation.meter import DeviationMeter
     from tuner.files.cache import Cache, cache_folder
 
-    base = _base_of(found, model, device)
+    base = _base_of(edited, model, device)
     amounts = None if tokens is None else {TextPart.CONFIRMATION: tokens}
     text = load_general_text(general, base, tokens=amounts).corpus(TextPart.CONFIRMATION)
     messages().print(f"Reading up to {text.predicted_tokens:,} tokens of {text.name} …")
@@ -315,7 +317,7 @@ def certify(
             f"A certificate needs {meter.least_for_certificate} blocks of fresh text; this text "
             f"has {len(text.blocks)}, so the verdict can only be over or unresolved."
         )
-    certificate = meter.certify(found.delta, budget.epsilons[0])
+    certificate = meter.certify(edited.delta, budget.epsilons[0])
     if json_:
         print_json(certificate)
     else:
@@ -325,7 +327,7 @@ def certify(
             f"deviation {show_deviation(certificate.deviation)} in "
             f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}]"
         )
-    changed, told = found.stored.certified(certificate)
+    changed, told = edited.stored.certified(certificate)
     for line in told:
         messages().print(line, style="yellow", soft_wrap=True)
     changed.save(bundle_folder(bundle, epsilon, folder))
@@ -367,13 +369,13 @@ def export(
     if format_ is not None:
         FORMATS.find(format_)
     # Copying needs none of the models that the delta brings along: they may be out of reach.
-    found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
-    tell_doubts(found)
+    stored = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
+    tell_doubts(stored)
 
     def load_base() -> "LanguageModel":
-        return _load_base(found.manifest, model, device)
+        return _load_base(stored.manifest, model, device)
 
-    written = write(found, out, format=format_, load_base=load_base, rank=rank)
+    written = write(stored, out, format=format_, load_base=load_base, rank=rank)
     if json_:
         print_json({"folder": str(written.folder), "format": written.format, "note": written.note})
     else:
