@@ -126,7 +126,7 @@ def test_a_single_edit_is_made_judged_and_certified(
     text = ["--general", str(general)]
     code, out, err = run(
         "edit", "--task", "country_capital", "--editor", "lora", *settings, *text,
-        "--epsilon", "0.05", "--out", out_folder, "--json",
+        "--budget", "0.05", "--out", out_folder, "--json",
     )  # fmt: skip
     assert code == 0, err
     assert json.loads(out)["record"]["outcome"] == "completed"
@@ -149,7 +149,7 @@ def test_edits_say_whether_the_task_s_constraints_are_kept(run: Run, tmp_path: P
     settings = ["--set", "learning_rate=3e-2", "--set", "epochs=4", "--set", "batch_size=2"]
     code, out, err = run(
         "edit", *given, "--model", str(world / "model"), "--editor", "lora", *settings,
-        "--epsilon", "1e-2", "--out", bundle,
+        "--budget", "1e-2", "--out", bundle,
     )  # fmt: skip
     assert code == 0, err
     words = "Constraint related_loss at most 0.01 above the base model's: "
@@ -178,7 +178,7 @@ def test_some_edits_of_a_pool_are_made_and_judged_by_drawdown_and_scope(
         rows_per_edit = len((folder / "ood.jsonl").read_text().splitlines()) // edits
     given = ["--task", str(world / "task"), "--general", str(world / "general.txt")]
     asked = ["edit", *given, "--model", str(world / "model"), "--editor", "look_up"]
-    code, out, err = run(*asked, "--epsilon", "0.9", "--edits", "2", "--out", bundle)
+    code, out, err = run(*asked, "--budget", "0.9", "--edits", "2", "--out", bundle)
     assert code == 0, err
     assert "drawdown" in out
     assert "Which prompts the memory takes for its edits'" in out
@@ -206,7 +206,7 @@ def test_some_edits_of_a_pool_are_made_and_judged_by_drawdown_and_scope(
         (["search", "--task", "country_capitol"], "Did you mean 'country_capital'"),
         (["search", "--task", "country_capital", "--space", "lorra"], "Did you mean 'lora'"),
         (["search", "--task", "country_capital", "--trials", "0"], "trials"),
-        (["search", "--task", "country_capital", "--epsilon", "7"], "epsilon < 1"),
+        (["search", "--task", "country_capital", "--budget", "7"], "epsilon < 1"),
         (["search", "absent.yaml"], "cannot be read"),
         (["search", "--task", "temporal", "--folder", "/dev/null/x"], "cannot be kept"),
         (["search", "--task", "temporal", "--tracking-uri", "ftp://x"], "tracking URI"),

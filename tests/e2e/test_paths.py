@@ -57,7 +57,7 @@ def searched(place: Path) -> dict[str, Any]:
         [
             sys.executable, "-m", "tuner", "search", *GIVEN, "--space", f"{WORLD}/space.yaml",
             "--trials", "2", "--workers", "1", "--device", "cpu", "--test-seeds", "0",
-            "--epsilon", "1e-2", "--name", "meine", "--folder", "meine Studien?", "--json",
+            "--budget", "1e-2", "--name", "meine", "--folder", "meine Studien?", "--json",
         ],
         cwd=place / "hier arbeiten",
         capture_output=True,
@@ -155,7 +155,7 @@ def test_a_winner_is_judged_and_exported_from_elsewhere(
 def test_an_edit_is_made_and_used_elsewhere_and_says_where_it_looked_for_its_base(
     place: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, err = run("edit", *GIVEN, *EDIT, "--epsilon", "0.5", "--out", "meine Edits/eins")
+    code, _, err = run("edit", *GIVEN, *EDIT, "--budget", "0.5", "--out", "meine Edits/eins")
     assert code == 0, err
     monkeypatch.chdir(place / "anderswo")
     bundle = "../hier arbeiten/meine Edits/eins"

@@ -131,7 +131,7 @@ def _forget() -> None:
 def _edit(world: Path, editor: str, out: str) -> list[str]:
     return [
         *("edit", "--model", str(world / "model"), "--task", str(world / "task")),
-        *("--general", str(world / "general.txt"), "--epsilon", "0.2", "--device", "cpu"),
+        *("--general", str(world / "general.txt"), "--budget", "0.2", "--device", "cpu"),
         *("--editor", editor, "--out", out),
     ]
 

@@ -118,7 +118,7 @@ def test_an_outsiders_editor_is_checked_and_edits_from_the_command_line(outside:
         outside,
         *("-m", "tuner", "edit", "--task", "world/task", "--model", "world/model"),
         *("--general", "world/general.txt", "--editor", "nudge:Nudge", "--set", "depth=0.5"),
-        *("--set", "size=0.3", "--epsilon", "0.1", "--device", "cpu", "--out", "bundle"),
+        *("--set", "size=0.3", "--budget", "0.1", "--device", "cpu", "--out", "bundle"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert StoredBundle.load(outside / "bundle").manifest.editor == "nudge:Nudge"

@@ -28,7 +28,7 @@ def search_command(world: Path, studies: Path, trials: int, *options: str) -> li
         *(sys.executable, "-m", "tuner", "search", "--model", str(world / "model")),
         *("--task", str(world / "task"), "--space", str(world / "space.yaml")),
         *("--general", str(world / "general.txt"), "--device", "cpu", "--workers", "1"),
-        *("--trials", str(trials), "--epsilon", "1e-2", "--test-seeds", "0", "--name", "tiny"),
+        *("--trials", str(trials), "--budget", "1e-2", "--test-seeds", "0", "--name", "tiny"),
         *("--folder", str(studies), *options),
     ]
 

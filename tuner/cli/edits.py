@@ -19,15 +19,16 @@ from tuner.cli.bundles import (
 from tuner.cli.options import (
     STUDIES,
     BlockLengthOption,
+    BudgetsOption,
     DeviceOption,
     DivergenceOption,
     DtypeOption,
     EditsOption,
-    EpsilonsOption,
     FolderOption,
     GeneralOption,
     GeneralTokensOption,
     ModelOption,
+    OldBudgetsOption,
     SeedOption,
     TaskOption,
     TwoSidedOption,
@@ -72,7 +73,7 @@ def register(app: typer.Typer) -> None:
         (
             edit,
             "Example: `tuner edit --task country_capital --editor lora --set learning_rate=5e-3 "
-            "--epsilon 1e-3 --out my-edit`",
+            "--budget 1e-3 --out my-edit`",
         ),
         (evaluate, "Example: `tuner evaluate my-edit --split test`"),
         (certify, "Example: `tuner certify my-edit`"),
@@ -113,7 +114,8 @@ def edit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A hyperparameter, as name=value; repeatable.")
     ] = None,
-    epsilons: EpsilonsOption = None,
+    budgets: BudgetsOption = None,
+    old_budgets: OldBudgetsOption = None,
     two_sided: TwoSidedOption = False,
     divergence: DivergenceOption = None,
     model: ModelOption = "builtin:neox",
@@ -130,7 +132,8 @@ def edit(
 ) -> None:
     """Run one trial and keep its delta for the loosest budget, without a search."""
     method = read_editor(editor, read_settings(settings or []))
-    budget = read_budget(epsilons, two_sided=two_sided, divergence=divergence)
+    given = [*(budgets or ()), *(old_budgets or ())]
+    budget = read_budget(given, two_sided=two_sided, divergence=divergence)
     tokens = read_tokens(general_tokens)
     from tuner.bundle.bundle import make_bundle
     from tuner.bundle.files import check_place
@@ -246,13 +249,13 @@ def evaluate(
 ) -> None:
     """Judge a delta: success, generation, hard negatives, related text and deviation."""
     allow_kinds(allow_kind)
-    found = find_bundle(bundle, epsilon, folder, device, model)
+    edited = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
     from tuner.trial.records import SplitName
     from tuner.trial.run import Evaluator
 
-    manifest = found.manifest
+    manifest = edited.manifest
     judged = load_task(task or _task_of(manifest))
     as_made = manifest.edits if judged.name == manifest.task else None
     judged = judged.with_edits(edits or as_made)
@@ -260,7 +263,7 @@ def evaluate(
         messages().print(
             f"The task {judged.name} has changed since this delta was made.", style="yellow"
         )
-    base = _base_of(found, model, device)
+    base = _base_of(edited, model, device)
     budget = _budget_of(manifest)
     text = load_general_text(
         general, base, block_length=block_length, tokens=read_tokens(general_tokens)
@@ -268,9 +271,9 @@ def evaluate(
     evaluator = Evaluator(base, judged, budget, text)
     name = manifest.split if split is None else read_member(SplitName, split, "split")
     before = evaluator.base_scores(name)
-    after = evaluator.full_scores(name, found.delta)
+    after = evaluator.full_scores(name, edited.delta)
     gain = evaluator.success_meter(name).gain_interval(after, before)
-    deviation = evaluator.meter.measure(found.delta, budget.epsilons)
+    deviation = evaluator.meter.measure(edited.delta, budget.epsilons)
     violations = evaluator.violations(name, after)
     if json_:
         print_json(
@@ -295,10 +298,10 @@ def evaluate(
     )
     figures, of_base = after.figures(), before.figures()
     for figure, label in _labels(figures).items():
-        one, other = of_base.get(figure), figures[figure]
+        base_value, value = of_base.get(figure), figures[figure]
         # The base model has no memory whose scope could be judged.
-        change = show_interval(None if one is None else other - one, None)
-        table.add_row(label, show_share(one), show_share(other), change)
+        change = show_interval(None if base_value is None else value - base_value, None)
+        table.add_row(label, show_share(base_value), show_share(value), change)
     console().print(table)
     console().print(
         f"Deviation {show_deviation(deviation)} from {deviation.tokens:,} tokens: "
@@ -340,10 +343,10 @@ def certify(
     that it contradicts. Exit code 1 where the budget is not surely kept.
     """
     allow_kinds(allow_kind)
-    found = find_bundle(bundle, epsilon, folder, device, model)
-    made = _budget_of(found.manifest)
+    edited = find_bundle(bundle, epsilon, folder, device, model)
+    made = _budget_of(edited.manifest)
     budget = read_budget(
-        [found.manifest.epsilon if epsilon is None else epsilon],
+        [edited.manifest.epsilon if epsilon is None else epsilon],
         two_sided=two_sided or made.two_sided,
         divergence=made.divergence if divergence is None else divergence,
     )
@@ -352,7 +355,7 @@ def certify(
     from tuner.evaluation.deviation.meter import DeviationMeter
     from tuner.files.cache import Cache, cache_folder
 
-    base = _base_of(found, model, device)
+    base = _base_of(edited, model, device)
     amounts = read_tokens(general_tokens)
     if tokens is not None:
         amounts[TextPart.CONFIRMATION] = tokens
@@ -374,7 +377,7 @@ def certify(
             f"A certificate needs {meter.least_for_certificate} blocks of fresh text; this text "
             f"has {len(text.blocks)}, so the verdict can only be over or unresolved."
         )
-    certificate = meter.certify(found.delta, budget.epsilons[0])
+    certificate = meter.certify(edited.delta, budget.epsilons[0])
     if json_:
         print_json(certificate)
     else:
@@ -385,7 +388,7 @@ def certify(
             f"[{certificate.deviation.lower:.1e}, {certificate.deviation.upper:.1e}], "
             f"divergence {show_divergence(certificate.deviation)} nats per token"
         )
-    changed, told = found.stored.certified(certificate)
+    changed, told = edited.stored.certified(certificate)
     for line in told:
         messages().print(line, style="yellow", soft_wrap=True)
     changed.save(bundle_folder(bundle, epsilon, folder))
@@ -441,16 +444,16 @@ def export(
     if format_ is not None:
         FORMATS.find(format_)
     # Copying needs none of the models that the delta brings along: they may be out of reach.
-    found = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
-    tell_doubts(found)
+    stored = StoredBundle.load(bundle_folder(bundle, epsilon, folder))
+    tell_doubts(stored)
 
     def load_base() -> "LanguageModel":
-        return _load_base(found.manifest, model, device)
+        return _load_base(stored.manifest, model, device)
 
     certify_ = None
-    if general is not None or found.manifest.base.startswith("builtin:"):
-        certify_ = partial(_certify_served, found.manifest, general)
-    written = write(found, out, format=format_, load_base=load_base, rank=rank, certify=certify_)
+    if general is not None or stored.manifest.base.startswith("builtin:"):
+        certify_ = partial(_certify_served, stored.manifest, general)
+    written = write(stored, out, format=format_, load_base=load_base, rank=rank, certify=certify_)
     if json_:
         print_json(
             {

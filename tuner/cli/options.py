@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tuner.cli.old_names import old_option
 from tuner.settings import variable
 
 EXPERIMENT = "tuner"
@@ -50,9 +51,9 @@ FolderOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-EpsilonsOption = Annotated[
+BudgetsOption = Annotated[
     list[float] | None,
-    typer.Option("--epsilon", "-e", help="A budget; give the option again for more."),
+    typer.Option("--budget", "-b", help="A budget to keep; give the option again for more."),
 ]
 TwoSidedOption = Annotated[
     bool,
@@ -65,6 +66,8 @@ DivergenceOption = Annotated[
         help="The most that predictions on general text may move: mean KL in nats per token.",
     ),
 ]
+OldBudgetsOption = Annotated[list[float] | None, old_option("--epsilon", "-e", new="--budget")]
+"""Elsewhere `--epsilon` picks one of the budgets that a study or a bundle was made for."""
 ClusterOption = Annotated[
     str | None,
     typer.Option(

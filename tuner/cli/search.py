@@ -12,12 +12,13 @@ from tuner.cli.options import (
     EXPERIMENT,
     STUDIES,
     BlockLengthOption,
+    BudgetsOption,
     DivergenceOption,
     EditsOption,
-    EpsilonsOption,
     FolderOption,
     GeneralOption,
     GeneralTokensOption,
+    OldBudgetsOption,
     TwoSidedOption,
 )
 from tuner.cli.output import (
@@ -72,9 +73,10 @@ def search(
         str | None, typer.Option("--name", "-n", help="Continues the study of that name.")
     ] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Trials in all.")] = None,
-    epsilons: EpsilonsOption = None,
     two_sided: TwoSidedOption = False,
     divergence: DivergenceOption = None,
+    budgets: BudgetsOption = None,
+    old_budgets: OldBudgetsOption = None,
     steer: Annotated[
         float | None, typer.Option("--steer", help="The budget that steers the sampler.")
     ] = None,
@@ -133,6 +135,7 @@ def search(
 
     Run the same command again to continue a study that was stopped or killed.
     """
+    epsilons = [*(budgets or ()), *(old_budgets or ())]
     # Said before the heavy libraries load, so that a person sees that something happens.
     messages().print(f"tuner: preparing the study in {folder} …", soft_wrap=True)
     from tuner.cli.hints import tell_hints

@@ -24,16 +24,16 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a pair has no `=`, or its value is not valid YAML.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, mark, value = setting.partition("=")
         if not mark or not name:
             raise ConfigError(f"--set needs name=value, but got {show_value(setting)}.")
         try:
-            found[name.strip()] = parse_yaml(value)
+            values[name.strip()] = parse_yaml(value)
         except ConfigError as error:
             raise ConfigError(f"--set {name}: {show_value(value)}: {error}") from None
-    return found
+    return values
 
 
 def read_editor(name: str, values: dict[str, Any]) -> "Editor":

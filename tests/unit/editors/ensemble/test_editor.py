@@ -356,7 +356,7 @@ def test_edit_refuses_another_tokenizer_with_exit_code_2(
             "--out",
             str(tmp_path / "e"),
         ),
-        *("--set", f"small={small}", "--set", "learning_rate=0.01", "--epsilon", "0.1"),
+        *("--set", f"small={small}", "--set", "learning_rate=0.01", "--budget", "0.1"),
     )
     assert code == 2
     assert "must share a tokenizer" in " ".join(said.split())
