@@ -17,6 +17,7 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from tuner.cli import (
+    certify_export,
     data,
     edits,
     inspection,
@@ -52,6 +53,7 @@ repair.register(app)
 launch.register(app)
 logs_resume.register(app)
 edits.register(app)
+certify_export.register(app)
 sequential.register(app)
 memory.register(app)
 scaling.register(app)

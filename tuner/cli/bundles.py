@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.output import messages
+from tuner.cli.values import read_model
 from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import epsilon_name, epsilon_of_name
 from tuner.files.text_file import is_file, is_folder
@@ -15,6 +16,8 @@ from tuner.validation import show_path, show_value
 if TYPE_CHECKING:
     from tuner.bundle.bundle import Bundle, StoredBundle
     from tuner.bundle.manifest import Manifest
+    from tuner.editing.model import LanguageModel
+    from tuner.evaluation.deviation.budget import Budget
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a study's name.")
@@ -131,3 +134,34 @@ def bundle_folder(name: str, epsilon: float | None, folder: Path) -> Path:
             f"The study {name!r} has no winner for {epsilon_name(epsilon)}; it has {known}."
         )
     return winners[epsilon]
+
+
+def budget_of(manifest: "Manifest") -> "Budget":
+    """Return the budget that a bundle was made for, with what it limits beside the rise."""
+    from tuner.evaluation.deviation.budget import Budget
+
+    measured = manifest.answer.deviation
+    limit = None if measured.divergence is None else measured.divergence.limit
+    return Budget(epsilons=(manifest.epsilon,), two_sided=measured.two_sided, divergence=limit)
+
+
+def load_own_base(bundle: "Bundle", model: str | None, device: str) -> "LanguageModel":
+    """Return the base model of a bundle, from `model` if it lies elsewhere now.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+        BaseMismatch: it is another model than then.
+    """
+    base = load_base_of(bundle.manifest, model, device)
+    bundle.check_base(base)
+    return base
+
+
+def load_base_of(manifest: "Manifest", model: str | None, device: str) -> "LanguageModel":
+    """Return the model that a bundle names as its base, without a look at its weights.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    name, revision = base_of(manifest, model)
+    return read_model(name, manifest.base_dtype, device, revision)
