@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuner.editing.activations import subject_activations
+from tuner.editing.companions import Companions
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary, Carried, EpochEdit
 from tuner.editing.layers import LayerBandEditor
@@ -65,6 +66,15 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
     prefixes: int = Field(
         default=5, ge=0, le=64, description="Model-written contexts in which the facts must hold."
     )
+
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the model has the layers, and an MLP of linear maps in each.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        for layer in self.layers(model.layer_count):
+            model.architecture.mlp_modules(layer)
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
@@ -176,8 +186,8 @@ def _contexts(model: LanguageModel, count: int, seed: int, cache: Cache | None) 
 
 def _located(model: LanguageModel, row: Example, prefix: str = "") -> LocatedPrompt:
     """Return a prompt as it is read before its target."""
-    found = locate_subject(model, row.prompt, row.subject, prefix=prefix, target=row.target)
-    return found.prompt
+    located = locate_subject(model, row.prompt, row.subject, prefix=prefix, target=row.target)
+    return located.prompt
 
 
 def _keys(
