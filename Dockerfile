@@ -18,7 +18,8 @@ RUN apt-get update \
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /src
 # The dependencies first, with a package of nothing, so that a change of our code is a small layer.
-COPY Makefile pyproject.toml constraints.txt LICENSE ./
+COPY Makefile pyproject.toml LICENSE ./
+COPY requirements requirements
 RUN mkdir -p tuner search_spaces datasets \
     && touch README.md tuner/__init__.py \
     && case "${VARIANT}" in \

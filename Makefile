@@ -7,10 +7,14 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 # The image of k8s/ is made by the same steps, with EXTRAS=cluster and EDITABLE empty.
 EXTRAS ?= dev
+REQUIREMENTS = requirements/$(EXTRAS).txt
 EDITABLE ?= --editable
 TORCH_INDEX ?=
 PYTEST = $(BIN)/python -m pytest --durations=10
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# For every Python that pyproject.toml allows. Which GPU libraries there are is for torch to choose.
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-annotate --custom-compile-command 'make lock'
 
 .PHONY: install demo test test-all lock lint types unit integration e2e clean
 .DEFAULT_GOAL := help
@@ -18,12 +22,14 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# torch first and by itself, at the version of the constraints: a looser request would let the
-# package index choose a build with several gigabytes of GPU libraries.
-$(STAMP): pyproject.toml constraints.txt
+# torch first and by itself, at the version of the lock: a looser request would let the package
+# index choose a build with several gigabytes of GPU libraries. Its CPU build is the same version
+# with a suffix and another hash, which is why it alone is not checked.
+$(STAMP): pyproject.toml $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH_INDEX:%=--index-url %) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --constraint constraints.txt $(EDITABLE) '.[$(EXTRAS)]'
+	$(PIP) $(TORCH_INDEX:%=--index-url %) "$$(grep -o '^torch==[0-9.]*' $(REQUIREMENTS))"
+	$(PIP) --no-deps --require-hashes --requirement $(REQUIREMENTS)
+	$(PIP) --no-deps $(EDITABLE) .
 	@touch $(STAMP)
 
 install: $(STAMP)  ## Install, and nothing else.
@@ -56,18 +62,9 @@ lint: $(STAMP)  ## Style, spelling and import rules.
 types: $(STAMP)  ## Static types.
 	$(BIN)/mypy
 
-# The header stays. torch's CPU build is the same version with a suffix, and the GPU's libraries are
-# for torch to choose, so neither is written down.
-lock: $(STAMP)  ## Write constraints.txt anew: the newest versions that pyproject.toml allows.
-	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report .lock.json \
-		$(TORCH_INDEX:%=--extra-index-url %) '.[dev]'
-	{ grep '^#' constraints.txt; $(BIN)/python -c "import json; \
-		found = [one['metadata'] for one in json.load(open('.lock.json'))['install']]; \
-		print(*sorted((one['name'] + '==' + one['version'].partition('+')[0] for one in found \
-		if not one['name'].startswith(('tuner', 'nvidia-', 'cuda-', 'triton'))), key=str.lower), \
-		sep='\n')"; } > .lock.txt
-	mv .lock.txt constraints.txt
-	rm .lock.json
+lock: $(STAMP)  ## Write requirements/ anew: the newest versions that pyproject.toml allows, hashed.
+	$(LOCK) --extra dev --output-file requirements/dev.txt
+	$(LOCK) --extra cluster --constraint requirements/dev.txt --output-file requirements/cluster.txt
 
 unit integration e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/$@

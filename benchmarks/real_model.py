@@ -69,9 +69,9 @@ def _rows(result: StudyResultRecord, driver_seconds: float) -> list[dict[str, An
     for record in records:
         for phase, seconds in record.seconds.items():
             phases[phase] = phases.get(phase, 0.0) + seconds
-    tokens = sum(
-        epoch.deviation.tokens for record in records for epoch in record.epochs
-    ) + sum(answer.deviation.tokens for record in records for answer in record.answers)
+    tokens = sum(epoch.deviation.tokens for record in records for epoch in record.epochs) + sum(
+        answer.deviation.tokens for record in records for answer in record.answers
+    )
     base = next((record.base for record in records if record.base is not None), None)
     shared = {
         "task": Path(result.summary.task).name,

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, GPT2Model, GPT2PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.pytorch_utils import Conv1D
 
+from tuner.backpack.cache_layers import append_layer
 from tuner.backpack.configuration import BackpackConfig
 from tuner.backpack.contextualisation import Contextualisation, mix
 from tuner.backpack.contextualisation_cache import ContextualisationCache, Remembered
@@ -310,7 +311,7 @@ class BackpackModel(BackpackPreTrainedModel):
         """
         layer = self.config.n_layer
         if len(cache.layers) == layer:
-            cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
+            append_layer(cache)
         keys, values = cache.update(context.key, senses.transpose(1, 2), layer)
         return Contextualisation(context.query, keys, context.allowed), values.transpose(1, 2)
 

@@ -19,12 +19,15 @@ class Architecture:
 
     layers: str
     """Path of the list of layers."""
-    mlp_in: tuple[str, ...]
-    """Within a layer: the linear maps into the MLP's hidden width, the gate before the up map."""
-    mlp_out: str
-    """Within a layer: the linear map back to the residual stream."""
+    mlp_in: tuple[str, ...] = ()
+    """Within a layer: the linear maps into the MLP's hidden width, the gate before the up map; some
+    families have both in one map."""
+    mlp_out: str | None = None
+    """Within a layer: the linear map back to the residual stream, if it has one such map."""
     transposed: bool = False
     """Whether linear weights are stored (in, out), as GPT-2's Conv1D does."""
+    refusal: str | None = None
+    """Why methods that edit an MLP cannot edit it, where it has no `mlp_out`."""
 
     def layer_count(self, network: nn.Module) -> int:
         """Return the number of layers of a network of this family."""
@@ -41,7 +44,7 @@ class Architecture:
         Raises:
             ConfigError: one of them is missing, or is something else.
         """
-        for layer in range(self.layer_count(network)):
+        for layer in range(self.layer_count(network) if self.mlp_out else 0):
             for path in self.mlp_modules(layer):
                 parent, _, name = path.rpartition(".")
                 try:
@@ -60,7 +63,16 @@ class Architecture:
         return f"{self.layers}.{layer}"
 
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
-        """Return the full paths of a layer's MLP linear maps, input side first."""
+        """Return the full paths of a layer's MLP linear maps, input side first.
+
+        Raises:
+            ConfigError: its layers do not have one MLP of linear maps.
+        """
+        if self.mlp_out is None:
+            raise ConfigError(
+                f"This method edits each layer's one MLP of linear maps, but {self.refusal}. Other "
+                "methods can edit such a model: lora with `maps: all`, or full_finetuning."
+            )
         return tuple(f"{self.layers}.{layer}.{name}" for name in (*self.mlp_in, self.mlp_out))
 
     def linear_weights(self, network: nn.Module) -> list[str]:
@@ -77,7 +89,11 @@ class Architecture:
         return [f"{self.mlp_modules(layer)[-1]}.weight" for layer in range(count)]
 
     def up_and_down(self, layer: int) -> tuple[str, str]:
-        """Return the full paths of a layer's map up and map down; a gate is not among them."""
+        """Return the full paths of a layer's map up and map down, without a gate of its own.
+
+        Raises:
+            ConfigError: its layers do not have one MLP of linear maps.
+        """
         up, down = self.mlp_modules(layer)[-2:]
         return up, down
 
@@ -109,11 +125,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(model_type: str) -> Architecture:
     """Return the row of a family by its `model_type` in transformers.
 
-    A family without a row gets one that is derived from its module tree, if every layer has one
-    MLP of linear maps whose output map peft's table of feed-forward maps knows by name.
+    A family without a row gets one that is derived from its module tree. It has an MLP if every
+    layer has one of linear maps whose output map peft's table of feed-forward maps knows by name.
 
     Raises:
-        ConfigError: there is no such family of causal models, or its layers have no such MLP.
+        ConfigError: there is no such family of causal models, or it has not one list of layers
+            with attention.
     """
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
@@ -127,25 +144,34 @@ def architecture_of(model_type: str) -> Architecture:
 
 
 def _derived(model_type: str, network: PreTrainedModel) -> Architecture:
+    config = network.config
+    if config.get_text_config() is not config:
+        raise _refusal(
+            model_type,
+            "it reads more than text; save its language model alone, such as gemma3_text of gemma3",
+        )
     lists = [
         (path, module)
         for path, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == network.config.num_hidden_layers
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
     if len(lists) != 1:
         raise _refusal(model_type, f"it has {len(lists)} lists of layers where one is needed")
     ((path, layers),) = lists
-    found = {tuple(_mlps(model_type, layer, network.config.hidden_size)) for layer in layers}
-    if len(found) != 1:
-        raise _refusal(model_type, "its layers differ")
-    (mlps,) = found
+    if not all(any("att" in name for name, _ in layer.named_children()) for layer in layers):
+        raise _refusal(model_type, "not every layer has attention, and recurrent ones are unknown")
+    kinds = {tuple(_mlps(model_type, layer, config.hidden_size)) for layer in layers}
+    if len(kinds) != 1:
+        return Architecture(path, refusal=f"the layers of {model_type!r} have different MLPs")
+    (mlps,) = kinds
     if len(mlps) != 1:
-        raise _refusal(
-            model_type,
-            f"each of its layers has {len(mlps)} MLPs of linear maps where one is needed",
+        return Architecture(
+            path,
+            refusal=f"the layers of {model_type!r} have {len(mlps) or 'none'} each"
+            f"{_stacked_experts(layers)}",
         )
     ((inputs, output),) = mlps
-    return Architecture(layers=path, mlp_in=inputs, mlp_out=output)
+    return Architecture(path, inputs, output)
 
 
 def _mlps(model_type: str, layer: nn.Module, hidden: int) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -164,20 +190,31 @@ def _mlps(model_type: str, layer: nn.Module, hidden: int) -> Iterator[tuple[tupl
             if not f".{output}".endswith(outputs) or down.out_features != hidden:
                 continue
             inputs = [
-                name
+                (name, module.out_features)
                 for name, module in linear
-                if (module.in_features, module.out_features) == (hidden, down.in_features)
-                and name != output
+                if module.in_features == hidden and name != output
             ]
-            gates = [name for name in inputs if "gate" in name.rpartition(".")[-1]]
-            ups = [name for name in inputs if name not in gates]
+            width = down.in_features
+            same = [name for name, size in inputs if size == width]
+            gates = [name for name in same if "gate" in name.rpartition(".")[-1]]
+            ups = [name for name in same if name not in gates]
+            # Phi-3 and its kin have the gate and the map up in one matrix.
+            fused = [name for name, size in inputs if size == 2 * width]
             if len(ups) == 1 and len(gates) <= 1:
                 yield (*gates, *ups), output
+            elif not same and len(fused) == 1:
+                yield (*fused,), output
+
+
+def _stacked_experts(layers: nn.ModuleList) -> str:
+    """Return where a mixture keeps the maps of all its experts in one tensor, as a clause."""
+    stacked = [name for name, weight in layers[0].named_parameters() if weight.ndim == 3]
+    return f": the experts of its mixture share the tensor {stacked[-1]!r}" if stacked else ""
 
 
 def _refusal(model_type: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"Models of type {model_type!r} cannot be edited: {reason}. Every layer must have one MLP "
-        f"of linear maps. Known: {', '.join(sorted(ARCHITECTURES))}, and families like them. A "
-        "family is one row in tuner/editing/architectures.py."
+        f"Models of type {model_type!r} cannot be edited: {reason}. A decoder needs one list of "
+        f"layers with attention. Known: {', '.join(sorted(ARCHITECTURES))}, and families like "
+        "them. A family is one row in tuner/editing/architectures.py."
     )

@@ -13,7 +13,7 @@ from tuner.errors import ConfigError
 
 
 class OneLayerEditor(Editor):
-    """An editor of one layer."""
+    """An editor of the MLP of one layer."""
 
     depth: float = Field(ge=0, le=1, description="The edited layer, as a fraction of all layers.")
     layer: int | None = Field(
@@ -23,12 +23,12 @@ class OneLayerEditor(Editor):
     )
 
     def check_model(self, model: LanguageModel, companions: Companions) -> None:
-        """Verify that the model has the layer.
+        """Verify that the model has the layer, and an MLP of linear maps in it.
 
         Raises:
             ConfigError: it has not.
         """
-        self.layer_of(model)
+        model.architecture.mlp_modules(self.layer_of(model))
 
     def layer_of(self, model: LanguageModel) -> int:
         """Return the number of the edited layer.

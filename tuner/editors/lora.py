@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tuner.editing.companions import Companions
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.layers import LayerBandEditor, layer_band
@@ -47,9 +48,18 @@ class Lora(LayerBandEditor, TrainedEditor):
     )
     maps: Literal["up_down", "mlp", "all"] = Field(
         default="up_down",
-        description="Linear maps of each layer: the MLP's up and down, its gate too, or "
-        "attention's too.",
+        description="Linear maps of each layer: the MLP's up and down, its gate too, or all, "
+        "attention's too. Where gate and up are one matrix, that is changed whole.",
     )
+
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the model has the layers, and the maps in each.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        for layer in self.layers(model.layer_count):
+            self._targets(model, layer)
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int

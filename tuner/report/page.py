@@ -27,22 +27,22 @@ def write_report(result: StudyResultRecord, path: Path) -> Path:
     _require_packages()
     from tuner.report import figures
 
-    found = importances(result)
+    importance = importances(result)
     plots = {
         "frontier": figures.frontier(result),
         "best-trials": figures.best_so_far(result, over_time=False),
         "best-time": figures.best_so_far(result, over_time=True),
     }
-    if found.rows:
-        plots["importance"] = figures.importance_bars(found)
-    slices = figures.slices(result, found)
+    if importance.rows:
+        plots["importance"] = figures.importance_bars(importance)
+    slices = figures.slices(result, importance)
     traces = figures.traces(result)
     plots |= {f"slice-{index}": figure for index, (_, figure) in enumerate(slices)}
     plots |= {f"trace-{index}": figure for index, (_, figure) in enumerate(traces)}
     page = _render(
         result,
         plots=plots,
-        importance=found,
+        importance=importance,
         slices=[name for name, _ in slices],
         traces=[title for title, _ in traces],
     )
@@ -197,14 +197,14 @@ def _leaders(result: StudyResultRecord) -> list[tuple[float, TrialEntry | None]]
     answer_of = _answer_of(result)
     leaders: list[tuple[float, TrialEntry | None]] = []
     for epsilon in result.summary.epsilons:
-        found = [
+        answers = [
             (answer.gain, -entry.number, entry)
             for entry in result.entries
             if (answer := answer_of(entry, epsilon)) is not None
             and answer.epoch is not None
             and answer.keeps_constraints
         ]
-        leaders.append((epsilon, max(found, key=lambda item: item[:2])[2] if found else None))
+        leaders.append((epsilon, max(answers, key=lambda item: item[:2])[2] if answers else None))
     return leaders
 
 

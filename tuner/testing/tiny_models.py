@@ -8,21 +8,32 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
-from tuner.backpack import BackpackConfig
 from tuner.editing.architectures import ARCHITECTURES
 from tuner.editing.model import LanguageModel
 
 WORDS = "The capital city of Mauritius Togo Chile is Port Louis Lome Santiago and a big town ."
 
-FAMILIES = tuple(sorted(ARCHITECTURES))
-"""The families that have a row in `tuner/editing/architectures.py`."""
+DERIVED_FAMILIES = (
+    "falcon",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neo",
+    "gpt_oss",
+    "mixtral",
+    "olmo2",
+    "phi",
+    "phi3",
+    "qwen3",
+    "stablelm",
+)
+"""Families without a row there: where their maps are is read off their modules."""
+
+FAMILIES = tuple(sorted((*ARCHITECTURES, *DERIVED_FAMILIES)))
+"""Every family that is tried: those with a row in `tuner/editing/architectures.py` and others."""
 
 DISTINCT_FAMILIES = ("backpack", "llama", "opt")
 """Families that differ in all that editors see: transposed weights, a gate, and an MLP that reads
@@ -54,7 +65,7 @@ def make_tiny_model(
     with torch.no_grad():
         # Random models are nearly uniform; spread the logits so that losses differ.
         for weight in network.parameters():
-            if weight.ndim == 2:
+            if weight.ndim >= 2:
                 weight.mul_(4.0)
     return LanguageModel(network.to(device), tokenizer, id=f"tiny-{family}")
 
@@ -66,40 +77,51 @@ def save_model(model: LanguageModel, folder: Path) -> str:
     return str(folder)
 
 
+_LAYERS, _HEADS, _HEAD_WIDTH = 3, 4, 8
+_WIDTH = _HEADS * _HEAD_WIDTH
+_CONTEXT = 128
+
+# Sizes by the end of the name that a configuration gives them.
+_SIZES = {
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "key_value_heads": 2,
+    "kv_heads": 2,
+    "head_dim": _HEAD_WIDTH,
+    "rotary_dim": _HEAD_WIDTH,
+    "hidden_size": _WIDTH,
+    "embed_proj_dim": _WIDTH,
+    "intermediate_size": 64,
+    "ffn_dim": 64,
+    "ffn_hidden_size": 64,
+    "experts_per_tok": 2,
+    "num_experts": 4,
+    "local_experts": 4,
+    "position_embeddings": _CONTEXT,
+    # Narrower than the texts of the tests, so that a window hides something.
+    "sliding_window": 4,
+    "window_size": 4,
+}
+
+# What those names do not settle.
+_ODD: dict[str, dict[str, object]] = {
+    "backpack": {"num_senses": 4, "scale_attn_by_inverse_layer_idx": True},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+}
+
+
 def _config(family: str, vocabulary: int) -> PreTrainedConfig:
-    gpt = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
-    sizes = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-    }
-    match family:
-        case "gpt2":
-            return GPT2Config(**gpt)
-        case "backpack":
-            return BackpackConfig(**gpt, num_senses=4, scale_attn_by_inverse_layer_idx=True)
-        case "gptj":
-            return GPTJConfig(**gpt, rotary_dim=8)
-        case "gpt_neox" | "phi":
-            return AutoConfig.for_model(family, **sizes, intermediate_size=64)
-        case "falcon":
-            return AutoConfig.for_model(family, **sizes, ffn_hidden_size=64)
-        case "opt":
-            return AutoConfig.for_model(family, **sizes, ffn_dim=64, word_embed_proj_dim=32)
-        case "gpt_neo":
-            return GPTNeoConfig(
-                vocab_size=vocabulary,
-                hidden_size=32,
-                num_layers=3,
-                num_heads=4,
-                intermediate_size=64,
-                max_position_embeddings=128,
-                attention_types=[[["global", "local", "global"], 1]],
-            )
-        case "gemma2" | "qwen3":
-            return AutoConfig.for_model(
-                family, **sizes, intermediate_size=64, num_key_value_heads=2, head_dim=8
-            )
-    return AutoConfig.for_model(family, **sizes, intermediate_size=64, num_key_value_heads=2)
+    """Return a family's own configuration, with every size in it made small."""
+    usual = AutoConfig.for_model(family)
+    common = {own: name for name, own in usual.attribute_map.items()}
+    sizes: dict[str, object] = {"vocab_size": vocabulary}
+    for own, value in usual.to_dict().items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            ends = [end for end in _SIZES if common.get(own, own).endswith(end)]
+            if ends:
+                sizes[own] = _SIZES[max(ends, key=len)]
+    if (kinds := getattr(usual, "layer_types", None)) is not None:
+        # Some layers of each kind, in the family's order.
+        order = list(dict.fromkeys(kinds))
+        sizes["layer_types"] = [order[layer % len(order)] for layer in range(_LAYERS)]
+    return type(usual)(**sizes | _ODD.get(family, {}))

@@ -4,17 +4,16 @@ import re
 
 import torch
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from tests.support.clone import ROOT
+from tuner.backpack.cache_layers import OwnLayer, append_layer, layers_of
 from tuner.testing.tiny_models import make_tiny_model
 
 USES = {
     "_attn_implementation": {"tuner/editing/model.py"},
-    "layer_class_to_replicate": {
-        "tuner/backpack/model.py",
-        "tuner/deltas/ensemble/small_caches.py",
-    },
+    "DynamicLayer": {"tuner/backpack/cache_layers.py"},
+    "layer_class_to_replicate": {"tuner/backpack/cache_layers.py"},
     "TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD": {"tuner/editing/architectures.py"},
 }
 
@@ -42,23 +41,26 @@ def test_the_attention_kernel_is_what_transformers_was_asked_for() -> None:
     assert model.kernel == "eager"
 
 
-def test_a_cache_makes_layers_of_a_given_class_and_grows_them_by_update() -> None:
-    class Mine(DynamicLayer):  # type: ignore[misc]
+def test_layers_of_our_own_are_kept_and_cropped_with_a_cache() -> None:
+    class Mine(OwnLayer):
         pass
 
-    cache = Cache(layer_class_to_replicate=Mine)
-    assert cache.layer_class_to_replicate is Mine
+    cache = DynamicCache()
     first = torch.zeros(1, 2, 3, 4)
     cache.update(first, first, 0)
-    keys, _ = cache.update(first, first, 0)
-    assert [type(layer) for layer in cache.layers] == [Mine]
+    own = layers_of(cache, Mine)
+    assert own.get_seq_length() == 0
+    own.update(first, first, 0)
+    keys, _ = own.update(first, first, 0)
+    assert [type(layer) for layer in own.layers] == [Mine]
     assert keys.shape == (1, 2, 6, 4)
-    assert cache.get_seq_length() == 6
-    # A layer of one's own can be appended, and is cropped and reordered with the others.
-    cache.layers.append(DynamicLayer())
-    cache.update(first, first, 1)
+    cache.layers.extend(own.layers)
+    # The same tensors are seen from both sides, and cropped with the others.
+    assert layers_of(cache, Mine).get_seq_length() == 6
+    append_layer(cache)
+    cache.update(first, first, 2)
     cache.crop(-1)
-    assert cache.layers[1].keys.shape[2] == 2
+    assert [layer.keys.shape[2] for layer in cache.layers] == [2, 5, 2]
 
 
 def test_peft_has_its_table_of_feed_forward_maps() -> None:

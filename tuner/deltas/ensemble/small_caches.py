@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from typing import Self, final
 
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from tuner.backpack.cache_layers import OwnLayer, layers_of
 from tuner.errors import ConfigError
 
 
 @final
-class _OfBase(DynamicLayer):  # type: ignore[misc]
+class _OfBase(OwnLayer):
     """A layer of the small base network."""
 
 
 @final
-class _OfEdited(DynamicLayer):  # type: ignore[misc]
+class _OfEdited(OwnLayer):
     """A layer of the small edited network."""
 
 
@@ -38,24 +39,17 @@ class SmallCaches:
         Raises:
             ConfigError: the small networks have not read what the cache holds.
         """
-        found = cls(large, _view(large, _OfBase), _view(large, _OfEdited))
+        caches = cls(large, layers_of(large, _OfBase), layers_of(large, _OfEdited))
         past = large.get_seq_length() - new
-        if found.base.get_seq_length() != past or found.edited.get_seq_length() != past:
+        if caches.base.get_seq_length() != past or caches.edited.get_seq_length() != past:
             raise ConfigError(
                 f"The cache holds {past} tokens that were read without the ensemble (or with "
                 "another one inside it). Start from an empty cache inside `model.edited(...)`."
             )
-        return found
+        return caches
 
     def keep(self) -> None:
         """Put the layers that came up since into the large network's cache."""
-        for view in (self.base, self.edited):
+        for own in (self.base, self.edited):
             known = {id(layer) for layer in self.large.layers}
-            self.large.layers.extend(layer for layer in view.layers if id(layer) not in known)
-
-
-def _view(large: Cache, kind: type[DynamicLayer]) -> Cache:
-    # Layers write in place, so the view and the large cache see the same tensors.
-    view = Cache(layer_class_to_replicate=kind)
-    view.layers = [layer for layer in large.layers if isinstance(layer, kind)]
-    return view
+            self.large.layers.extend(layer for layer in own.layers if id(layer) not in known)

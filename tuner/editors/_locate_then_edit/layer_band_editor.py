@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuner.editing.activations import subject_activations
+from tuner.editing.companions import Companions
 from tuner.editing.delta import LowRank, WeightDelta
 from tuner.editing.editor import Auxiliary, Carried, EpochEdit
 from tuner.editing.layers import LayerBandEditor
@@ -81,6 +82,15 @@ class SpreadingEditor(LayerBandEditor, TargetEditor):
         layers = range(model.layer_count)
         for moment in second_moments(model, aux.general, layers, aux.cache).values():
             _ = moment.factor
+
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the model has the layers, and an MLP of linear maps in each.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        for layer in self.layers(model.layer_count):
+            model.architecture.mlp_modules(layer)
 
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
@@ -192,8 +202,8 @@ def _contexts(model: LanguageModel, count: int, seed: int, cache: Cache | None) 
 
 def _located(model: LanguageModel, row: Example, prefix: str = "") -> LocatedPrompt:
     """Return a prompt as it is read before its target."""
-    found = locate_subject(model, row.prompt, row.subject, prefix=prefix, target=row.target)
-    return found.prompt
+    located = locate_subject(model, row.prompt, row.subject, prefix=prefix, target=row.target)
+    return located.prompt
 
 
 def _keys(

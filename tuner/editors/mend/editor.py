@@ -7,6 +7,7 @@ from typing import ClassVar, final
 import torch
 from pydantic import Field
 
+from tuner.editing.companions import Companions
 from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary, Carried, Editor, EpochEdit
 from tuner.editing.likelihood import MeanOver, encode_examples
@@ -139,6 +140,14 @@ class Mend(Editor):
         """
         check_training(task.train, without_outside=self.general_weight > 0)
 
+    def check_model(self, model: LanguageModel, companions: Companions) -> None:
+        """Verify that the last layers have an MLP of linear maps.
+
+        Raises:
+            ConfigError: they have not.
+        """
+        edited_maps(model, self.layers)
+
     def steps(
         self, model: LanguageModel, examples: ExampleSet, aux: Auxiliary, *, seed: int
     ) -> Iterator[EpochEdit]:
@@ -161,9 +170,11 @@ class Mend(Editor):
         rows = encode_examples(model, examples.rows)
         maps = tuple(edited_maps(model, self.layers))
         precise = trainable_twin(model, ())
-        found = token_gradients(precise, maps, examples.loss, rows, model.end_id, self.mean_over)
+        gradients = token_gradients(
+            precise, maps, examples.loss, rows, model.end_id, self.mean_over
+        )
         with torch.no_grad():
-            changes = network(found)
+            changes = network(gradients)
         transposed = model.architecture.transposed
         yield EpochEdit(
             WeightDelta(

@@ -92,12 +92,14 @@ def _pass(
 ) -> dict[str, TokenGradients]:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keeper(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def keeper(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             # All weights are frozen, so the first map's output is what gradients start from.
             if not output.requires_grad:
                 output.requires_grad_(True)
             seen[name] = (inputs[0].detach(), output)
+            # Falcon's layers go on to add to the output in place, which a leaf does not take.
+            return output.clone()
 
         return keep
 
@@ -105,12 +107,12 @@ def _pass(
         losses = training_losses(network, loss, rows, pad_id)
         value = (losses * shares.to(losses.device)).sum()
     slopes = torch.autograd.grad(value, [seen[name][1] for name in maps])
-    found = {
+    by_map = {
         name: _without_idle(seen[name][0], slope) for name, slope in zip(maps, slopes, strict=True)
     }
-    if not all(torch.isfinite(part.gradients).all() for part in found.values()):
+    if not all(torch.isfinite(part.gradients).all() for part in by_map.values()):
         raise EditError("The gradients of the examples hold NaN or infinite values.")
-    return found
+    return by_map
 
 
 def _without_idle(inputs: Tensor, gradients: Tensor) -> TokenGradients:

@@ -106,5 +106,5 @@ def _check_on_loopback() -> None:
     if address not in _LOOPBACK:
         raise ClusterError(
             f"Ray {ray.__version__} would listen at {address}, where others can reach it, and not "
-            "only at 127.0.0.1. Install the version of Ray that tuner's constraints.txt names."
+            "only at 127.0.0.1. Install the version of Ray that tuner's requirements/dev.txt names."
         )

@@ -38,9 +38,9 @@ def test_there_is_a_cluster_for_every_overlay() -> None:
 
 
 def test_the_ray_of_the_images_is_the_one_that_is_pinned() -> None:
-    pinned = (ROOT / "constraints.txt").read_text()
+    pinned = (ROOT / "requirements" / "cluster.txt").read_text()
     for name in cluster_names():
-        assert f"\nray=={load_cluster(name).ray_version}\n" in pinned
+        assert f"\nray=={load_cluster(name).ray_version} " in pinned
 
 
 @pytest.mark.parametrize(
