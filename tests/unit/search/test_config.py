@@ -139,7 +139,7 @@ def test_a_task_without_what_the_space_needs_is_found_before_the_search(tmp_path
         ("trials: 1e20", "trials"),
         ("budget: {epsilons: [1e-320]}", "epsilon < 1"),
         ("gpus_per_worker: .inf", "finite"),
-        ("general: .", "a folder, not a file"),
+        ("general: .", "needs files named"),
         ("general: none.txt", "does not exist"),
     ],
 )
