@@ -257,7 +257,7 @@ def _read_space(folder: Path) -> object:
         Space.definition_from_before(space.definition)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(3):
-            space.suggest(study.ask())
+            space.build(space.draw(study.ask()))
     return None
 
 

@@ -20,7 +20,7 @@ from tuner.errors import ClusterError, ConfigError
 from tuner.search.config import StudyConfig
 from tuner.search.objective import Objective
 from tuner.search.proposer import Proposer
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 from tuner.search.storage import session
 from tuner.search.storage.database import Database
 from tuner.search.storage.folder import StudyFolder

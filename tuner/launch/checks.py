@@ -9,7 +9,7 @@ from tuner.evaluation.constraints import check_measured
 from tuner.files.text_file import is_folder
 from tuner.files.yaml_file import read_yaml
 from tuner.search import StudyConfig, load_space
-from tuner.search.space import resolved_space
+from tuner.search.space_file import resolved_space
 
 
 def check_leaves_place_open(study: StudyConfig, ledger: str) -> None:

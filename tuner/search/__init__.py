@@ -13,7 +13,8 @@ from tuner.search.config import StudyConfig, load_study  # noqa: E402
 from tuner.search.observers import StudyObserver, StudyTracker  # noqa: E402
 from tuner.search.progress import Incumbent, Progress, StudyPhase  # noqa: E402
 from tuner.search.result import Best, StudyResult, open_study  # noqa: E402
-from tuner.search.space import Space, load_space, space_names  # noqa: E402
+from tuner.search.space import Space  # noqa: E402
+from tuner.search.space_file import load_space, space_names  # noqa: E402
 from tuner.search.study import STUDIES, Study  # noqa: E402
 
 __all__ = [

@@ -13,7 +13,8 @@ from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
 from tuner.files.yaml_file import line_of, read_yaml
 from tuner.search.config import StudyConfig, load_study
-from tuner.search.space import Space, load_space, resolved_space
+from tuner.search.space import Space
+from tuner.search.space_file import load_space, resolved_space
 
 
 def check_study(path: Path) -> list[str]:

@@ -35,7 +35,7 @@ from tuner.files.yaml_file import line_of, read_yaml
 from tuner.registry import Registry
 from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.search.samplers import AUTO, SAMPLERS
-from tuner.search.space import resolved_space
+from tuner.search.space_file import resolved_space
 from tuner.search.storage.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
 from tuner.trial.records import Rule
 from tuner.validation import describe_problem, show_path

@@ -50,7 +50,8 @@ from tuner.search.selection import (
     seeds_within_constraints,
     select,
 )
-from tuner.search.space import Space, load_space
+from tuner.search.space import Space
+from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder, read_whole
 from tuner.search.storage.ledger import Ledger, reasons
 from tuner.trial.records import (
@@ -139,7 +140,9 @@ class Study:
             "task content": self.task.hash,
         }
         if self.task.constraints:
-            now[TASK_CONSTRAINTS] = [one.model_dump(mode="json") for one in self.task.constraints]
+            now[TASK_CONSTRAINTS] = [
+                limit.model_dump(mode="json") for limit in self.task.constraints
+            ]
         before = ledger.definition
         if before:
             uid = before.pop("uid")

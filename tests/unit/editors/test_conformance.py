@@ -11,7 +11,8 @@ from tuner.editing.model import is_model_name, load_model
 from tuner.editing.task import ExampleSet
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
-from tuner.search.space import load_space
+from tuner.search.dimensions import extremes
+from tuner.search.space_file import load_space
 from tuner.testing.editors import EditorContract, edits_of, same_bits
 from tuner.testing.tiny_models import make_tiny_model, save_model
 
@@ -77,7 +78,7 @@ def test_the_shipped_space_settles_every_field(name: str) -> None:
     # What a space does not mention has a default in the code, where it is documented.
     required = {key for key, field in branch.editor.model_fields.items() if field.is_required()}
     assert required <= branch.fixed.keys() | branch.search.keys()
-    ends = {key: list(dimension.extremes.values()) for key, dimension in branch.search.items()}
+    ends = {key: list(extremes(dimension).values()) for key, dimension in branch.search.items()}
     for key, values in ends.items():
         middle = {other: values[0] for other, values in ends.items()}
         for value in values:

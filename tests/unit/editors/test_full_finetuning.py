@@ -18,7 +18,8 @@ from tuner.editors.grace.editor import Grace
 from tuner.editors.memit import Memit
 from tuner.editors.rome import Rome
 from tuner.errors import ConfigError, EditError
-from tuner.search.space import load_space
+from tuner.search.dimensions import extremes
+from tuner.search.space_file import load_space
 
 
 def _last(
@@ -99,7 +100,9 @@ def test_layers_that_are_not_there_are_refused(neox: LanguageModel) -> None:
 def test_the_space_of_one_layer_interpolation_changes_one_layer(neox: LanguageModel) -> None:
     (branch,) = load_space("one_layer").branches
     for end in (0, 1):
-        values = {key: list(one.extremes.values())[-end] for key, one in branch.search.items()}
+        values = {
+            key: list(extremes(range_).values())[-end] for key, range_ in branch.search.items()
+        }
         editor = branch.build(values)
         assert isinstance(editor, FullFinetuning)
         assert len(editor.layers(6)) == 1
@@ -233,7 +236,7 @@ def test_published_settings_load_and_run(
     space = load_space(path)
     (branch,) = space.branches
     editor = branch.build(
-        {key: next(iter(one.extremes.values())) for key, one in branch.search.items()}
+        {key: next(iter(extremes(range_).values())) for key, range_ in branch.search.items()}
     )
     pool = tuple(
         Example(prompt=f"The {noun} of {place} is", target=" big")

@@ -10,7 +10,7 @@ from tuner.editing.delta import WeightDelta
 from tuner.editing.editor import Auxiliary
 from tuner.editing.task import ExampleSet
 from tuner.editors._locate_then_edit.layer_band_editor import SpreadingEditor
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 from tuner.testing.tiny_models import make_tiny_model
 
 # MEMIT on GPT-J: layers 3 to 8 of 28.

@@ -14,7 +14,7 @@ from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
 from tuner.search.config import StudyConfig
 from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder
 from tuner.testing.tiny_models import save_model
 from tuner.trial.run import Evaluator

@@ -7,7 +7,8 @@ from pydantic import SecretStr, ValidationError
 from tuner.errors import ConfigError
 from tuner.search.check import check_study
 from tuner.search.config import StudyConfig, check_unchanged, load_study
-from tuner.search.space import Space, load_space
+from tuner.search.space import Space
+from tuner.search.space_file import load_space
 from tuner.search.storage.database import Database
 from tuner.search.study import Study
 

@@ -8,7 +8,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner.search.objective import BUDGET
 from tuner.search.proposer import Proposer
-from tuner.search.space import EDITOR, Space, load_space
+from tuner.search.space import EDITOR, Space
+from tuner.search.space_file import load_space
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import optuna
@@ -5,7 +6,9 @@ import pytest
 
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
-from tuner.search.space import EDITOR, find_space_file, load_space, space_names
+from tuner.search.dimensions import as_entry, extremes, read_dimension
+from tuner.search.space import EDITOR, Space
+from tuner.search.space_file import find_space_file, load_space, space_names
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -20,7 +23,7 @@ def test_shipped_spaces_draw_editors(name: str) -> None:
     for seed in range(20):
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         trial = study.ask()
-        editor = space.suggest(trial)
+        editor = space.build(space.draw(trial))
         assert editor.name() in editor_names()
         assert trial.distributions == space.active(trial.params)
         assert space.build(trial.params) == editor
@@ -175,7 +178,7 @@ def test_models_and_modules_that_a_space_names_are_found_beside_its_file(
     assert space.branches[0].fixed["small"] == small
     assert space.model_folders == (small,)
     (branch,) = load_space(place / "serac.yaml").branches
-    assert branch.search["classifier"].extremes == {
+    assert extremes(branch.search["classifier"]) == {
         "choices.0": small, "choices.1": "builtin:neox", "choices.2": "org/name",
     }  # fmt: skip
     assert find_editor("hidden_beside_the_space:Mine", place) is find_editor("lora")
@@ -186,3 +189,37 @@ def test_spaces_that_contain_each_other_by_other_spellings_are_refused(tmp_path:
     (tmp_path / "b.yaml").write_text(f"editors: [../{tmp_path.name}/a.yaml, rome]\n")
     with pytest.raises(ConfigError, match="contains itself"):
         load_space(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "float", "low": 1e-5, "high": 1e-2, "log": True, "step": None},
+        {"type": "float", "low": 0.1, "high": 0.7, "log": False, "step": 0.1},
+        {"type": "int", "low": 2, "high": 32, "log": True, "step": 1},
+        {"type": "int", "low": 0, "high": 12, "log": False, "step": 3},
+        {"type": "categorical", "choices": ("mlp", 2, 0.5, None, True)},
+    ],
+)
+def test_a_dimension_is_optunas_distribution_and_an_entry_again(entry: dict[str, object]) -> None:
+    dimension = read_dimension(entry)
+    assert isinstance(dimension, optuna.distributions.BaseDistribution)
+    assert as_entry(dimension) == entry
+    assert list(as_entry(dimension)) == list(entry)
+
+
+@pytest.mark.filterwarnings("ignore:The distribution is specified by:UserWarning")
+def test_a_range_whose_last_step_is_just_below_its_end_continues_old_studies(
+    tmp_path: Path,
+) -> None:
+    path = write(
+        tmp_path,
+        "mine",
+        "editor: lora\nfixed: {learning_rate: 1e-3}\n"
+        "search:\n  kl_weight: {type: float, low: 0.0, high: 1.0, step: 0.3333333}\n",
+    )
+    now = json.loads(json.dumps(load_space(path).definition))
+    before = json.loads(json.dumps(now))
+    before["mine"]["search"]["kl_weight"]["high"] = 1.0  # what the file says
+    assert before != now
+    assert Space.definition_from_before(before) == now

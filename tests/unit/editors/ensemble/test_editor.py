@@ -28,7 +28,7 @@ from tuner.evaluation.deviation.budget import Budget, Certificate, Verdict
 from tuner.files.cache import Cache
 from tuner.search.config import StudyConfig
 from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder
 from tuner.testing.tiny_models import make_tiny_model, save_model
 from tuner.trial.records import Outcome, Rule, SplitName

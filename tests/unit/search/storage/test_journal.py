@@ -11,7 +11,7 @@ from tests.support.small_disk import python_on_small_disk
 from tuner.errors import ClusterError, ConfigError
 from tuner.search.config import StudyConfig
 from tuner.search.objective import Objective
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder, TrialFile
 from tuner.search.storage.journal import repair
 from tuner.search.storage.ledger import Ledger
@@ -153,7 +153,7 @@ from pathlib import Path
 from tuner.errors import DiskError
 from tuner.search.storage.folder import StudyFolder
 from tuner.search.storage.ledger import Ledger
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 space = load_space("lora")
 parameters = {"learning_rate": 1e-3}
 for name, one in space.active({}).items():

@@ -13,7 +13,7 @@ from tuner.search.objective import Objective
 from tuner.search.proposer import Proposer
 from tuner.search.ray.searcher import JOB, LedgerSearcher
 from tuner.search.ray.worker_failures import WorkerFailures
-from tuner.search.space import load_space
+from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder, TrialFile
 from tuner.search.storage.ledger import Ledger, is_driven
 from tuner.trial.records import TrialRecord, TrialState
