@@ -45,7 +45,7 @@ def prepare(
 
     from tuner.editing.corpus import load_general_text
     from tuner.files.cache import Cache, cache_folder
-    from tuner.search.space import load_space
+    from tuner.search.space_file import load_space
     from tuner.trial.prepare import prepare as take
 
     editors = {branch.editor for branch in load_space(space).branches}

@@ -207,7 +207,7 @@ class GeneralText:
         # Published blocks are 500 tokens; the built-in models were trained on windows of 64.
         default = 64 if isinstance(source, BuiltinDocuments) else 512
         self.block_length = block_length or min(default, model.context_length)
-        self._tokens = DEFAULT_TOKENS | (tokens or {})
+        self._tokens = DEFAULT_TOKENS | {TextPart.AUXILIARY: _for_editors(model)} | (tokens or {})
         self._corpora: dict[TextPart, Corpus] = {}
 
     def corpus(self, part: TextPart) -> Corpus:
@@ -257,6 +257,21 @@ class GeneralText:
         # A sequential test reads from the front: the order must say nothing about the content.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         return Corpus(f"{self.source.name}, {part}", blocks if in_order else blocks[order])
+
+
+# Second moments of an MLP's inputs need some tokens for each of them.
+_TOKENS_PER_INPUT = 5
+
+
+def _for_editors(model: LanguageModel) -> int:
+    """Return how much text editors may read: the default, or more for a wide MLP."""
+    least = DEFAULT_TOKENS[TextPart.AUXILIARY]
+    try:
+        module = model.network.get_submodule(model.architecture.mlp_modules(0)[-1])
+    except ConfigError:  # no method that takes them can edit such a model
+        return least
+    shape = module.weight.shape
+    return max(least, _TOKENS_PER_INPUT * max(shape))
 
 
 def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
