@@ -1,5 +1,6 @@
 """A delta with all that is needed to trust and use it, as a folder of safetensors and JSON."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from tuner.deltas.registry import check_storable, find_kind, kind_of
 from tuner.editing.companions import Companions, Surroundings
 from tuner.editing.delta import Delta
 from tuner.editing.model import LanguageModel, load_tokenizer
-from tuner.editing.task import Task
+from tuner.editing.task import Task, resolved_task
 from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.identity import hash_of_parts, tensors_hash
 from tuner.trial.records import Rule
@@ -174,8 +175,11 @@ def make_bundle(
     *,
     rule: Rule = Rule.FITTED,
     certificate: Certificate | None = None,
+    task_path: str | None = None,
 ) -> Bundle | None:
     """Return the bundle of a trial's answer, or None where the answer is the base model.
+
+    `task_path` is where the task was loaded from, so that the bundle can be judged on it again.
 
     Raises:
         ConfigError: the delta is of a kind that no bundle can hold.
@@ -187,6 +191,8 @@ def make_bundle(
         return None
     check_storable(answer.delta)
     record = result.record
+    # What travels with tuner is found by its name.
+    place = None if task_path is None else resolved_task(task_path)
     return Bundle(
         answer.delta,
         Manifest(
@@ -199,6 +205,7 @@ def make_bundle(
             model_type=str(model.network.config.model_type),
             task=task.name,
             task_hash=task.hash,
+            task_path=place if place is not None and os.path.isabs(place) else None,
             edits=task.simultaneous_edits,
             editor=record.editor,
             hyperparameters=record.hyperparameters,

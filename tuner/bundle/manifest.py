@@ -46,6 +46,11 @@ class Manifest(BaseModel):
     model_type: str
     task: str
     task_hash: str
+    task_path: str | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,
+        description="Where the task lay, if it does not travel with tuner.",
+    )
     edits: int | None = Field(
         default=None,
         exclude_if=lambda edits: edits is None,

@@ -54,9 +54,12 @@ from tuner.cli.values import (
 from tuner.errors import ConfigError, EditError
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.evaluation.scores import HEADLINE_METRICS
+from tuner.files.text_file import exists
+from tuner.validation import show_path
 
 if TYPE_CHECKING:
     from tuner.bundle.manifest import Manifest
+    from tuner.editing.task import Task
     from tuner.trial.records import Answer
 
 
@@ -162,7 +165,7 @@ def edit(
     if result.record.failure is not None:
         raise EditError(f"The edit failed: {result.record.failure}")
     epsilon = budget.epsilons[0]
-    bundle = make_bundle(base, examples, result, epsilon, rule=chosen_rule)
+    bundle = make_bundle(base, examples, result, epsilon, rule=chosen_rule, task_path=task)
     written = bundle.save(out) if bundle is not None else None
     if json_:
         print_json({"record": result.record, "bundle": None if written is None else str(written)})
@@ -247,13 +250,10 @@ def evaluate(
     from tuner.trial.run import Evaluator
 
     manifest = edited.manifest
-    judged = load_task(task or _task_of(manifest))
-    as_made = manifest.edits if judged.name == manifest.task else None
-    judged = judged.with_edits(edits or as_made)
-    if task is None and edits is None and judged.hash != manifest.task_hash:
-        messages().print(
-            f"The task {judged.name} has changed since this delta was made.", style="yellow"
-        )
+    judged = _task_of(manifest) if task is None else load_task(task)
+    if judged.hash != manifest.task_hash and judged.name == manifest.task:
+        judged = judged.with_edits(manifest.edits)
+    judged = judged.with_edits(edits)
     base = load_own_base(edited, model, device)
     budget = budget_of(manifest)
     text = load_general_text(
@@ -304,16 +304,32 @@ def evaluate(
         console().print(f"Constraint {constraint.words}: {state}", soft_wrap=True)
 
 
-def _task_of(manifest: "Manifest") -> str:
-    """Return the name of the task that a bundle was made for, if it is found by its name."""
-    from tuner.editing.task import task_names
+def _task_of(manifest: "Manifest") -> "Task":
+    """Return the very task that a bundle was made for: where it lay, or by its name.
 
-    if manifest.task not in task_names():
-        raise ConfigError(
-            f"The task {manifest.task!r}, for which this bundle was made, does not travel with "
-            "tuner. Say where it is by --task FOLDER."
-        )
-    return manifest.task
+    Raises:
+        ConfigError: it is in neither place, or another one is there now.
+    """
+    from tuner.editing.task import load_task, task_names
+
+    places = [] if manifest.task_path is None else [manifest.task_path]
+    if manifest.task_path is None and manifest.task in task_names():
+        places.append(manifest.task)
+    for place in places:
+        if place == manifest.task or exists(place):
+            task = load_task(place).with_edits(manifest.edits)
+            if task.hash == manifest.task_hash:
+                return task
+            raise ConfigError(
+                f"The task {manifest.task!r} ({show_path(place)}) is not the one that this bundle "
+                "was made for: its rows or its card have changed. To judge on it all the same say "
+                f"--task {show_path(place)}."
+            )
+    lay = "" if manifest.task_path is None else f" at {show_path(manifest.task_path)}"
+    raise ConfigError(
+        f"The task {manifest.task!r}, for which this bundle was made, is not to be found{lay}. "
+        "Say where it is by --task FOLDER."
+    )
 
 
 def _print_facts(answers: Sequence["Answer"]) -> None:

@@ -270,8 +270,8 @@ def _for_editors(model: LanguageModel) -> int:
         module = model.network.get_submodule(model.architecture.mlp_modules(0)[-1])
     except ConfigError:  # no method that takes them can edit such a model
         return least
-    shape = module.weight.shape
-    return max(least, _TOKENS_PER_INPUT * max(shape))
+    weight: Tensor = module.weight
+    return max(least, _TOKENS_PER_INPUT * max(weight.shape))
 
 
 def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:

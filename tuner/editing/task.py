@@ -8,7 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self, TypeVar, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from tuner.editing.constraint import Constraints
 from tuner.errors import ConfigError, TaskError, unknown_name

@@ -192,7 +192,12 @@ class Worker:
         if result.record.outcome is Outcome.COMPLETED:
             for epsilon in self._config.budget.epsilons:
                 bundle = make_bundle(
-                    evaluator.model, evaluator.task, result, epsilon, rule=self._config.rule
+                    evaluator.model,
+                    evaluator.task,
+                    result,
+                    epsilon,
+                    rule=self._config.rule,
+                    task_path=self._config.task,
                 )
                 if bundle is not None:
                     bundles[epsilon] = bundle
