@@ -98,15 +98,17 @@ _SIZES = {
     "num_experts": 4,
     "local_experts": 4,
     "position_embeddings": _CONTEXT,
-    # Narrower than the texts of the tests, so that a window hides something.
-    "sliding_window": 4,
-    "window_size": 4,
+    # Narrower than the longer texts of the tests, so that a window hides something.
+    "sliding_window": 6,
+    "window_size": 6,
 }
 
 # What those names do not settle.
 _ODD: dict[str, dict[str, object]] = {
     "backpack": {"num_senses": 4, "scale_attn_by_inverse_layer_idx": True},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    # Nothing enlarges what its layers read, and of small weights an MLP would see next to nothing.
+    "olmo2": {"initializer_range": 0.05},
 }
 
 
