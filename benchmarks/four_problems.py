@@ -17,8 +17,8 @@ import tuner
 from tuner.editing.task import load_task
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.statistics.confidence import clustered_interval
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import SplitName, StudyResultRecord
-from tuner.trial.run import Evaluator
 
 TASKS = ("qa_world", "qa_hard_world", "fact_check_world", "dialogue_world")
 EDITORS = (

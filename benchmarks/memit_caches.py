@@ -22,8 +22,9 @@ from tqdm import tqdm
 import tuner
 from tuner.editing.corpus import load_general_text
 from tuner.files.cache import Cache
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Phase, Rule
-from tuner.trial.run import Evaluator
+from tuner.trial.run import run_editor
 
 EPSILON = 1e-3
 
@@ -62,7 +63,7 @@ def main() -> None:
                         evaluator.auxiliary, cache=Cache(Path(folder) / f"empty {number}")
                     )
                 start = time.perf_counter()
-                found = evaluator.run(editor, seed=0)
+                found = run_editor(evaluator, editor, seed=0)
                 seconds[name] += time.perf_counter() - start
                 edit_seconds[name] += found.record.seconds[Phase.EDIT]
                 deltas[name] = found.deltas.get((Rule.FITTED, EPSILON))

@@ -58,7 +58,7 @@ def record(args: argparse.Namespace) -> None:
             point = space.draw(trial)
             if number < done:
                 continue
-            found = evaluator.run(space.build(point), seed=number).record
+            found = tuner.run_editor(evaluator, space.build(point), seed=number).record
             study.tell(trial, 0.0)
             out.write(json.dumps({"point": point, "record": slim(found)}) + "\n")
             out.flush()
@@ -209,7 +209,7 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
                 point = propose(arm, space, history, seed)
                 row = kept.get((arm, seed, number))
                 if row is None or row["point"] != point:
-                    found = evaluator.run(space.build(point), seed=number).record
+                    found = tuner.run_editor(evaluator, space.build(point), seed=number).record
                     row = {"arm": arm, "seed": seed, "number": number, "point": point}
                     row["record"] = slim(found)
                     out.write(json.dumps(row) + "\n")

@@ -21,8 +21,9 @@ import tuner
 from tuner.backpack import BackpackForCausalLM
 from tuner.editing.corpus import load_general_text
 from tuner.files.cache import Cache
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Phase, TrialRecord
-from tuner.trial.run import Evaluator
+from tuner.trial.run import run_editor
 
 
 def make_evaluator(reuse: bool, folder: Path) -> Evaluator:
@@ -67,7 +68,7 @@ def main() -> None:
             records = {}
             for name, evaluator in evaluators.items():
                 start = time.perf_counter()
-                records[name] = evaluator.run(editor, seed=number).record
+                records[name] = run_editor(evaluator, editor, seed=number).record
                 spent = {"trial": time.perf_counter() - start, **records[name].seconds}
                 if number > 0:
                     for phase, value in spent.items():

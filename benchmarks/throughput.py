@@ -23,9 +23,11 @@ from tuner.editing.editor import Editor
 from tuner.evaluation.deviation.budget import Budget, Deviation, Verdict
 from tuner.evaluation.scores import Scores
 from tuner.search import Study, StudyConfig
+from tuner.search.ray import worker
 from tuner.search.ray.worker import make_evaluator
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Answer, Outcome, Rule, SplitName, TrialRecord
-from tuner.trial.run import Evaluator, TrialResult
+from tuner.trial.result import TrialResult
 
 SLOTS = (1, 2, 4)
 
@@ -103,17 +105,16 @@ class Sleeping:
     ends: Path
 
     def __call__(self, config: StudyConfig) -> Evaluator:
-        """Return a evaluator with a loaded model, as any worker has it."""
-        evaluator = make_evaluator(config)
+        """Return an evaluator with a loaded model, as any worker has it."""
 
-        def rest(editor: Editor, *, seed: int) -> TrialResult:
+        def rest(evaluator: Evaluator, editor: Editor, *, seed: int) -> TrialResult:
             time.sleep(self.seconds)
             with self.ends.open("a", encoding="utf-8") as ends:
                 ends.write(f"{os.getpid()} {time.time()}\n")
             return TrialResult(made_up(editor, config, seed), {})
 
-        evaluator.run = rest  # type: ignore[method-assign, assignment]
-        return evaluator
+        worker.run_editor = rest
+        return make_evaluator(config)
 
 
 def made_up(editor: Editor, config: StudyConfig, seed: int) -> TrialRecord:

@@ -31,7 +31,7 @@ evaluator = tuner.Evaluator(model, tuner.load_task("country_capital"), tuner.Bud
                     load_general_text(None, model))
 loaded = time.perf_counter()
 editor = tuner.find_editor("lora").model_validate(json.loads('{settings}'))
-record = evaluator.run(editor, seed=0).record
+record = tuner.run_editor(evaluator, editor, seed=0).record
 print(json.dumps({{"import": imported - start, "load": loaded - imported,
                    "total": time.perf_counter() - start,
                    "success_at": [a.success for a in record.answers],
@@ -59,7 +59,7 @@ def resident(count: int) -> list[dict]:
     rows = []
     for _ in range(count + 1):
         start = time.perf_counter()
-        record = evaluator.run(editor, seed=0).record
+        record = tuner.run_editor(evaluator, editor, seed=0).record
         rows.append(
             {
                 "import": 0.0,

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from tuner.evaluation.deviation.budget import Verdict as Verdict
     from tuner.protocols.sequential import SequentialRecord as SequentialRecord
     from tuner.protocols.sequential import run_sequence as run_sequence
+    from tuner.trial.evaluator import Evaluator as Evaluator
     from tuner.trial.records import Rule as Rule
     from tuner.trial.records import TrialRecord as TrialRecord
-    from tuner.trial.run import Evaluator as Evaluator
-    from tuner.trial.run import TrialResult as TrialResult
+    from tuner.trial.result import TrialResult as TrialResult
+    from tuner.trial.run import run_editor as run_editor
     from tuner.trial.run import run_trial as run_trial
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -53,7 +54,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "errors": ["TunerError"],
         "evaluation.deviation.budget": ["Budget", "Certificate", "Deviation", "Verdict"],
         "protocols.sequential": ["SequentialRecord", "run_sequence"],
+        "trial.evaluator": ["Evaluator"],
         "trial.records": ["Rule", "TrialRecord"],
-        "trial.run": ["Evaluator", "TrialResult", "run_trial"],
+        "trial.result": ["TrialResult"],
+        "trial.run": ["run_editor", "run_trial"],
     },
 )

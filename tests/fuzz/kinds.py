@@ -48,8 +48,8 @@ from tuner.search.objective import Objective
 from tuner.search.space import Space
 from tuner.search.storage.folder import StudyFolder, TrialFile, read_whole
 from tuner.search.storage.ledger import Ledger
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import SeedResult, StudyResultRecord
-from tuner.trial.run import Evaluator
 
 from .mutations import VALUES, Format, change_file
 from .run import Refused

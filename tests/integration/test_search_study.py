@@ -16,9 +16,11 @@ from tuner.errors import ConfigError, StudyFailed
 from tuner.evaluation.deviation.budget import Verdict
 from tuner.search import Progress, Study, StudyPhase, StudyResult, open_study
 from tuner.search.config import StudyConfig
+from tuner.search.ray import worker
 from tuner.search.ray.worker import make_evaluator
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
-from tuner.trial.run import Evaluator, TrialResult
+from tuner.trial.result import TrialResult
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +124,9 @@ def test_a_broken_observer_hurts_nobody(world: Path, tmp_path: Path) -> None:
 def _failing_evaluator(config: StudyConfig) -> Evaluator:
     """An evaluator on which every second trial dies with its worker the first time, or is a bug."""
     evaluator = make_evaluator(config)
-    run = evaluator.run
+    run = worker.run_editor
 
-    def troubled(editor: object, *, seed: int, **rest: object) -> object:
+    def troubled(evaluator: Evaluator, editor: Editor, *, seed: int) -> TrialResult:
         mark = Path(config.task).parent / f"died-{config.name}-{seed}"
         if seed == 1 and not mark.exists():
             mark.touch()
@@ -135,9 +137,9 @@ def _failing_evaluator(config: StudyConfig) -> Evaluator:
             raise TypeError("an editor with a bug")
         if seed == 4:
             next(evaluator.model.network.parameters()).data.add_(1.0)
-        return run(editor, seed=seed, **rest)  # type: ignore[arg-type]
+        return run(evaluator, editor, seed=seed)
 
-    evaluator.run = troubled  # type: ignore[method-assign, assignment]
+    worker.run_editor = troubled
     return evaluator
 
 
@@ -167,9 +169,7 @@ def test_failing_trials_and_dying_workers_are_recorded_and_the_search_goes_on(
 
 
 def _diverging_evaluator(config: StudyConfig) -> Evaluator:
-    evaluator = make_evaluator(config)
-
-    def diverge(editor: Editor, *, seed: int) -> TrialResult:
+    def diverge(evaluator: Evaluator, editor: Editor, *, seed: int) -> TrialResult:
         record = TrialRecord.failed(
             editor=editor.name(),
             hyperparameters=editor.model_dump(mode="json"),
@@ -179,8 +179,8 @@ def _diverging_evaluator(config: StudyConfig) -> Evaluator:
         )
         return TrialResult(record, {})
 
-    evaluator.run = diverge  # type: ignore[method-assign, assignment]
-    return evaluator
+    worker.run_editor = diverge
+    return make_evaluator(config)
 
 
 def test_a_study_of_failures_says_why(world: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tuner.editing.task import Task, resolved_task
 from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.identity import hash_of_parts, tensors_hash
 from tuner.trial.records import Rule
-from tuner.trial.run import TrialResult
+from tuner.trial.result import TrialResult
 
 
 @final

@@ -139,8 +139,9 @@ def edit(
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
+    from tuner.trial.evaluator import Evaluator
     from tuner.trial.records import EpochRecord, Rule, SplitName
-    from tuner.trial.run import Evaluator
+    from tuner.trial.run import run_editor
 
     chosen_split, chosen_rule = (
         read_member(SplitName, split, "split"),
@@ -161,7 +162,7 @@ def edit(
         def note(epoch: EpochRecord) -> None:
             bar.update(epochs, completed=epoch.epoch)
 
-        result = evaluator.run(method, seed=seed, split=chosen_split, on_epoch=note)
+        result = run_editor(evaluator, method, seed=seed, split=chosen_split, on_epoch=note)
     if result.record.failure is not None:
         raise EditError(f"The edit failed: {result.record.failure}")
     epsilon = budget.epsilons[0]
@@ -246,8 +247,8 @@ def evaluate(
     edited = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
     from tuner.editing.task import load_task
+    from tuner.trial.evaluator import Evaluator
     from tuner.trial.records import SplitName
-    from tuner.trial.run import Evaluator
 
     manifest = edited.manifest
     judged = _task_of(manifest) if task is None else load_task(task)

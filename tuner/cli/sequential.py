@@ -82,8 +82,8 @@ def sequential(
     from tuner.editing.task import load_task
     from tuner.protocols.sequential import SequentialEntry, run_sequence
     from tuner.report import write_retention
+    from tuner.trial.evaluator import Evaluator
     from tuner.trial.records import SplitName
-    from tuner.trial.run import Evaluator
 
     chosen = read_member(SplitName, split, "split")
     examples = load_task(task, edits)

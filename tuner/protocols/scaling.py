@@ -21,8 +21,9 @@ from tuner.evaluation.deviation.budget import Budget, Verdict
 from tuner.evaluation.scores import Interval
 from tuner.evaluation.statistics.confidence import mean_interval
 from tuner.files.json_lines import append_line, cut_half_line, read_line, whole_lines
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Rule, SplitName, TrialRecord
-from tuner.trial.run import Evaluator
+from tuner.trial.run import run_editor
 
 # Source: Mitchell et al. 2022 (arXiv:2206.06520), the numbers of their scaling study.
 DEFAULT_COUNTS = (1, 5, 25, 75)
@@ -171,7 +172,7 @@ class ScalingRun:
         self, key: str, editor: Editor, evaluator: Evaluator, count: int, draw: int
     ) -> ScalingPoint:
         seed = self.seed + draw
-        record = evaluator.run(editor, seed=seed, split=self.split, rule=self.rule).record
+        record = run_editor(evaluator, editor, seed=seed, split=self.split, rule=self.rule).record
         answer = None if record.failure is not None else record.answer(self.epsilon, self.rule)
         scores = answer.scores if answer else evaluator.base_scores(self.split)
         return ScalingPoint(

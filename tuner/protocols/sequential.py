@@ -22,8 +22,9 @@ from tuner.evaluation.success import SuccessMeter
 from tuner.files.atomic_file import write_text
 from tuner.files.json_lines import append_line, cut_half_line, read_line, whole_lines
 from tuner.files.text_file import read_bytes
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import SplitName
-from tuner.trial.run import Evaluator, library_versions
+from tuner.trial.run import library_versions
 
 _BATCH = 32
 # What one edit leaves to the next; 1 read all earlier edits again, and made memories anew.

@@ -16,7 +16,7 @@ from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
 from tuner.protocols.sequential import SequentialEntry, SequentialRecord, run_sequence
 from tuner.report import write_retention
-from tuner.trial.run import Evaluator
+from tuner.trial.evaluator import Evaluator
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full_finetuning": {"learning_rate": 1e-2, "epochs": 20, "kl_weight": 0.0},

@@ -17,7 +17,7 @@ from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder
 from tuner.testing.tiny_models import save_model
-from tuner.trial.run import Evaluator
+from tuner.trial.evaluator import Evaluator
 
 SETTINGS: dict[str, dict[str, float]] = {
     "ensemble": {"epochs": 1, "kl_weight": 0.0, "background_weight": 0.0},

@@ -16,8 +16,9 @@ from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
 from tuner.search.objective import objective_of
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Answer, Rule, SplitName, TrialRecord
-from tuner.trial.run import Evaluator
+from tuner.trial.run import run_editor
 
 EPSILONS = (1e-1, 1e-2)
 RISE = "hard_negative_loss.rise"
@@ -76,8 +77,8 @@ def risen(record: TrialRecord, answer: Answer) -> float:
 
 
 def test_rules_take_no_epoch_that_breaks_a_constraint(judge: Judge) -> None:
-    free = judge().run(EDITOR, seed=0).record
-    held = judge(rise(0.1)).run(EDITOR, seed=0).record
+    free = run_editor(judge(), EDITOR, seed=0).record
+    held = run_editor(judge(rise(0.1)), EDITOR, seed=0).record
     broken = [epoch.epoch for epoch in held.epochs if not epoch.keeps_constraints]
     assert broken == [2, 3, 4]
     for epsilon in EPSILONS:
@@ -87,8 +88,8 @@ def test_rules_take_no_epoch_that_breaks_a_constraint(judge: Judge) -> None:
 
 
 def test_fitting_scales_an_edit_down_until_the_constraint_is_kept(judge: Judge) -> None:
-    free = judge().run(EDITOR, seed=0).record
-    held = judge(rise(0.1)).run(EDITOR, seed=0).record
+    free = run_editor(judge(), EDITOR, seed=0).record
+    held = run_editor(judge(rise(0.1)), EDITOR, seed=0).record
     for epsilon in EPSILONS:
         unlimited, answer = free.answer(epsilon), held.answer(epsilon)
         assert unlimited.alpha == 1
@@ -101,7 +102,7 @@ def test_fitting_scales_an_edit_down_until_the_constraint_is_kept(judge: Judge) 
 
 def test_the_answer_is_the_base_model_where_no_strength_keeps_a_constraint(judge: Judge) -> None:
     floor = Constraint.model_validate({"metric": "exact", "floor": 0.5})  # it never says the target
-    record = judge(floor, rise(0.1)).run(EDITOR, seed=0).record
+    record = run_editor(judge(floor, rise(0.1)), EDITOR, seed=0).record
     for answer in record.answers:
         assert answer.epoch is None
         assert answer.violations == {"exact.floor": 1.0, RISE: -1.0}
@@ -113,8 +114,8 @@ def test_the_answer_is_the_base_model_where_no_strength_keeps_a_constraint(judge
 
 
 def test_a_constraint_that_is_kept_anyway_changes_no_figure(judge: Judge) -> None:
-    free = judge().run(EDITOR, seed=0).record
-    held = judge(rise(50.0)).run(EDITOR, seed=0).record
+    free = run_editor(judge(), EDITOR, seed=0).record
+    held = run_editor(judge(rise(50.0)), EDITOR, seed=0).record
     assert {answer.violations[RISE] < 0 for answer in held.answers} == {True}
     for with_it, without in zip(held.answers, free.answers, strict=True):
         assert (with_it.epoch, with_it.alpha) == (without.epoch, without.alpha)
@@ -126,11 +127,11 @@ def test_a_constraint_that_is_kept_anyway_changes_no_figure(judge: Judge) -> Non
 def test_the_test_split_reports_constraints_and_chooses_nothing_by_them(judge: Judge) -> None:
     evaluator = judge(rise(0.01))
     options = {"split": SplitName.TEST, "epoch": 4, "rule": Rule.FITTED, "epsilon": 1e-1}
-    (whole,) = evaluator.run(EDITOR, seed=1, **options).record.answers
+    (whole,) = run_editor(evaluator, EDITOR, seed=1, **options).record.answers
     assert whole.alpha == 1
     assert whole.violations[RISE] > 0
     assert not whole.feasible
-    (scaled,) = evaluator.run(EDITOR, seed=1, most=0.25, **options).record.answers
+    (scaled,) = run_editor(evaluator, EDITOR, seed=1, most=0.25, **options).record.answers
     assert (scaled.epoch, scaled.alpha) == (4, 0.25)
     assert scaled.deviation.estimate < whole.deviation.estimate
 

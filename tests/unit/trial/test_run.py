@@ -24,8 +24,10 @@ from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.deviation.budget import Budget
 from tuner.files.cache import Cache
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import EpochRecord, Outcome, Rule, SplitName, TrialRecord
-from tuner.trial.run import Evaluator, TrialResult
+from tuner.trial.result import TrialResult
+from tuner.trial.run import run_editor
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ class Greedy(Editor):
 
 
 def test_a_trial_that_asks_for_too_much_memory_fails_in_words(evaluator: Evaluator) -> None:
-    record = evaluator.run(Greedy(), seed=0).record
+    record = run_editor(evaluator, Greedy(), seed=0).record
     assert record.outcome is Outcome.FAILED
     assert record.failure is not None
     assert record.failure.startswith("Memory ran out: ")
@@ -78,7 +80,7 @@ def test_a_trial_that_asks_for_too_much_memory_fails_in_words(evaluator: Evaluat
 def test_every_rule_answers_every_budget(evaluator: Evaluator) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
     seen: list[EpochRecord] = []
-    result = evaluator.run(editor, seed=0, on_epoch=seen.append)
+    result = run_editor(evaluator, editor, seed=0, on_epoch=seen.append)
     record = result.record
     assert record.outcome is Outcome.COMPLETED
     assert {(a.rule, a.epsilon) for a in record.answers} == {
@@ -101,7 +103,7 @@ def test_reported_success_is_that_of_the_returned_delta(
     evaluator: Evaluator, neox: LanguageModel
 ) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 2e-2, "epochs": 4, "rank": 4})
-    result = evaluator.run(editor, seed=0)
+    result = run_editor(evaluator, editor, seed=0)
     for (rule, epsilon), delta in result.deltas.items():
         with neox.edited(delta):
             again = evaluator.success_meter(SplitName.VAL).scores()
@@ -112,7 +114,7 @@ def test_reported_success_is_that_of_the_returned_delta(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rules_choose_among_the_epochs_as_they_say(evaluator: Evaluator, seed: int) -> None:
-    record = evaluator.run(Scripted(strengths=(0.5, 2.0, 1.0, 4.0)), seed=seed).record
+    record = run_editor(evaluator, Scripted(strengths=(0.5, 2.0, 1.0, 4.0)), seed=seed).record
     for epsilon in evaluator.budget.epsilons:
         under = [e.epoch for e in record.epochs if e.deviation.estimate < epsilon]
         assert record.answer(epsilon, Rule.PUBLISHED).epoch == (under[-1] if under else None)
@@ -125,7 +127,7 @@ def test_rules_choose_among_the_epochs_as_they_say(evaluator: Evaluator, seed: i
 
 
 def test_memory_running_out_is_a_failed_record(evaluator: Evaluator) -> None:
-    result = evaluator.run(Scripted(strengths=(1.0, 1.0), breaks_at=2), seed=0)
+    result = run_editor(evaluator, Scripted(strengths=(1.0, 1.0), breaks_at=2), seed=0)
     assert result.record.outcome is Outcome.FAILED
     assert "Memory ran out" in str(result.record.failure)
     with pytest.raises(EditError, match="Memory ran out"):
@@ -134,15 +136,15 @@ def test_memory_running_out_is_a_failed_record(evaluator: Evaluator) -> None:
 
 
 def test_nan_is_a_failed_record(evaluator: Evaluator) -> None:
-    result = evaluator.run(Scripted(strengths=(float("nan"),)), seed=0)
+    result = run_editor(evaluator, Scripted(strengths=(float("nan"),)), seed=0)
     assert result.record.outcome is Outcome.FAILED
     evaluator.check_unchanged()
 
 
 def test_the_test_split_chooses_nothing(evaluator: Evaluator) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
-    result = evaluator.run(
-        editor, seed=1, split=SplitName.TEST, epoch=2, rule=Rule.FITTED, epsilon=1e-1
+    result = run_editor(
+        evaluator, editor, seed=1, split=SplitName.TEST, epoch=2, rule=Rule.FITTED, epsilon=1e-1
     )
     (answer,) = result.record.answers
     assert result.record.split is SplitName.TEST
@@ -156,11 +158,11 @@ def test_a_method_that_ends_early_is_fitted_where_it_ended(
 ) -> None:
     editor = Scripted(strengths=(1e-3,) * ended_at, epochs=8)
     assert editor.step_count == 8
-    searched = evaluator.run(editor, seed=0).record
+    searched = run_editor(evaluator, editor, seed=0).record
     assert not searched.stopped_early
     assert searched.answer(1e-1).epoch is not None
-    retrained = evaluator.run(
-        editor, seed=0, split=SplitName.TEST, epoch=6, rule=Rule.FITTED, epsilon=1e-1
+    retrained = run_editor(
+        evaluator, editor, seed=0, split=SplitName.TEST, epoch=6, rule=Rule.FITTED, epsilon=1e-1
     )
     assert retrained.record.answer(1e-1).epoch == ended_at
     assert [epoch.epoch for epoch in retrained.record.epochs] == [ended_at]
@@ -173,14 +175,14 @@ def test_trials_do_not_depend_on_what_ran_before(evaluator: Evaluator) -> None:
     def numbers(record: TrialRecord) -> str:
         return record.model_dump_json(exclude={"seconds"})
 
-    first = numbers(evaluator.run(lora, seed=0).record)
-    evaluator.run(full, seed=5)
-    evaluator.run(Scripted(strengths=(float("nan"),)), seed=0)
-    assert numbers(evaluator.run(lora, seed=0).record) == first
+    first = numbers(run_editor(evaluator, lora, seed=0).record)
+    run_editor(evaluator, full, seed=5)
+    run_editor(evaluator, Scripted(strengths=(float("nan"),)), seed=0)
+    assert numbers(run_editor(evaluator, lora, seed=0).record) == first
 
 
 def test_hopeless_edits_stop_early(evaluator: Evaluator) -> None:
-    result = evaluator.run(Scripted(strengths=(3e4, 3e4, 3e4)), seed=0)
+    result = run_editor(evaluator, Scripted(strengths=(3e4, 3e4, 3e4)), seed=0)
     if not result.record.stopped_early:
         pytest.skip("the tiny model survives any strength")
     assert len(result.record.epochs) == 1
@@ -232,12 +234,14 @@ def test_a_trial_gives_the_same_bits_whatever_ran_before(
     for number, order in enumerate(orders):
         cache = Cache(tmp_path / f"cache {number}")
         evaluator = Evaluator(neox, task, budget, general, cache=cache)
-        found.append({index: _answers(evaluator.run(editors[index], seed=0)) for index in order})
+        found.append(
+            {index: _answers(run_editor(evaluator, editors[index], seed=0)) for index in order}
+        )
     # And each alone, where nothing was kept from any other.
     found.append({})
     for index, editor in enumerate(editors):
         evaluator = Evaluator(neox, task, budget, general, cache=Cache(tmp_path / f"alone {index}"))
-        found[-1][index] = _answers(evaluator.run(editor, seed=0))
+        found[-1][index] = _answers(run_editor(evaluator, editor, seed=0))
     for index, editor in enumerate(editors):
         assert found[0][index], f"{editor} gave no edit within the budget"
         for other in found[1:]:
@@ -283,7 +287,7 @@ def test_a_fact_task_goes_through_a_trial(
         neox, facts, Budget(epsilons=(1e-1,)), general, cache=Cache(tmp_path / "c")
     )
     assert evaluator.auxiliary_for(SplitName.TEST).facts is None
-    record = evaluator.run(Reader(strengths=(0.01,), epochs=1), seed=0).record
+    record = run_editor(evaluator, Reader(strengths=(0.01,), epochs=1), seed=0).record
     assert record.failure is None
     assert len(record.epochs) == 1
     assert record.base is not None
@@ -340,7 +344,7 @@ def test_only_the_edits_that_are_made_at_once_are_made_and_judged(
             seen.append(examples)
             yield from super().steps(model, examples, aux, seed=seed)
 
-    answer = evaluator.run(Watching(strengths=(0.1,)), seed=0).at(0.9).record
+    answer = run_editor(evaluator, Watching(strengths=(0.1,)), seed=0).at(0.9).record
     assert seen == [split.canonical]
     assert len(answer.scores.row_success) == len(split.ood)
     assert answer.scores.drawdown is not None
@@ -355,7 +359,7 @@ def test_a_memory_is_judged_by_its_scope_too(
         neox, _pool(task), Budget(epsilons=(0.9,)), general, cache=Cache(tmp_path / "c")
     )
     editor = find_editor("look_up").model_validate({"threshold": 1e-3})
-    scores = evaluator.run(editor, seed=0).at(0.9).record.scores
+    scores = run_editor(evaluator, editor, seed=0).at(0.9).record.scores
     split = evaluator.split(SplitName.VAL)
     prompts = {row.prompt for row in (*split.canonical.rows, *split.ood.rows)}
     # The stored prompt alone is found.

@@ -26,8 +26,9 @@ from tuner.files.atomic_file import disk_trouble_in_words, write_text
 from tuner.search.config import StudyConfig
 from tuner.search.space import Space
 from tuner.search.storage.folder import RECORD, StudyFolder, TrialFile, read_whole
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Answer, Outcome, SeedResult, SplitName, TrialRecord
-from tuner.trial.run import Evaluator
+from tuner.trial.run import run_editor
 
 EvaluatorMaker: TypeAlias = Callable[[StudyConfig], Evaluator]
 
@@ -187,7 +188,7 @@ class Worker:
                 why=str(error),
             )
             return failed, {}
-        result = evaluator.run(editor, seed=seed)
+        result = run_editor(evaluator, editor, seed=seed)
         bundles: dict[float, Bundle] = {}
         if result.record.outcome is Outcome.COMPLETED:
             for epsilon in self._config.budget.epsilons:
@@ -239,7 +240,8 @@ class Worker:
                 f"The record of trial {job.number} is not whole in {self._folder.root}. "
                 "Run the same command again: it makes the trial anew."
             )
-        result = self._evaluator.run(
+        result = run_editor(
+            self._evaluator,
             self._setup.space.build(trial.parameters),
             seed=job.seed,
             split=SplitName.TEST,

@@ -31,8 +31,10 @@ from tuner.search.ray.worker import Confirm, Worker, WorkerSetup
 from tuner.search.space_file import load_space
 from tuner.search.storage.folder import StudyFolder
 from tuner.testing.tiny_models import make_tiny_model, save_model
+from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Outcome, Rule, SplitName
-from tuner.trial.run import Evaluator, TrialResult
+from tuner.trial.result import TrialResult
+from tuner.trial.run import run_editor
 
 EPSILON = 1e-2
 # In a random model it takes much to be heard.
@@ -49,7 +51,7 @@ def evaluator(neox: LanguageModel, task: Task, general: GeneralText, tmp_path: P
 
 @pytest.fixture
 def result(evaluator: Evaluator, small: str) -> TrialResult:
-    return evaluator.run(Ensemble(small=small, **SETTINGS), seed=0)
+    return run_editor(evaluator, Ensemble(small=small, **SETTINGS), seed=0)
 
 
 @pytest.fixture
@@ -126,7 +128,9 @@ def test_the_small_model_is_loaded_once_for_all_trials(evaluator: Evaluator, sma
     seen = {
         id(delta.ratio.small)
         for seed in (0, 1)
-        for delta in evaluator.run(Ensemble(small=small, **SETTINGS), seed=seed).deltas.values()
+        for delta in run_editor(
+            evaluator, Ensemble(small=small, **SETTINGS), seed=seed
+        ).deltas.values()
         if isinstance(delta, EnsembleDelta)
     }
     assert seen == {id(evaluator.companions.load(small))}
@@ -134,9 +138,9 @@ def test_the_small_model_is_loaded_once_for_all_trials(evaluator: Evaluator, sma
 
 def test_trials_do_not_depend_on_what_ran_before(evaluator: Evaluator, small: str) -> None:
     editor = Ensemble(small=small, **SETTINGS)
-    first = evaluator.run(editor, seed=0).record
-    evaluator.run(editor, seed=7)
-    again = evaluator.run(editor, seed=0).record
+    first = run_editor(evaluator, editor, seed=0).record
+    run_editor(evaluator, editor, seed=7)
+    again = run_editor(evaluator, editor, seed=0).record
     assert again.model_dump_json(exclude={"seconds"}) == first.model_dump_json(exclude={"seconds"})
 
 
@@ -153,7 +157,7 @@ class Vandal(Editor):
 
 
 def test_a_changed_small_model_is_noticed(evaluator: Evaluator, small: str) -> None:
-    evaluator.run(Vandal(small=small), seed=0)
+    run_editor(evaluator, Vandal(small=small), seed=0)
     with pytest.raises(EditError, match="changed outside"):
         evaluator.check_unchanged()
 
@@ -165,7 +169,7 @@ def test_models_without_the_tokenizer_are_refused_before_any_trial(
     evaluator: Evaluator, stranger: str, small: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"tiny-gpt_neox and .*stranger must share a tokenizer"):
-        evaluator.run(Ensemble(small=stranger, **SETTINGS), seed=0)
+        run_editor(evaluator, Ensemble(small=stranger, **SETTINGS), seed=0)
     folder, worker = _study(evaluator, stranger, tmp_path)
     with pytest.raises(ConfigError, match="must share a tokenizer"):
         worker.run(0, {"learning_rate": 0.9})
@@ -176,9 +180,11 @@ def test_a_small_model_without_senses_is_refused(
     evaluator: Evaluator, neox: LanguageModel, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="Only a Backpack has senses"):
-        evaluator.run(Ensemble(small=save_model(neox, tmp_path / "neox"), **SETTINGS), seed=0)
+        run_editor(
+            evaluator, Ensemble(small=save_model(neox, tmp_path / "neox"), **SETTINGS), seed=0
+        )
     with pytest.raises(ConfigError, match="does not exist"):
-        evaluator.run(Ensemble(small=str(tmp_path / "absent"), **SETTINGS), seed=0)
+        run_editor(evaluator, Ensemble(small=str(tmp_path / "absent"), **SETTINGS), seed=0)
 
 
 def test_blocks_beyond_the_small_models_context_are_refused(
@@ -233,7 +239,7 @@ def test_another_small_model_under_the_same_name_is_refused(
     moved = tmp_path / "moved"
     model = load_model(small)
     save_model(model, moved)
-    result = evaluator.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
+    result = run_editor(evaluator, Ensemble(small=str(moved), **SETTINGS), seed=0)
     made = make_bundle(evaluator.model, evaluator.task, result, EPSILON)
     assert made is not None
     folder = made.save(tmp_path / "edit")
@@ -275,7 +281,7 @@ def test_a_bundle_is_copied_without_its_small_model(
 ) -> None:
     moved = tmp_path / "moved"
     save_model(load_model(small), moved)
-    result = evaluator.run(Ensemble(small=str(moved), **SETTINGS), seed=0)
+    result = run_editor(evaluator, Ensemble(small=str(moved), **SETTINGS), seed=0)
     made = make_bundle(evaluator.model, evaluator.task, result, EPSILON)
     assert made is not None
     folder = made.save(tmp_path / "edit")
