@@ -14,7 +14,7 @@ import numpy as np
 from comparison import Row, comparison_parser, keep_rows, known_rows, run_study, trial_seconds
 
 import tuner
-from tuner.editing.task import load_task
+from tuner.editing.task_folder import load_task
 from tuner.evaluation.scores import Scores
 from tuner.evaluation.statistics.confidence import clustered_interval
 from tuner.trial.evaluator import Evaluator

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuner.editing.model import load_model as load_model
     from tuner.editing.task import Example as Example
     from tuner.editing.task import Task as Task
-    from tuner.editing.task import load_task as load_task
+    from tuner.editing.task_folder import load_task as load_task
     from tuner.editors import editor_names as editor_names
     from tuner.editors import find_editor as find_editor
     from tuner.errors import TunerError as TunerError
@@ -49,7 +49,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "editing.delta": ["Delta", "WeightDelta"],
         "editing.editor": ["Auxiliary", "Editor", "EpochEdit"],
         "editing.model": ["LanguageModel", "load_model"],
-        "editing.task": ["Example", "Task", "load_task"],
+        "editing.task": ["Example", "Task"],
+        "editing.task_folder": ["load_task"],
         "editors": ["editor_names", "find_editor"],
         "errors": ["TunerError"],
         "evaluation.deviation.budget": ["Budget", "Certificate", "Deviation", "Verdict"],

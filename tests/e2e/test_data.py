@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.command_line import Run
-from tuner.editing.task import load_task
+from tuner.editing.task_folder import load_task
 
 
 @pytest.fixture

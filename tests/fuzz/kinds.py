@@ -27,7 +27,8 @@ from tuner.editing.companions import Companions
 from tuner.editing.corpus import FileDocuments, GeneralText, TextPart
 from tuner.editing.editor import Auxiliary
 from tuner.editing.model import load_model
-from tuner.editing.task import Example, ExampleSet, Split, Task, load_task, read_rows, save_task
+from tuner.editing.task import Example, ExampleSet, Split, Task
+from tuner.editing.task_folder import load_task, read_rows, save_task
 from tuner.editors import find_editor
 from tuner.editors._retrieval.memory import ScopedMemory
 from tuner.evaluation.deviation.budget import Budget, Certificate

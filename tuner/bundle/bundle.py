@@ -15,7 +15,8 @@ from tuner.deltas.registry import check_storable, find_kind, kind_of
 from tuner.editing.companions import Companions, Surroundings
 from tuner.editing.delta import Delta
 from tuner.editing.model import LanguageModel, load_tokenizer
-from tuner.editing.task import Task, resolved_task
+from tuner.editing.task import Task
+from tuner.editing.task_folder import resolved_task
 from tuner.evaluation.deviation.budget import Certificate, epsilon_name
 from tuner.evaluation.identity import hash_of_parts, tensors_hash
 from tuner.trial.records import Rule

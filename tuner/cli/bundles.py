@@ -77,7 +77,7 @@ def base_of(manifest: "Manifest", model: str | None) -> tuple[str, str | None]:
     """
     if model is not None:
         return model, None
-    from tuner.editing.model import resolved_model
+    from tuner.editing.model_names import resolved_model
 
     folder = resolved_model(manifest.base)
     if os.path.isabs(folder) and not os.path.isdir(folder):

@@ -119,7 +119,7 @@ SimultaneousOption = Annotated[
 
 def list_(json_: JsonFlag = False) -> None:
     """List shipped tasks and the published files that can be fetched."""
-    from tuner.editing.task import load_task, task_names
+    from tuner.editing.task_folder import load_task, task_names
     from tuner.importers.by_hand import published_by_hand
     from tuner.importers.catalogue import published_files
 
@@ -401,7 +401,7 @@ def _name(out: Path) -> str:
 
 
 def _save(task: "Task", out: Path, json_: bool) -> None:
-    from tuner.editing.task import save_task
+    from tuner.editing.task_folder import save_task
 
     save_task(task, out)
     if json_:

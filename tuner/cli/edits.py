@@ -138,7 +138,7 @@ def edit(
     from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
-    from tuner.editing.task import load_task
+    from tuner.editing.task_folder import load_task
     from tuner.trial.evaluator import Evaluator
     from tuner.trial.records import EpochRecord, Rule, SplitName
     from tuner.trial.run import run_editor
@@ -246,7 +246,7 @@ def evaluate(
     allow_kinds(allow_kind)
     edited = find_bundle(bundle, epsilon, folder, device, model)
     from tuner.editing.corpus import load_general_text
-    from tuner.editing.task import load_task
+    from tuner.editing.task_folder import load_task
     from tuner.trial.evaluator import Evaluator
     from tuner.trial.records import SplitName
 
@@ -311,7 +311,7 @@ def _task_of(manifest: "Manifest") -> "Task":
     Raises:
         ConfigError: it is in neither place, or another one is there now.
     """
-    from tuner.editing.task import load_task, task_names
+    from tuner.editing.task_folder import load_task, task_names
 
     places = [] if manifest.task_path is None else [manifest.task_path]
     if manifest.task_path is None and manifest.task in task_names():

@@ -69,7 +69,7 @@ def check(
 
 
 def _problems(name: str) -> list[str]:
-    from tuner.editing.task import load_task
+    from tuner.editing.task_folder import load_task
 
     try:
         path = _located(name)
@@ -104,7 +104,7 @@ def _located(name: str) -> Path:
 
 def _hints(path: Path) -> list[str]:
     """Return the hints about the task of a valid file."""
-    from tuner.editing.task import load_task
+    from tuner.editing.task_folder import load_task
     from tuner.editing.task_hints import task_hints
 
     task: str | Path = path.parent if path.name == "task.yaml" else path

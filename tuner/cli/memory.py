@@ -103,7 +103,8 @@ def _changed(memory: "ScopedMemory", add: Path | None, remove: list[int]) -> "Sc
             raise ConfigError(f"There is no edit {number}: the memory has {len(memory.edits)}.")
         memory = memory.without(number - 1)
     if add is not None:
-        from tuner.editing.task import Example, read_rows
+        from tuner.editing.task import Example
+        from tuner.editing.task_folder import read_rows
 
         memory = memory.with_edits([row for _, row in read_rows(add, Example)])
     return memory

@@ -91,7 +91,7 @@ def scaling(
     from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
-    from tuner.editing.task import load_task
+    from tuner.editing.task_folder import load_task
     from tuner.protocols.scaling import DEFAULT_COUNTS, ScalingRun, summarise
     from tuner.report import write_scaling
     from tuner.trial.records import Rule, SplitName

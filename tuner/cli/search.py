@@ -228,7 +228,7 @@ def _configure(study: Path | None, flags: dict[str, Any]) -> "StudyConfig":
     if study is not None:
         return load_study(study, given)
     if "task" not in given:
-        from tuner.editing.task import task_names
+        from tuner.editing.task_folder import task_names
 
         raise ConfigError(
             "A study needs a task: give --task NAME or a study file. "

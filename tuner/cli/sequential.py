@@ -79,7 +79,7 @@ def sequential(
     from tuner.cli.hints import tell_hints
     from tuner.editing.companions import Companions
     from tuner.editing.corpus import load_general_text
-    from tuner.editing.task import load_task
+    from tuner.editing.task_folder import load_task
     from tuner.protocols.sequential import SequentialEntry, run_sequence
     from tuner.report import write_retention
     from tuner.trial.evaluator import Evaluator

@@ -16,13 +16,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from tuner.editing.model import (
     Device,
-    called,
     checksum_of,
     choose_device,
     context_length_of,
     fingerprint_of,
-    locate,
 )
+from tuner.editing.model_names import called, locate
 from tuner.editing.tokens import special_tokens_around
 from tuner.errors import ConfigError, EditError
 

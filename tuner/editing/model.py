@@ -7,12 +7,9 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, final
+from typing import Literal, final
 
 import torch
-from pydantic import AfterValidator
-from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -30,10 +27,10 @@ from tuner.backpack import (
 )
 from tuner.editing.architectures import Architecture, architecture_of
 from tuner.editing.delta import AdditiveDelta, Delta
-from tuner.editing.providers import is_provided, provider_of
+from tuner.editing.model_names import called, locate
 from tuner.editing.tokens import Pieces, TextReader, without_batching
-from tuner.errors import ConfigError, EditError, unknown_name
-from tuner.files.paths import absolute, is_spelled_as_path
+from tuner.errors import ConfigError, EditError
+from tuner.files.paths import absolute
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = str
@@ -128,7 +125,7 @@ class LanguageModel:
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each prompt, as `encode_prompt`, in one call for all."""
-        return [list(found.ids) for found in self.read([(prompt,) for prompt in prompts])]
+        return [list(pieces.ids) for pieces in self.read([(prompt,) for prompt in prompts])]
 
     def read(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
         """Return the tokens of texts in pieces, as `TextReader.read`, in one call for all.
@@ -137,8 +134,8 @@ class LanguageModel:
         read something before it can say something.
         """
         return [
-            found if found.ends[0] else found.behind(self.end_id)
-            for found in self.texts.read(texts)
+            pieces if pieces.ends[0] else pieces.behind(self.end_id)
+            for pieces in self.texts.read(texts)
         ]
 
     def decode_after(self, prompt: Sequence[int], said: Sequence[int]) -> str:
@@ -337,7 +334,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-        network, found = AutoModelForCausalLM.from_pretrained(
+        network, loaded = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             revision=revision,
@@ -359,11 +356,11 @@ def load_model(
             "It must be builtin:NAME, a folder with config.json, a tokenizer and safetensors "
             "weights, or a hub id that this machine can reach."
         ) from None
-    if found["missing_keys"]:
+    if loaded["missing_keys"]:
         # transformers would draw them at random, and only warn.
         raise ConfigError(
-            f"The weights of {id!r} are not whole: {sorted(found['missing_keys'])[0]!r} is missing "
-            f"({len(found['missing_keys'])} in all). Give the whole checkpoint."
+            f"The weights of {id!r} are not whole: {sorted(loaded['missing_keys'])[0]!r} is "
+            f"missing ({len(loaded['missing_keys'])} in all). Give the whole checkpoint."
         )
     TextReader(tokenizer)  # refuses what cannot be read, before anything is asked of the model
     resolved = getattr(config, "_commit_hash", None)
@@ -388,68 +385,6 @@ def load_tokenizer(id: str, revision: str | None = None) -> PreTrainedTokenizerB
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"The tokenizer of {id!r} cannot be loaded: {reason}") from None
     return tokenizer
-
-
-def locate(id: str, revision: str | None) -> tuple[str, str | None]:
-    """Return the folder or hub id, and the revision, that a model's name stands for.
-
-    Raises:
-        ConfigError: there is no such built-in model, or no such folder.
-    """
-    resolved = resolved_model(id)
-    provider = provider_of(id)
-    if provider is not None:
-        name, models = id.partition(":")[2], provider.models()
-        if name not in models:
-            raise unknown_name("built-in model", name, models)
-        return str(models[name]), None
-    if Path(resolved).is_absolute() and not os.path.isdir(resolved):
-        what = "is not a folder" if os.path.exists(resolved) else "does not exist"
-        there = "" if id == resolved else f" ({resolved})"
-        raise ConfigError(f"The model folder {id!r}{there} {what}.")
-    return resolved, revision
-
-
-def resolved_model(id: str, start: Path | None = None) -> str:
-    """Return the absolute path of a model's folder, from `start` or else the working directory.
-
-    A path begins with `.`, `~` or `/`, has more than one separator, or exists; nothing else is a
-    hub id. Names of built-in models and hub ids are returned as they are.
-
-    Raises:
-        ConfigError: what is a hub id from `start` would be read from the working directory.
-    """
-    if is_provided(id):
-        return id
-    if is_spelled_as_path(id) or os.path.exists(absolute(id, start)):
-        return str(absolute(id, start))
-    if start is not None and os.path.exists(absolute(id)):
-        # transformers prefers a folder of the working directory to the hub.
-        raise ConfigError(
-            f"{id!r} is a hub id, since {absolute(id, start)} does not exist; but {absolute(id)} "
-            "does, and would be loaded in its place. Give that path if you mean it, or else start "
-            "from another folder."
-        )
-    return id
-
-
-def called(id: str, source: str) -> str:
-    """Return the name under which a model that was loaded from `source` is found from anywhere."""
-    return id if is_provided(id) else source
-
-
-def _located(id: str) -> str:
-    return resolved_model(id)
-
-
-_LOCATED = AfterValidator(_located)
-ModelName: TypeAlias = Annotated[str, _LOCATED]
-"""A model as an editor's hyperparameter; a folder's path is absolute there."""
-
-
-def is_model_name(field: FieldInfo) -> bool:
-    """Return whether a hyperparameter is a `ModelName`."""
-    return _LOCATED in field.metadata
 
 
 def choose_device(device: Device) -> torch.device:

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tuner.editing.task import Example, GenerationPrompt, LossKind, find_task, read_rows
+from tuner.editing.task import Example, GenerationPrompt, LossKind
+from tuner.editing.task_folder import find_task, read_rows
 from tuner.files.text_file import is_file
 from tuner.validation import show_path, show_value
 

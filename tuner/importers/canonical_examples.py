@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuner.editing.task import Example, ExampleSet, LossKind, Passage, Split, Task, read_rows
+from tuner.editing.task import Example, ExampleSet, LossKind, Passage, Split, Task
+from tuner.editing.task_folder import read_rows
 from tuner.errors import ConfigError, TaskError
 from tuner.files.text_file import is_file
 from tuner.importers.canonical_tasks import CanonicalTask, find_canonical_task

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tuner.editing.task import load_task, task_names
+from tuner.editing.task_folder import load_task, task_names
 from tuner.errors import ConfigError
 from tuner.evaluation.constraints import check_measured
 from tuner.files.text_file import is_folder

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import FileDocuments
-from tuner.editing.model import load_model, locate
-from tuner.editing.task import Task, load_task, resolved_task
+from tuner.editing.model import load_model
+from tuner.editing.model_names import locate
+from tuner.editing.task import Task
+from tuner.editing.task_folder import load_task, resolved_task
 from tuner.errors import TunerError
 from tuner.evaluation.constraints import check_measured
 from tuner.files.yaml_file import line_of, read_yaml

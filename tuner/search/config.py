@@ -25,8 +25,9 @@ from pydantic import (
 
 from tuner.editing.constraint import Constraint, Constraints
 from tuner.editing.corpus import TextPart, resolved_text
-from tuner.editing.model import Dtype, resolved_model
-from tuner.editing.task import resolved_task
+from tuner.editing.model import Dtype
+from tuner.editing.model_names import resolved_model
+from tuner.editing.task_folder import resolved_task
 from tuner.errors import ConfigError
 from tuner.evaluation.deviation.budget import Budget, epsilon_name
 from tuner.evaluation.metrics import METRICS
@@ -36,7 +37,8 @@ from tuner.registry import Registry
 from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.search.samplers import AUTO, SAMPLERS
 from tuner.search.space_file import resolved_space
-from tuner.search.storage.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
+from tuner.search.storage.database import DEFAULT_PATIENCE_S
+from tuner.search.storage.url import resolved_storage, storage_url
 from tuner.trial.records import Rule
 from tuner.validation import describe_problem, show_path
 

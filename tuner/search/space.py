@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Editor
-from tuner.editing.model import LanguageModel, is_model_name
+from tuner.editing.model import LanguageModel
+from tuner.editing.model_names import is_model_name
 from tuner.editing.task import Task
 from tuner.errors import ConfigError
 from tuner.files.yaml_file import parse_yaml

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuner.editing.editor import Editor
-from tuner.editing.model import is_model_name, resolved_model
+from tuner.editing.model_names import is_model_name, resolved_model
 from tuner.editors import find_editor
 from tuner.errors import ConfigError, unknown_name
 from tuner.files.paths import absolute, is_spelled_as_path

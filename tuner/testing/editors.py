@@ -14,7 +14,8 @@ from tuner.editing.corpus import Corpus
 from tuner.editing.delta import Delta, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import encode_examples, training_losses
-from tuner.editing.model import LanguageModel, is_model_name
+from tuner.editing.model import LanguageModel
+from tuner.editing.model_names import is_model_name
 from tuner.editing.task import ExampleSet, Split
 from tuner.errors import ConfigError, EditError
 from tuner.testing.tiny_models import DISTINCT_FAMILIES, FAMILIES, make_tiny_model, save_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import Run
-from tuner.editing.task import load_task, task_names
+from tuner.editing.task_folder import load_task, task_names
 from tuner.editors import editor_names, find_editor
 from tuner.files.shipped import shipped_folder
 from tuner.search import space_names
@@ -46,7 +46,7 @@ def test_a_task_that_cannot_be_used_is_listed_so_beside_the_others(
     for name in ("country_capital", "temporal"):
         shutil.copytree(shipped_folder("datasets") / name, tmp_path / name)
     (tmp_path / "temporal" / "task.yaml").write_text("name: [\n")
-    for module in ("tuner.cli.inspection", "tuner.editing.task"):
+    for module in ("tuner.cli.inspection", "tuner.editing.task_folder"):
         monkeypatch.setattr(f"{module}.shipped_folder", lambda _: tmp_path)
     code, out, _ = run("list", "tasks", "--json")
     tasks = json.loads(out)["tasks"]

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from tuner.cli.edits import _task_of
-from tuner.editing.task import Task, load_task
+from tuner.editing.task import Task
+from tuner.editing.task_folder import load_task
 from tuner.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[3] / "datasets" / "country_capital"

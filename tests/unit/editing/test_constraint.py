@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from tuner.editing.constraint import Constraint, strictest
 from tuner.editing.model import load_model
-from tuner.editing.task import Task, load_task, save_task
+from tuner.editing.task import Task
+from tuner.editing.task_folder import load_task, save_task
 from tuner.errors import ConfigError
 from tuner.evaluation.constraints import WORST, check_measured, violations
 from tuner.evaluation.metrics import METRICS

@@ -11,15 +11,8 @@ import pytest
 import yaml
 
 from tests.support.small_disk import python_on_small_disk
-from tuner.editing.task import (
-    Example,
-    GenerationPrompt,
-    LossKind,
-    SuccessCriterion,
-    load_task,
-    save_task,
-    task_names,
-)
+from tuner.editing.task import Example, GenerationPrompt, LossKind, SuccessCriterion
+from tuner.editing.task_folder import load_task, save_task, task_names
 from tuner.errors import ConfigError, TaskError
 
 CARD: dict[str, Any] = {
@@ -302,7 +295,7 @@ def test_a_kill_while_a_task_is_written_leaves_none_of_it(tmp_path: Path) -> Non
     script = """
 import os, sys
 from pathlib import Path
-from tuner.editing.task import load_task, save_task
+from tuner.editing.task_folder import load_task, save_task
 
 left, flush = int(sys.argv[2]), os.fsync
 
@@ -330,7 +323,7 @@ def test_a_task_does_not_fit_on_a_full_disk_in_words(tmp_path: Path) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from tuner.editing.task import load_task, save_task
+from tuner.editing.task_folder import load_task, save_task
 from tuner.errors import DiskError
 place = Path(sys.argv[1])
 (place / "filler").write_bytes(bytes(40_000))

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tuner.editing.task import Example, ExampleSet, LossKind, Task, load_task, save_task, task_names
+from tuner.editing.task import Example, ExampleSet, LossKind, Task
+from tuner.editing.task_folder import load_task, save_task, task_names
 from tuner.editing.task_hints import task_hints
 
 

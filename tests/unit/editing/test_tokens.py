@@ -13,7 +13,8 @@ from tuner.editing.likelihood import encode_continuation, encode_example
 from tuner.editing.model import LanguageModel, load_model
 from tuner.editing.sampling import prepend
 from tuner.editing.subject import locate_subject
-from tuner.editing.task import Example, ExampleSet, LossKind, Split, load_task
+from tuner.editing.task import Example, ExampleSet, LossKind, Split
+from tuner.editing.task_folder import load_task
 from tuner.editing.tokens import TextReader
 from tuner.editors import find_editor
 from tuner.editors._retrieval.edit_text import EditText, answer_after, continuation_after

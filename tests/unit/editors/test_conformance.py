@@ -7,7 +7,8 @@ from tests.support.tokenizers_of_each_kind import make_tokenizer
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, Editor
 from tuner.editing.likelihood import encode_examples, training_losses
-from tuner.editing.model import is_model_name, load_model
+from tuner.editing.model import load_model
+from tuner.editing.model_names import is_model_name
 from tuner.editing.task import ExampleSet
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError

@@ -8,7 +8,8 @@ from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.likelihood import Continuation, continuation_losses, encode_example
 from tuner.editing.model import LanguageModel, load_model
-from tuner.editing.task import Example, ExampleSet, LossKind, load_task
+from tuner.editing.task import Example, ExampleSet, LossKind
+from tuner.editing.task_folder import load_task
 from tuner.editors.locft_bf import LocftBf
 
 

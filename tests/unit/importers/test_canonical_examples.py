@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tuner.editing.task import Example, LossKind, Task, load_task, save_task
+from tuner.editing.task import Example, LossKind, Task
+from tuner.editing.task_folder import load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.canonical_examples import import_canonical_examples
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.support.published_rows import counterfact_record, write_list
-from tuner.editing.task import Example, SuccessCriterion, Task, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion, Task
+from tuner.editing.task_folder import load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.counterfact import import_counterfact
 from tuner.importers.selection import FactSelection

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.support.published_rows import claim_record, write_rows
-from tuner.editing.task import Example, SuccessCriterion, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion
+from tuner.editing.task_folder import load_task, save_task
 from tuner.errors import ConfigError, TaskError
 from tuner.importers.scoped_edits import EditCounts
 from tuner.importers.serac.fact_checking import import_serac_fact_checking

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.published_rows import write_list, zsre_record
-from tuner.editing.task import Example, SuccessCriterion, Task, load_task, save_task
+from tuner.editing.task import Example, SuccessCriterion, Task
+from tuner.editing.task_folder import load_task, save_task
 from tuner.importers.selection import FactSelection
 from tuner.importers.zsre import ZsreTarget, import_zsre
 

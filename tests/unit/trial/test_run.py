@@ -12,14 +12,7 @@ from tuner.editing.corpus import FileDocuments, GeneralText, TextPart
 from tuner.editing.delta import Dense, WeightDelta
 from tuner.editing.editor import Auxiliary, Editor, EpochEdit
 from tuner.editing.model import LanguageModel
-from tuner.editing.task import (
-    Example,
-    ExampleSet,
-    GenerationPrompt,
-    Split,
-    SuccessCriterion,
-    Task,
-)
+from tuner.editing.task import Example, ExampleSet, GenerationPrompt, Split, SuccessCriterion, Task
 from tuner.editors import find_editor
 from tuner.errors import EditError, TaskError
 from tuner.evaluation.deviation.budget import Budget

@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from tests.support.clone import ROOT
-from tuner.editing.task import Example, Split, SuccessCriterion, Task, load_task
+from tuner.editing.task import Example, Split, SuccessCriterion, Task
+from tuner.editing.task_folder import load_task
 from tuner.world.facts import CARDS, fact_task_files
 
 DATASETS = ROOT / "datasets"

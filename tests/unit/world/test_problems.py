@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from tests.support.clone import ROOT
-from tuner.editing.task import Example, Split, SuccessCriterion, Task, load_task
+from tuner.editing.task import Example, Split, SuccessCriterion, Task
+from tuner.editing.task_folder import load_task
 from tuner.world.opinions import OPINIONS
 from tuner.world.problems import AT_ONCE, CARDS, EDITS, problem_files
 

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, Editor
-from tuner.editing.model import LanguageModel, ModelName
+from tuner.editing.model import LanguageModel
+from tuner.editing.model_names import ModelName
 from tuner.editing.task import ExampleSet, LossKind, Task
 from tuner.editors._retrieval.classifier import ScopeClassifier, ScopeForm
 from tuner.editors._retrieval.classifier_training import Negatives, train_scope_classifier

@@ -11,7 +11,8 @@ from tuner.deltas.ensemble.log_ratio import LogRatio
 from tuner.deltas.senses import SenseDelta
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, Carried, EpochEdit
-from tuner.editing.model import LanguageModel, ModelName, share_tokens
+from tuner.editing.model import LanguageModel, share_tokens
+from tuner.editing.model_names import ModelName
 from tuner.editing.task import ExampleSet
 from tuner.editors.senses.training import SenseEditor, check_backpack
 from tuner.errors import ConfigError

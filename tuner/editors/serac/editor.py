@@ -9,7 +9,8 @@ from tuner.deltas.memory.memory import CarriedMemory
 from tuner.editing.companions import Companions
 from tuner.editing.editor import Auxiliary, EpochEdit
 from tuner.editing.likelihood import MeanOver
-from tuner.editing.model import LanguageModel, ModelName, share_tokens
+from tuner.editing.model import LanguageModel, share_tokens
+from tuner.editing.model_names import ModelName
 from tuner.editing.task import ExampleSet
 from tuner.editors._retrieval.editor import ScopeEditor
 from tuner.editors._retrieval.scope import Scope

@@ -11,7 +11,8 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict
 
-from tuner.editing.task import Example, SuccessCriterion, Task, read_rows
+from tuner.editing.task import Example, SuccessCriterion, Task
+from tuner.editing.task_folder import read_rows
 from tuner.errors import ConfigError
 from tuner.importers.by_hand import SERAC_FACT_CHECKING
 from tuner.importers.scoped_edits import EditCounts, ReadState, ScopedEdit, SplitName, scoped_task

@@ -7,7 +7,7 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from tuner.editing.task import read_rows
+from tuner.editing.task_folder import read_rows
 from tuner.errors import TaskError
 from tuner.files.json_file import JsonError, parse_json
 from tuner.files.text_file import read_text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from tuner.editing.task import load_task
+from tuner.editing.task_folder import load_task
 from tuner.errors import ConfigError
 from tuner.files.yaml_file import dump_yaml
 from tuner.launch.checks import (

@@ -15,7 +15,7 @@ from tuner.bundle.bundle import Bundle, make_bundle
 from tuner.editing.corpus import TextPart, load_general_text
 from tuner.editing.delta import Delta
 from tuner.editing.model import load_model
-from tuner.editing.task import load_task
+from tuner.editing.task_folder import load_task
 from tuner.errors import ConfigError, DiskError, EditError, TaskError
 from tuner.evaluation.constraints import WORST
 from tuner.evaluation.deviation.budget import Certificate, Deviation, Verdict, epsilon_name

@@ -8,16 +8,14 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from pydantic import SecretStr
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import (
-    ArgumentError,
     DBAPIError,
     InterfaceError,
     OperationalError,
@@ -27,8 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from tenacity.stop import stop_after_delay
 
 from tuner.errors import ClusterError, ConfigError, MissingExtra
-from tuner.files.paths import absolute
-from tuner.validation import show_path
+from tuner.search.storage.url import DRIVER, storage_url
 
 T = TypeVar("T")
 
@@ -37,8 +34,6 @@ DEFAULT_PATIENCE_S = 600.0
 TAKEOVER_S = 60.0
 """How long a new driver waits for the lease of one that has vanished with its machine."""
 
-_DRIVER = "psycopg"
-_KNOWN_AS = ("postgresql", f"postgresql+{_DRIVER}")
 # A session whose other end has vanished is noticed on both sides within half a minute.
 _CONNECTION = {
     "connect_timeout": 10,
@@ -59,19 +54,6 @@ _REFUSALS = (
 )
 
 _logger = logging.getLogger(__name__)
-
-
-def resolved_storage(url: str, start: Path | None = None) -> str:
-    """Return the URL with a SQLite file's path made absolute, from `start` or where we work."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        return url  # refused where it is opened
-    file = parsed.database
-    if parsed.get_backend_name() != "sqlite" or not file or file.startswith((":", "file:")):
-        return url
-    located = parsed.set(database=str(absolute(file, start)))
-    return located.render_as_string(hide_password=False)
 
 
 class StorageAccess(Protocol):
@@ -105,32 +87,6 @@ class _StorageUnavailable(Exception):
     """
 
 
-def storage_url(url: SecretStr) -> URL:
-    """Return the URL of a storage that can hold a ledger, taken apart.
-
-    Raises:
-        ConfigError: it is not one.
-    """
-    try:
-        parsed = make_url(url.get_secret_value())
-    except (ArgumentError, ValueError):  # the latter for a port that is not a number
-        raise ConfigError(
-            "`storage` must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE "
-            "or sqlite:///FILE, and is none."
-        ) from None
-    if parsed.get_backend_name() != "sqlite" and parsed.drivername not in _KNOWN_AS:
-        raise ConfigError(
-            "`storage` must begin with postgresql:// or sqlite://, but begins with "
-            f"{show_path(parsed.drivername)}://. Change it."
-        )
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ConfigError(
-            "`storage` must name a file, as sqlite:///FILE does, but names none: what is only in "
-            "memory is lost."
-        )
-    return parsed
-
-
 @final
 class Database:
     """A PostgreSQL server that holds ledgers. While it is away, reads and writes wait for it."""
@@ -151,9 +107,9 @@ class Database:
         parsed = storage_url(url)
         if parsed.get_backend_name() == "sqlite":
             return None
-        if find_spec(_DRIVER) is None:
-            raise MissingExtra(_DRIVER, "cluster")
-        return cls(parsed.set(drivername=f"postgresql+{_DRIVER}"), patience_s)
+        if find_spec(DRIVER) is None:
+            raise MissingExtra(DRIVER, "cluster")
+        return cls(parsed.set(drivername=f"postgresql+{DRIVER}"), patience_s)
 
     def storage(self) -> RDBStorage:
         """Return Optuna's storage there, with its tables made if need be.
@@ -242,14 +198,14 @@ class Database:
             retry_error_callback=self._give_up,
         )
         try:
-            found: T = patiently(act)
+            result: T = patiently(act)
         except (SQLAlchemyError, StorageInternalError) as error:
             # No statement or address: they may hold secrets.
             raise ClusterError(
                 f"The ledger's database does not do what it is asked ({type(error).__name__}). "
                 "It must be PostgreSQL 14 or later, and its user may make tables."
             ) from None
-        return found
+        return result
 
     def write(self, act: Callable[[], T]) -> T:
         """Return what `act` returns, once the server is there and the lease is ours.
@@ -397,14 +353,14 @@ class _Lease:
             self._session = None
 
     def _holder(self, session: Connection) -> str | None:
-        found = session.scalar(
+        holder = session.scalar(
             text(
                 "SELECT coalesce(application_name, '') FROM pg_locks LEFT JOIN pg_stat_activity "
                 f"USING (pid) WHERE {_OURS}"
             ),
             self._halves,
         )
-        return None if found is None else str(found).partition(" ")[2] or "another driver"
+        return None if holder is None else str(holder).partition(" ")[2] or "another driver"
 
 
 _OURS = (

@@ -12,7 +12,8 @@ from tuner.deltas.registry import KINDS, find_kind
 from tuner.editing.companions import Companions
 from tuner.editing.corpus import Corpus
 from tuner.editing.editor import Auxiliary
-from tuner.editing.model import LanguageModel, is_model_name
+from tuner.editing.model import LanguageModel
+from tuner.editing.model_names import is_model_name
 from tuner.editing.task import Example, ExampleSet, LossKind, Split
 from tuner.editors import editor_names, find_editor
 from tuner.errors import ConfigError
