@@ -37,19 +37,20 @@ install: $(STAMP)  ## Install, and nothing else.
 demo: $(STAMP)  ## Install, then run a real search on the built-in model and open its report.
 	$(BIN)/tuner search demo.yaml
 
-# Each of the second kind starts Ray, servers or the command line; side by side on two cores they
-# would wait for each other for longer than they wait for themselves.
+# As many processes as there are CPUs, a file at a time. What kills, starves or listens for a moment
+# comes last, by itself.
 test: $(STAMP)  ## Install, then check style, types and import rules, and run the tests.
 	$(MAKE) --no-print-directory lint types
-	$(PYTEST) tests/unit -n auto
-	$(PYTEST) tests/integration tests/e2e -m 'not thorough'
+	$(PYTEST) tests/unit -n logical
+	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone and not thorough'
+	$(PYTEST) tests/integration tests/e2e -m 'alone and not thorough'
 
 # What `make test` leaves out: all but three model families in each matrix, ten kills of a
 # driver (three are in `make test`), the long survival of a cluster, random faults, a full disk, and
 # searches that are short of memory, whose clock jumps, or whose Ray or terminal is lost.
 test-all: $(STAMP)  ## The same with every model family and the long tests.
 	$(MAKE) --no-print-directory lint types
-	$(PYTEST) tests/unit -n auto --all-families
+	$(PYTEST) tests/unit -n logical --all-families
 	$(PYTEST) tests/integration tests/e2e -n 2 --dist loadfile -m 'not alone' --all-families
 	$(PYTEST) tests/integration tests/e2e -m alone --all-families
 

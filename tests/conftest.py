@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from tuner.editing.task import ExampleSet, Split, Task
 from tuner.testing.editors import families_in
 from tuner.testing.tiny_models import make_tiny_model, save_model, tiny_tokenizer
 from tuner.testing.tiny_task import tiny_corpus, tiny_examples, tiny_task, tiny_training
+
+if TYPE_CHECKING:
+    from tests.support.shared_ray import SharedRay
 
 torch.set_num_threads(1)
 
@@ -38,8 +42,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         kind = item.path.relative_to(root).parts[0]
         item.add_marker(getattr(pytest.mark, kind))
-        if kind != "unit":
-            item.add_marker(pytest.mark.filterwarnings("default", "error:::tuner"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -140,6 +142,26 @@ def general(neox: LanguageModel, tmp_path: Path) -> GeneralText:
     path = tmp_path / "general.jsonl"
     path.write_text("\n".join(lines))
     return GeneralText(FileDocuments(path), neox, block_length=16)
+
+
+@pytest.fixture(scope="session")
+def _shared_ray() -> Iterator["SharedRay"]:
+    # Unit tests need no Ray, which takes long to import.
+    from tests.support.shared_ray import SharedRay
+
+    shared = SharedRay()
+    yield shared
+    shared.end()
+
+
+@pytest.fixture(scope="module")
+def shared_ray(_shared_ray: "SharedRay") -> Iterator[str]:
+    """The address of a Ray of two CPUs, started once for all tests that do not test its start.
+
+    Ray's eight processes are most of what a small study costs.
+    """
+    with _shared_ray.known():
+        yield _shared_ray.address
 
 
 @pytest.fixture

@@ -28,8 +28,10 @@ def _study(world: Path, studies: Path, rise: float, **changes: object) -> Study:
     return Study(tiny_config(world, 4, **{**given, **changes}), folder=studies)
 
 
-def test_a_study_keeps_its_task_s_constraints_and_its_own(world: Path, tmp_path: Path) -> None:
-    study = _study(world, tmp_path, 0.5)
+def test_a_study_keeps_its_task_s_constraints_and_its_own(
+    world: Path, tmp_path: Path, shared_ray: str
+) -> None:
+    study = _study(world, tmp_path, 0.5, address=shared_ray)
     result = study.run()
     names = ["budget", OF_TASK, OF_STUDY]
     told = Ledger.read(study.folder, "tiny").history()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import search_world
-from tests.support.search_world import drive, make_world
-from tuner.search import StudyResult
+from tests.support.search_world import make_world, tiny_config
+from tuner.search import Study, StudyResult
 from tuner.search.storage.folder import StudyFolder
 from tuner.search.storage.ledger import Ledger
 
@@ -49,15 +49,17 @@ def _essence(result: StudyResult) -> list[tuple[int, str, dict[str, object], obj
     ],
 )
 def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
-    trials: int, moments: tuple[tuple[int, float], ...], tmp_path: Path
+    trials: int, moments: tuple[tuple[int, float], ...], tmp_path: Path, shared_ray: str
 ) -> None:
     world = make_world(tmp_path / "world")
-    whole = drive(world, tmp_path / "whole", trials)
+    # What is killed has a Ray of its own, as a search on this machine; what runs through has not.
+    config = tiny_config(world, trials, address=shared_ray)
+    whole = Study(config, folder=tmp_path / "whole").run()
     folder = StudyFolder(tmp_path / "killed" / "tiny")
     deaths = 0
     for ended, pause in moments:
         driver = _start(world, tmp_path / "killed", trials)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while driver.poll() is None and time.monotonic() < deadline:
             if folder.journal.exists() and _finished_trials(folder) >= ended:
                 time.sleep(pause)
@@ -72,7 +74,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
             assert numbers == list(range(len(numbers)))
     # On a quick machine the last may come too late.
     assert deaths >= len(moments) - 1
-    continued = drive(world, tmp_path / "killed", trials)
+    continued = Study(config, folder=tmp_path / "killed").run()
     assert _essence(continued) == _essence(whole)
     assert [one.trial for one in continued.record.winners] == [
         one.trial for one in whole.record.winners

@@ -1,11 +1,15 @@
 """An editor, a metric, a sampler and trackers from outside, used through the command line."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support.command_line import Run
 from tests.support.search_world import make_world
 from tuner.search import open_study
 
@@ -118,17 +122,17 @@ search:
 
 
 def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
-    tmp_path: Path,
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_world(tmp_path / "world")
     (tmp_path / "outside.py").write_text(PACKAGE)
     (tmp_path / "space.yaml").write_text(SPACE)
     (tmp_path / "study.yaml").write_text(STUDY)
 
-    def run(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    def run_there(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "tuner", *arguments],
-            cwd=cwd,
+            cwd=tmp_path,
             env=os.environ | {"COLUMNS": "100"},
             capture_output=True,
             text=True,
@@ -136,9 +140,9 @@ def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
             check=False,
         )
 
-    done = run("check", "study.yaml")
+    done = run_there("check", "study.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run("search", "study.yaml", "--folder", "studies", "--json")
+    done = run_there("search", "study.yaml", "--folder", "studies", "--json")
     assert done.returncode == 0, done.stderr
     assert "no paper left" in done.stderr
     record = open_study(tmp_path / "studies/tiny").record
@@ -158,17 +162,19 @@ def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
     # What was made can be shown and exported where the module is not.
     away = tmp_path / "away"
     away.mkdir()
+    monkeypatch.chdir(away)
+    assert importlib.util.find_spec("outside") is None
     for verb in (["status", "tiny"], ["best", "tiny"], ["export", "tiny", "adapter"]):
-        done = run(*verb, "--folder", "../studies", cwd=away)
-        assert done.returncode == 0, done.stderr
+        code, _, err = run(*verb, "--folder", "../studies")
+        assert code == 0, err
     assert (away / "adapter" / "adapter_config.json").is_file()
 
-    shown = run("evaluate", "tiny", "--folder", "studies", "--task", "world/task",
+    shown = run_there("evaluate", "tiny", "--folder", "studies", "--task", "world/task",
                 "--general", "world/general.txt", "--json")  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert 0 <= json.loads(shown.stdout)["edited"]["success"] <= 1
     bad = (tmp_path / "study.yaml").read_text().replace("outside:Halton", "outside:Diary")
     (tmp_path / "bad.yaml").write_text(bad)
-    done = run("check", "bad.yaml")
+    done = run_there("check", "bad.yaml")
     assert done.returncode == 2
     assert "is not a class of samplers" in " ".join((done.stdout + done.stderr).split())

@@ -51,13 +51,13 @@ class Followed:
 
 @pytest.fixture(scope="module")
 def finished(
-    world: Path, tmp_path_factory: pytest.TempPathFactory
+    world: Path, tmp_path_factory: pytest.TempPathFactory, shared_ray: str
 ) -> tuple[StudyResult, list[Progress], Followed]:
     """A study of six trials, with two workers."""
     seen: list[Progress] = []
     observer = Followed()
     study = Study(
-        tiny_config(world, 6, workers=2),
+        tiny_config(world, 6, workers=2, address=shared_ray),
         folder=tmp_path_factory.mktemp("studies"),
         observers=[lambda summary: observer],
     )
@@ -114,9 +114,10 @@ def test_a_finished_study_is_read_and_run_again_without_work(
         Study(tiny_config(world, 6, seed=1), folder=folder.parent).run()
 
 
-def test_a_broken_observer_hurts_nobody(world: Path, tmp_path: Path) -> None:
+def test_a_broken_observer_hurts_nobody(world: Path, tmp_path: Path, shared_ray: str) -> None:
     observer = Followed(broken=True)
-    study = Study(tiny_config(world, 2), folder=tmp_path, observers=[lambda summary: observer])
+    config = tiny_config(world, 2, address=shared_ray, test_seeds=0)
+    study = Study(config, folder=tmp_path, observers=[lambda summary: observer])
     assert len(study.run().trials) == 2
     assert observer.closed
 
@@ -183,9 +184,9 @@ def _diverging_evaluator(config: StudyConfig) -> Evaluator:
     return make_evaluator(config)
 
 
-def test_a_study_of_failures_says_why(world: Path, tmp_path: Path) -> None:
+def test_a_study_of_failures_says_why(world: Path, tmp_path: Path, shared_ray: str) -> None:
     study = Study(
-        tiny_config(world, 2),
+        tiny_config(world, 2, address=shared_ray),
         folder=tmp_path,
         make_evaluator=search_world.by_value(_diverging_evaluator),
     )
@@ -195,18 +196,24 @@ def test_a_study_of_failures_says_why(world: Path, tmp_path: Path) -> None:
     assert all(entry.record and entry.failure for entry in entries)
 
 
-def test_a_study_that_cannot_run_says_so_and_can_be_continued(world: Path, tmp_path: Path) -> None:
+def test_a_study_that_cannot_run_says_so_and_can_be_continued(
+    world: Path, tmp_path: Path, shared_ray: str
+) -> None:
     text = tmp_path / "general.txt"
     text.write_text("too short\n")
-    study = Study(tiny_config(world, 2, general=str(text)), folder=tmp_path)
+    config = tiny_config(world, 2, general=str(text), address=shared_ray, test_seeds=0)
+    study = Study(config, folder=tmp_path)
     with pytest.raises(ConfigError, match="No trial of this study can run"):
         study.run()
     text.write_text((world / "general.txt").read_text())
     assert len(study.run().trials) == 2
 
 
-def test_ctrl_c_stops_and_the_study_goes_on_later(world: Path, tmp_path: Path) -> None:
-    study = Study(tiny_config(world, 4), folder=tmp_path)
+def test_ctrl_c_stops_and_the_study_goes_on_later(
+    world: Path, tmp_path: Path, shared_ray: str
+) -> None:
+    config = tiny_config(world, 4, address=shared_ray, test_seeds=0)
+    study = Study(config, folder=tmp_path)
 
     def stop(progress: Progress) -> None:
         if progress.done == 1:
@@ -232,7 +239,7 @@ def test_nothing_is_printed(world: Path, tmp_path: Path) -> None:
 # Several processes
 
 
-def test_a_second_driver_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_second_driver_is_refused(world: Path, tmp_path: Path, shared_ray: str) -> None:
     refused: list[str] = []
 
     def try_again(progress: Progress) -> None:
@@ -246,7 +253,8 @@ def test_a_second_driver_is_refused(world: Path, tmp_path: Path) -> None:
             )
             refused.append(done.stderr)
 
-    Study(tiny_config(world, 2), folder=tmp_path).run(try_again)
+    config = tiny_config(world, 2, address=shared_ray, test_seeds=0)
+    Study(config, folder=tmp_path).run(try_again)
     assert f"is being run by process {os.getpid()}" in refused[0]
 
 
@@ -259,7 +267,7 @@ def test_a_worker_killed_in_mid_trial_is_replaced(world: Path, tmp_path: Path) -
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
 
-    result = Study(tiny_config(world, 4), folder=tmp_path).run(hunt)
+    result = Study(tiny_config(world, 4, test_seeds=0), folder=tmp_path).run(hunt)
     assert victims
     assert [str(entry.state) for entry in result.trials] == ["completed"] * 4
 

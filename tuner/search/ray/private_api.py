@@ -26,7 +26,7 @@ def start_node(address: str, folder: Path, *, workers: int, object_store_bytes: 
     Raises:
         Exception: Ray does not start.
     """
-    with _on_loopback():
+    with on_loopback():
         ray.init(
             address="local",
             num_cpus=workers,
@@ -68,7 +68,7 @@ def worker_deaths_unprinted() -> Iterator[None]:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
+def on_loopback() -> Iterator[None]:
     """Let Ray take the loopback address for its node's own, and bind all its servers to it.
 
     Without this it puts the machine's outer address in its place, and listens on all interfaces.

@@ -47,7 +47,7 @@ def test_a_node_tells_its_address_and_its_ended_processes_with_their_codes() -> 
 def test_ray_takes_the_loopback_address_while_it_may_not_form_a_cluster() -> None:
     assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool)
     before = ray_constants.ENABLE_RAY_CLUSTER
-    with private_api._on_loopback():
+    with private_api.on_loopback():
         assert services.get_node_ip_address() in ("127.0.0.1", "::1")
     assert before == ray_constants.ENABLE_RAY_CLUSTER
 
