@@ -18,7 +18,7 @@ from pydantic import Field
 from tuner.editing.editor import Editor
 from tuner.editors.lora import Lora
 from tuner.evaluation.metrics import Metric
-from tuner.search.observers import StudyTracker
+from tuner.search.trackers import StudyTracker
 from tuner.search.samplers import Sampler
 
 
@@ -67,8 +67,8 @@ class Halton(Sampler):
 class Diary(StudyTracker):
     """Writes a line for each change."""
 
-    def __init__(self, summary, folder):
-        self.path = Path(folder) / "diary.txt"
+    def __init__(self, summary, place):
+        self.path = place.folder / "diary.txt"
         self.note(f"follows {summary.name}")
 
     def note(self, line):
@@ -83,6 +83,9 @@ class Diary(StudyTracker):
 
     def close(self):
         self.note("closed")
+
+    def where(self):
+        return (f"Diary: {self.path}",)
 
 
 class Broken(Diary):

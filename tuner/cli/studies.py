@@ -16,7 +16,6 @@ from rich.text import Text
 
 from tuner.cli.launch.backend_options import find_backend
 from tuner.cli.options import (
-    EXPERIMENT,
     STUDIES,
     ContextOption,
     FolderOption,
@@ -36,7 +35,7 @@ from tuner.cli.output import (
     show_values,
     show_violations,
 )
-from tuner.cli.study_tables import NOTHING_GAINED, WIDE, of_budget, print_winners, with_winners
+from tuner.cli.study_tables import NOTHING_GAINED, WIDE, of_budget, print_winners
 from tuner.errors import ConfigError, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.deviation.budget import epsilon_name
 from tuner.files.text_file import exists, is_folder
@@ -97,18 +96,10 @@ def status(
         return
     record = _open(folder, name).record
     if sync:
-        from tuner.tracking import sync as send
+        from tuner.search.trackers import MLFLOW, TRACKERS, TrackingPlace
 
-        report = folder / name / "report.html"
-        sent = send(
-            tracking_uri,
-            EXPERIMENT,
-            with_winners(record),
-            folder,
-            report_path=report if exists(report) else None,
-            figures=tuple(sorted((folder / name / "figures").glob("*.html"))),
-        )
-        messages().print(sent.message or "MLflow is up to date.", soft_wrap=True)
+        missing = TRACKERS.find(MLFLOW).sync(record, TrackingPlace(folder, tracking_uri))
+        messages().print(missing or "MLflow is up to date.", soft_wrap=True)
     counts = _counts(record)
     driver = _driver(folder / name)
     if json_:
@@ -181,7 +172,7 @@ def compare(
         record = _open(folder, name).record
         rule = record.summary.rule
         if epsilon not in record.summary.epsilons:
-            known = ", ".join(epsilon_name(one) for one in record.summary.epsilons)
+            known = ", ".join(map(epsilon_name, record.summary.epsilons))
             raise ConfigError(
                 f"The study {name!r} has no budget {epsilon_name(epsilon)}; it has {known}."
             )
@@ -288,12 +279,12 @@ def best(
     else:
         chosen = [result.best(winner.epsilon) for winner in record.winners]
     if json_:
-        print_json([{"winner": one.winner, "bundle": str(one.folder)} for one in chosen])
+        print_json([{"winner": edit.winner, "bundle": str(edit.folder)} for edit in chosen])
         return
     print_winners(console(), record)
-    for one in chosen:
+    for edit in chosen:
         console().print(
-            f"ε={epsilon_name(one.winner.epsilon)} bundle: {one.folder}", soft_wrap=True
+            f"ε={epsilon_name(edit.winner.epsilon)} bundle: {edit.folder}", soft_wrap=True
         )
 
 
@@ -312,14 +303,15 @@ def fetch(
     json_: JsonFlag = False,
 ) -> None:
     """Bring the best edit of a study here from MLflow, wherever the study ran."""
-    from tuner.tracking import fetch_bundle
+    from tuner.search.trackers import MLFLOW, TRACKERS, TrackingPlace
 
-    found = fetch_bundle(tracking_uri, EXPERIMENT, name, epsilon, out)
+    place = TrackingPlace(STUDIES, tracking_uri)
+    kept = TRACKERS.find(MLFLOW).fetch(place, name, epsilon, out)
     if json_:
-        print_json({"study": name, "epsilon": found, "folder": str(out)})
+        print_json({"study": name, "epsilon": kept, "folder": str(out)})
     else:
         console().print(
-            f"{out}: the best edit of {name} within {epsilon_name(found)}", soft_wrap=True
+            f"{out}: the best edit of {name} within {epsilon_name(kept)}", soft_wrap=True
         )
         console().print(f"Export: tuner export {shlex.quote(str(out))} my-edit", soft_wrap=True)
 

@@ -32,26 +32,6 @@ NOTHING_GAINED = (
 _BELOW = ("success", _FACTS, "hyperparameters")
 
 
-def with_winners(result: StudyResultRecord) -> StudyResultRecord:
-    """Return the result with the selected bundles, which bear a certificate, as the winners'."""
-    from tuner.search.storage.folder import StudyFolder
-
-    folder = StudyFolder(result.summary.folder)
-    won = {(winner.trial, winner.epsilon) for winner in result.winners}
-    entries = tuple(
-        entry.model_copy(
-            update={
-                "bundles": tuple(
-                    (eps, folder.winner(eps) if (entry.number, eps) in won else path)
-                    for eps, path in entry.bundles
-                )
-            }
-        )
-        for entry in result.entries
-    )
-    return result.model_copy(update={"entries": entries})
-
-
 def print_winners(out: Console, record: StudyResultRecord) -> None:
     """Print the best edit for each budget, side by side where there is room."""
     summary = record.summary
@@ -64,7 +44,7 @@ def print_winners(out: Console, record: StudyResultRecord) -> None:
     else:
         _print_one_by_one(out, title, record.winners)
     won = {winner.epsilon for winner in record.winners}
-    lost = ", ".join(epsilon_name(one) for one in summary.epsilons if one not in won)
+    lost = ", ".join(epsilon_name(epsilon) for epsilon in summary.epsilons if epsilon not in won)
     if lost:
         out.print(f"ε={lost}: no trial gained anything; the base model itself is the answer.")
 

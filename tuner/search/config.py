@@ -33,10 +33,10 @@ from tuner.evaluation.metrics import METRICS
 from tuner.files.paths import absolute, legal_part
 from tuner.files.yaml_file import line_of, read_yaml
 from tuner.registry import Registry
-from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.search.samplers import AUTO, SAMPLERS
 from tuner.search.space_file import resolved_space
 from tuner.search.storage.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
+from tuner.search.trackers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.trial.records import Rule
 from tuner.validation import describe_problem, show_path
 
@@ -109,7 +109,7 @@ def _imported_metrics(
         return constraints
     for constraint in constraints:
         _check_there(METRICS, constraint.metric, "constraints", info)
-    return tuple(Constraint.model_validate(one.model_dump()) for one in constraints)
+    return tuple(Constraint.model_validate(constraint.model_dump()) for constraint in constraints)
 
 
 def _listed(value: object) -> object:
@@ -120,6 +120,7 @@ def _known_trackers(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, 
     if NO_TRACKING in names and len(names) > 1:
         raise ValueError(f"`{NO_TRACKING}` goes with nothing else, but got {', '.join(names)}.")
     for name in names:
+        # None of ours is imported here: a worker needs no MLflow.
         if name not in (MLFLOW, NO_TRACKING):
             _check_there(TRACKERS, name, "tracking", info)
     return names
@@ -374,10 +375,11 @@ def load_study(path: Path, flags: Mapping[str, Any] | None = None) -> StudyConfi
         problems = error.errors(include_url=False)
         raise ConfigError(
             "\n".join(
-                describe_problem(one)
-                if one["loc"][:1] and one["loc"][0] in flags
-                else f"{show_path(path)}:{line_of(node, one['loc'])}: {describe_problem(one)}"
-                for one in problems
+                describe_problem(problem)
+                if problem["loc"][:1] and problem["loc"][0] in flags
+                else f"{show_path(path)}:{line_of(node, problem['loc'])}: "
+                f"{describe_problem(problem)}"
+                for problem in problems
             )
         ) from None
 
