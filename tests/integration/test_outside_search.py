@@ -1,4 +1,4 @@
-"""An editor, a metric, a sampler and trackers from outside, used through the command line."""
+"""What a study names from outside the package, used through the command line."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from tuner.editors.lora import Lora
 from tuner.evaluation.metrics import Metric
 from tuner.search.trackers import StudyTracker
 from tuner.search.samplers import Sampler
+from tuner.search.schedulers import Scheduler
 
 
 class Plain(Editor):
@@ -52,6 +53,26 @@ class Echo(Metric):
             said = model.complete(prompt, max_new_tokens=2)
             echoes += prompt.split()[-1] in said
         return echoes / len(self.prompts)
+
+
+class Length(Metric):
+    """How many words the model says, which is only reported."""
+
+    label = "words said"
+
+    @classmethod
+    def is_measured_on(cls, split, criterion):
+        return True
+
+    def measure(self, readings):
+        return float(len(readings.model.complete("The car is", max_new_tokens=4).split()))
+
+
+class OneEpoch(Scheduler):
+    """Ends every other trial after its first epoch."""
+
+    def prunes(self, trial, others):
+        return trial.number % 2 == 1
 
 
 class Halton(Sampler):
@@ -107,6 +128,8 @@ workers: 1
 test_seeds: 0
 budget: {epsilons: [1e-2]}
 sampler: outside:Halton
+scheduler: outside:OneEpoch
+metrics: outside:Length
 tracking: ["outside:Diary", "outside:Broken"]
 constraints:
   - {metric: "outside:Echo", ceiling: 2.0}
@@ -120,7 +143,7 @@ search:
 """
 
 
-def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
+def test_a_study_uses_an_editor_metrics_a_sampler_a_scheduler_and_trackers_from_outside(
     tmp_path: Path,
 ) -> None:
     make_world(tmp_path / "world")
@@ -144,26 +167,37 @@ def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
     done = run("search", "study.yaml", "--folder", "studies", "--json")
     assert done.returncode == 0, done.stderr
     assert "no paper left" in done.stderr
+    told = run("best", "tiny", "--folder", "studies").stdout
+    assert "metrics" in told
     record = open_study(tmp_path / "studies/tiny").record
     assert record.summary.sampler == "outside:Halton"
     assert len((tmp_path / "asked").read_text().split()) >= 2
+    assert [str(entry.state) for entry in record.entries] == ["completed", "pruned"]
+    assert record.summary.scheduler == "outside:OneEpoch"
+    assert record.summary.metrics == ("outside:Length",)
     for entry in record.entries:
         assert entry.record is not None
+        assert len(entry.record.epochs) == (1 if entry.number == 1 else 2)
         for answer in entry.record.answers:
+            assert answer.scores.further["outside:Length"] >= 1
             assert 0 <= answer.scores.further["outside:Echo"] <= 1
             assert answer.violations["outside:Echo.ceiling"] <= 0
     (winner,) = record.winners
     assert winner.trial in (0, 1)
     diary = (tmp_path / "studies/diary.txt").read_text().splitlines()
     assert "follows tiny" in diary
-    assert {"0 completed", "1 completed", "1 winners", "closed"} <= set(diary)
+    assert {"0 completed", "1 pruned", "1 winners", "closed"} <= set(diary)
     assert not (tmp_path / "studies/mlflow.db").exists()
     # What was made can be shown and exported where the module is not.
     away = tmp_path / "away"
     away.mkdir()
-    for verb in (["status", "tiny"], ["best", "tiny"], ["export", "tiny", "adapter"]):
+    compared = ["compare", "tiny", "--epsilon", "1e-2"]
+    for verb in (["status", "tiny"], ["best", "tiny"], compared, ["export", "tiny", "adapter"]):
         done = run(*verb, "--folder", "../studies", cwd=away)
         assert done.returncode == 0, done.stderr
+        if verb[0] != "export":
+            assert "outside:Length" in "".join(done.stdout.split()), done.stdout
+    assert "words said" in (tmp_path / "studies/tiny/report.html").read_text()
     assert (away / "adapter" / "adapter_config.json").is_file()
 
     shown = run("evaluate", "tiny", "--folder", "studies", "--task", "world/task",

@@ -85,6 +85,12 @@ def search(
         str | None,
         typer.Option("--sampler", help="auto, gp, tpe, random or package.module:Class."),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", help="none, median, successive_halving or package.module:Class."
+        ),
+    ] = None,
     edits: EditsOption = None,
     general: GeneralOption = None,
     general_tokens: GeneralTokensOption = None,
@@ -154,6 +160,7 @@ def search(
             "epsilon": steer,
             "rule": rule,
             "sampler": sampler,
+            "scheduler": scheduler,
             "tracking": _tracking(tracked_by, track),
             "edits": edits,
             "general": general,

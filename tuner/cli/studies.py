@@ -5,7 +5,7 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +38,7 @@ from tuner.cli.output import (
 from tuner.cli.study_tables import NOTHING_GAINED, WIDE, of_budget, print_winners
 from tuner.errors import ConfigError, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.deviation.budget import epsilon_name
+from tuner.evaluation.scores import HEADLINE_METRICS
 from tuner.files.text_file import exists, is_folder
 from tuner.settings import read_environment, variable
 from tuner.trial.records import (
@@ -144,7 +145,7 @@ def _list_studies(folder: Path, json_: bool) -> None:
             name,
             record.summary.task,
             record.summary.model,
-            f"{_counts(record).get('completed', 0)}/{record.summary.trials}",
+            f"{sum(trial.state.has_answers for trial in record.entries)}/{record.summary.trials}",
             "running" if driver else "finished" if result.finished else "stopped",
         )
     console().print(table)
@@ -168,8 +169,10 @@ def compare(
 ) -> None:
     """Compare the trials of one or more studies at one budget, best first."""
     rows: list[dict[str, Any]] = []
+    metrics: dict[str, None] = {}
     for name in names:
         record = _open(folder, name).record
+        metrics |= dict.fromkeys(record.summary.metrics)
         rule = record.summary.rule
         if epsilon not in record.summary.epsilons:
             known = ", ".join(map(epsilon_name, record.summary.epsilons))
@@ -203,17 +206,25 @@ def compare(
     if json_:
         print_json(rows)
         return
-    _print_trials(
-        console(), f"Trials at ε={epsilon_name(epsilon)}", rows[:top], several=len(names) > 1
-    )
+    title = f"Trials at ε={epsilon_name(epsilon)}"
+    _print_trials(console(), title, rows[:top], metrics, several=len(names) > 1)
 
 
 def _show_kl(divergence: dict[str, Any] | None) -> str:
     return "–" if divergence is None else f"{divergence['estimate']:.1e}"
 
 
-def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, several: bool) -> None:
+def _print_trials(
+    out: Console,
+    title: str,
+    rows: list[dict[str, Any]],
+    metrics: Collection[str],
+    *,
+    several: bool,
+) -> None:
     """Print a table of trials; where it is narrow the hyperparameters follow below."""
+    from tuner.evaluation.metrics import metric_label
+
     cells = [
         {
             "trial": (f"{row['study']} " if several else "") + f"#{row['trial']} {row['editor']}",
@@ -230,6 +241,7 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
             "α": f"{row['alpha']:.2f}",
             "time": show_seconds(row["seconds"]),
             "hyperparameters": show_values(row["parameters"]),
+            **{metric_label(name): show_share(row["scores"].get(name)) for name in metrics},
         }
         for row in rows
     ]
@@ -239,6 +251,10 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
         judged: tuple[str, ...] = ("efficacy", "drawdown")
     else:
         judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
+    # What is asked for and stands in none of the usual columns.
+    judged += tuple(
+        metric_label(name) for name in metrics if name not in (*HEADLINE_METRICS[:3], *judged)
+    )
     columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation", "divergence")
     if any(row["violations"] for row in rows):
         columns += ("constraints",)

@@ -37,7 +37,7 @@ def check_space(study: StudyConfig) -> None:
     if study.task in task_names() or is_folder(Path(study.task)):
         task = load_task(study.task, study.edits)
         space.check_task(task)
-        check_measured((*task.constraints, *study.constraints), task)
+        check_measured((*task.constraints, *study.constraints, *study.metrics), task)
 
 
 def check_travels_alone(space: Path) -> None:

@@ -34,6 +34,7 @@ from tuner.files.paths import absolute, legal_part
 from tuner.files.yaml_file import line_of, read_yaml
 from tuner.registry import Registry
 from tuner.search.samplers import AUTO, SAMPLERS
+from tuner.search.schedulers import NO_SCHEDULER, SCHEDULERS
 from tuner.search.space_file import resolved_space
 from tuner.search.storage.database import DEFAULT_PATIENCE_S, resolved_storage, storage_url
 from tuner.search.trackers import MLFLOW, NO_TRACKING, TRACKERS
@@ -99,6 +100,19 @@ def _known_sampler(name: str, info: ValidationInfo) -> str:
     if name != AUTO:
         _check_there(SAMPLERS, name, "sampler", info)
     return name
+
+
+def _known_scheduler(name: str, info: ValidationInfo) -> str:
+    _check_there(SCHEDULERS, name, "scheduler", info)
+    return name
+
+
+def _known_metrics(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    for name in names:
+        _check_there(METRICS, name, "metrics", info)
+        if names.count(name) > 1:
+            raise ValueError(f"each metric may be named once, but {name} stands twice.")
+    return names
 
 
 def _imported_metrics(
@@ -178,6 +192,13 @@ class StudyConfig(BaseModel):
     constraints: Annotated[Constraints, AfterValidator(_imported_metrics)] = Field(
         default=(), description="What an edit must keep beside the budget and the task's own."
     )
+    metrics: Annotated[
+        tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known_metrics)
+    ] = Field(
+        default=(),
+        description="What is reported beside the usual figures, without a limit: a metric's name, "
+        "package.module:Class, or a list.",
+    )
     rule: Rule = Rule.FITTED
     epsilon: float | None = Field(
         default=None, description="The budget that steers the search; by default the loosest."
@@ -186,6 +207,11 @@ class StudyConfig(BaseModel):
         default=AUTO,
         description="How hyperparameters are proposed: auto, gp, tpe, random, or an outsider's "
         "package.module:Class.",
+    )
+    scheduler: Annotated[str, AfterValidator(_known_scheduler)] = Field(
+        default=NO_SCHEDULER,
+        description="Which trials end before their last epoch: none, median, successive_halving, "
+        "or an outsider's package.module:Class.",
     )
     per_editor: bool = Field(
         default=False,
@@ -347,8 +373,12 @@ class StudyConfig(BaseModel):
         asked = self.model_dump(mode="json", exclude=set(_MAY_CHANGE))
         if not self.constraints:
             del asked["constraints"]  # studies from before there were any have none
+        if not self.metrics:
+            del asked["metrics"]
         if self.edits is None:
             del asked["edits"]  # nor have they this
+        if self.scheduler == NO_SCHEDULER:
+            del asked["scheduler"]
         # Spelled out, so that a study survives a change of our default.
         return {**asked, "epsilon": self.target_epsilon}
 

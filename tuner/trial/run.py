@@ -43,6 +43,9 @@ from tuner.trial.records import (
 
 EpochListener = Callable[[EpochRecord], None]
 
+PruneRule = Callable[[EpochRecord], bool]
+"""Returns whether a trial ends after an epoch that is not its last."""
+
 
 @final
 @dataclass(frozen=True)
@@ -127,11 +130,11 @@ class Evaluator:
     """A base model, a task and general text, with all that does not depend on the trial.
 
     Long-lived: base losses and base scores are computed once and serve every trial. Edits must
-    keep the task's constraints and the `constraints` given here.
+    keep the task's constraints and the `constraints` given here; `metrics` are only reported.
 
     Raises:
         ConfigError: a budget is below the noise floor of this model, precision and device, or a
-            constraint is about something that the task cannot measure.
+            constraint or a metric is about something that the task cannot measure.
         TaskError: a row exceeds the model's context, or there is too little general text.
     """
 
@@ -143,6 +146,7 @@ class Evaluator:
         general: GeneralText,
         *,
         constraints: Sequence[Constraint] = (),
+        metrics: Sequence[str] = (),
         cache: Cache | None = None,
         companions: Companions | None = None,
     ) -> None:
@@ -150,7 +154,9 @@ class Evaluator:
         self.task = task
         self.budget = budget
         self.constraints = strictest((*task.constraints, *constraints))
-        check_measured(self.constraints, task)
+        self.metrics = tuple(metrics)
+        """What is reported beside the usual figures, without a limit."""
+        check_measured((*self.constraints, *self.metrics), task)
         self.general = general
         self._cache = cache or Cache(cache_folder())
         self._gradients = GradientStore(model, general, self._cache)
@@ -184,12 +190,14 @@ class Evaluator:
         epsilon: float | None = None,
         most: float = 1.0,
         on_epoch: EpochListener | None = None,
+        prunes: PruneRule | None = None,
     ) -> TrialResult:
         """Return what the editor gives; a diverged or too large edit is a failed record.
 
         With `epoch` the epoch is not chosen here: no score on this split steers anything. That
         is how a winner is retrained on the test split. `rule` and `epsilon` narrow the answers;
-        fitted ones are scaled to `most` at most.
+        fitted ones are scaled to `most` at most. `prunes` is asked after each epoch but the last;
+        the epochs so far are then answered for, as if the method had ended there.
 
         Raises:
             ConfigError: the editor cannot edit this model, or yields deltas that no bundle holds.
@@ -205,6 +213,7 @@ class Evaluator:
             epsilons=self.budget.epsilons if epsilon is None else (epsilon,),
             most=most,
             on_epoch=on_epoch,
+            prunes=prunes,
         )
         try:
             return trial.run()
@@ -241,23 +250,28 @@ class Evaluator:
                 self.split(split),
                 self.task.threshold,
                 self.task.success,
-                metrics=dict.fromkeys((*METRICS.names(), *limited)),
+                metrics=dict.fromkeys((*METRICS.names(), *limited, *self.metrics)),
             )
         return self._success[split]
 
-    def constrained_scores(self, split: SplitName) -> Scores:
-        """Return success on a split with what the constraints are about, and nothing else."""
+    def constrained_scores(self, split: SplitName, *, reported: bool = False) -> Scores:
+        """Return success on a split with what the constraints are about, and nothing else.
+
+        With `reported`, also the metrics that are to be reported.
+        """
         metrics = dict.fromkeys(constraint.metric for constraint in self.constraints)
+        if reported:
+            metrics |= dict.fromkeys(self.metrics)
         return self.success_meter(split).scores(metrics)
 
     def full_scores(self, split: SplitName, delta: Delta) -> Scores:
         """Return all scores of an edit; of a memory also how well it tells its edits' prompts."""
         meter = self.success_meter(split)
         with self.model.edited(delta):
-            found = meter.scores()
+            scores = meter.scores()
         if not isinstance(delta, MemoryDelta):
-            return found
-        return found.model_copy(update=scope_figures(self.model, delta, self.split(split)))
+            return scores
+        return scores.model_copy(update=scope_figures(self.model, delta, self.split(split)))
 
     def violations(self, split: SplitName, edited: Scores) -> dict[str, float]:
         """Return by how much an edit breaks each constraint beside the budget."""
@@ -316,9 +330,11 @@ class _Trial:
     epsilons: tuple[float, ...]
     most: float
     on_epoch: EpochListener | None
+    prunes: PruneRule | None = None
     epochs: list[EpochRecord] = field(default_factory=list)
     seconds: dict[Phase, float] = field(default_factory=dict)
     stopped_early: bool = False
+    pruned: bool = False
 
     def run(self) -> TrialResult:
         base = self.evaluator.base_scores(self.split)
@@ -336,55 +352,60 @@ class _Trial:
         # Scaling makes neighbouring epochs alike: fitting two of them loses little.
         last = self.editor.step_count
         fitted_at = {math.ceil(last / 2), last}
-        found: _Candidate | None = None
+        candidate: _Candidate | None = None
         for epoch, delta, loss in self._steps():
             deviation = self._measure(delta, 1.0, self.epsilons)
             noted = self._note(epoch, loss, self._look(delta), deviation)
             strengths = self._strengths(delta, deviation)
-            found = _Candidate(epoch, delta, noted.success, strengths, noted.keeps_constraints)
+            candidate = _Candidate(epoch, delta, noted.success, strengths, noted.keeps_constraints)
             for epsilon in self.epsilons if noted.keeps_constraints else ():
                 if Rule.PUBLISHED in self.rules and deviation.appears_within(epsilon):
-                    candidates.offer(Rule.PUBLISHED, epsilon, found)
+                    candidates.offer(Rule.PUBLISHED, epsilon, candidate)
                 if Rule.BEST in self.rules and deviation.probably_within(epsilon):
-                    candidates.offer(Rule.BEST, epsilon, found)
+                    candidates.offer(Rule.BEST, epsilon, candidate)
             if Rule.FITTED in self.rules and (epoch in fitted_at or epoch > last):
-                self._offer_fitted(candidates, found)
-            if self._hopeless(found):
+                self._offer_fitted(candidates, candidate)
+            if self._hopeless(candidate):
                 self.stopped_early = epoch < last
                 return candidates
+            if self.prunes is not None and epoch < last and self.prunes(noted):
+                self.pruned = True
+                break
         # A method may end before its last epoch: what it ended with is fitted all the same.
         unfitted = set(range(1, last)) - fitted_at
-        if Rule.FITTED in self.rules and found is not None and found.epoch in unfitted:
-            self._offer_fitted(candidates, found)
+        if Rule.FITTED in self.rules and candidate is not None and candidate.epoch in unfitted:
+            self._offer_fitted(candidates, candidate)
         return candidates
 
-    def _offer_fitted(self, candidates: _Candidates, found: _Candidate) -> None:
+    def _offer_fitted(self, candidates: _Candidates, candidate: _Candidate) -> None:
         """Offer an epoch at the strength that suits each budget.
 
         Where the unscaled edit breaks a constraint beside the budget, the strength at which it
         keeps all is looked for once: it is the same for every budget.
         """
-        strengths = found.strengths
+        strengths = candidate.strengths
         # A second point, near the loosest budget, tells linear growth from quadratic.
         widest = self.epsilons[0]
         if not strengths.seen[1.0].probably_within(widest):
             alpha = strengths.predict(widest)
             if alpha >= LEAST_ALPHA:
                 strengths.seen[alpha] = strengths.measure(alpha, widest)
-        if not found.keeps_constraints:
+        if not candidate.keeps_constraints:
             strengths.most = strongest(
-                lambda alpha: alpha < 1 and self._keeps_constraints(found.delta.scaled(alpha)),
+                lambda alpha: alpha < 1 and self._keeps_constraints(candidate.delta.scaled(alpha)),
                 strengths.predict(widest),
             )
         for epsilon in self.epsilons:
             alpha = strengths.predict(epsilon)
             if alpha < LEAST_ALPHA:
                 continue
-            success = found.success
+            success = candidate.success
             if alpha < 1:
-                success = self._success(found.delta.scaled(alpha))
+                success = self._success(candidate.delta.scaled(alpha))
             candidates.offer(
-                Rule.FITTED, epsilon, _Candidate(found.epoch, found.delta, success, strengths)
+                Rule.FITTED,
+                epsilon,
+                _Candidate(candidate.epoch, candidate.delta, success, strengths),
             )
 
     def _retrained(self) -> _Candidates:
@@ -410,25 +431,25 @@ class _Trial:
     def _keep(self, candidates: _Candidates, epoch: int, delta: Delta, loss: float | None) -> None:
         """Replace the epochs before this one, where the general text allows it."""
         deviation = self._measure(delta, 1.0, self.epsilons)
-        found = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
+        candidate = _Candidate(epoch, delta, 0.0, self._strengths(delta, deviation))
         for rule in self.rules:
             for epsilon in self.epsilons:
                 if rule is Rule.FITTED or deviation.probably_within(epsilon):
-                    candidates.chosen[rule, epsilon] = found
+                    candidates.chosen[rule, epsilon] = candidate
         self._note(epoch, loss, self._look(delta), deviation)
 
-    def _hopeless(self, found: _Candidate) -> bool:
+    def _hopeless(self, candidate: _Candidate) -> bool:
         """Return whether this edit is surely over every budget at every strength.
 
         Deviation grows with strength, so the least strength decides. It is measured only where
         quadratic growth from the full strength says that it might be over.
         """
-        deviation = found.strengths.seen[1.0]
+        deviation = candidate.strengths.seen[1.0]
         widest = self.epsilons[0]
         if deviation.lower * LEAST_ALPHA**2 <= widest:
             return False
-        least = found.strengths.measure(LEAST_ALPHA, widest)
-        found.strengths.seen[LEAST_ALPHA] = least
+        least = candidate.strengths.measure(LEAST_ALPHA, widest)
+        candidate.strengths.seen[LEAST_ALPHA] = least
         return surely_over(least, widest)
 
     def _answers(
@@ -477,7 +498,7 @@ class _Trial:
         if not beside:
             return self.evaluator.full_scores(self.split, delta)
         with self.evaluator.model.edited(delta):
-            return self.evaluator.constrained_scores(self.split)
+            return self.evaluator.constrained_scores(self.split, reported=True)
 
     def _strength(
         self, rule: Rule, epsilon: float, candidate: _Candidate | None
@@ -542,8 +563,8 @@ class _Trial:
             return self.evaluator.constrained_scores(self.split)
 
     def _keeps_constraints(self, delta: Delta) -> bool:
-        found = self.evaluator.violations(self.split, self._look(delta))
-        return all(violation <= 0 for violation in found.values())
+        violated = self.evaluator.violations(self.split, self._look(delta))
+        return all(violation <= 0 for violation in violated.values())
 
     def _note(
         self, epoch: int, loss: float | None, scores: Scores, deviation: Deviation
@@ -587,6 +608,7 @@ class _Trial:
             epochs=tuple(self.epochs),
             answers=answers,
             stopped_early=self.stopped_early,
+            pruned=self.pruned,
             seconds=self.seconds,
             versions=library_versions(),
         )
