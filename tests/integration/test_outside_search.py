@@ -4,8 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from ray._private.authentication_test_utils import (
+    authentication_env_guard,
+    reset_auth_token_state,
+    set_auth_mode,
+    set_env_auth_token,
+)
+
+from tests.support.command_line import Run
+from tests.support.ray_head import RayHead
 from tests.support.search_world import make_world
 from tuner.search import open_study
 
@@ -27,6 +38,10 @@ class Plain(Editor):
     """A LoRA of which one number is free."""
 
     learning_rate: float = Field(gt=0, description="Learning rate.")
+
+    @property
+    def steps_per_batch(self):
+        return 2
 
     def steps(self, model, examples, aux, *, seed):
         lora = Lora(rank=2, epochs=2, batch_size=2, learning_rate=self.learning_rate)
@@ -167,8 +182,6 @@ def test_a_study_uses_an_editor_metrics_a_sampler_a_scheduler_and_trackers_from_
     done = run("search", "study.yaml", "--folder", "studies", "--json")
     assert done.returncode == 0, done.stderr
     assert "no paper left" in done.stderr
-    told = run("best", "tiny", "--folder", "studies").stdout
-    assert "metrics" in told
     record = open_study(tmp_path / "studies/tiny").record
     assert record.summary.sampler == "outside:Halton"
     assert len((tmp_path / "asked").read_text().split()) >= 2
@@ -209,3 +222,44 @@ def test_a_study_uses_an_editor_metrics_a_sampler_a_scheduler_and_trackers_from_
     done = run("check", "bad.yaml")
     assert done.returncode == 2
     assert "is not a class of samplers" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A head whose token this process knows, and forgets again."""
+    head = RayHead(tmp_path_factory.mktemp("studies"))
+    with authentication_env_guard():
+        set_auth_mode("token")
+        set_env_auth_token(head.token)
+        reset_auth_token_state()
+        try:
+            head.start()
+            yield head
+        finally:
+            head.kill()
+    reset_auth_token_state()
+
+
+def test_what_a_study_names_from_outside_goes_with_it_to_a_cluster(
+    tmp_path: Path, head: RayHead, run: Run
+) -> None:
+    make_world(tmp_path / "world")
+    # Called otherwise than in the other test, whose module a process may have imported.
+    (tmp_path / "elsewhere.py").write_text(PACKAGE)
+    (tmp_path / "space.yaml").write_text(SPACE.replace("outside:", "elsewhere:"))
+    study = STUDY.replace("outside:", "elsewhere:")
+    study = study.replace("./world/model", str(tmp_path / "world" / "model"))
+    study = study.replace(', "elsewhere:Broken"', "")
+    (tmp_path / "study.yaml").write_text(study)
+    place = ("--ray-address", head.address)
+    code, _, err = run("launch", str(tmp_path / "study.yaml"), *place)
+    assert code == 0, err
+    record = open_study(head.studies / "tiny").record
+    # The workers had the editor, the metrics and the scheduler, the driver the rest.
+    assert [str(entry.state) for entry in record.entries] == ["completed", "pruned"]
+    for entry in record.entries:
+        assert entry.record is not None
+        for answer in entry.record.answers:
+            assert {"elsewhere:Echo", "elsewhere:Length"} <= answer.scores.further.keys()
+    diary = (head.studies / "diary.txt").read_text().splitlines()
+    assert {"follows tiny", "0 completed", "1 pruned", "closed"} <= set(diary)
