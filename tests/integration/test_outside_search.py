@@ -1,15 +1,23 @@
-"""An editor, a metric, a sampler and trackers from outside, used through the command line."""
+"""What a study names from outside the package, used through the command line."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.authentication_test_utils import (
+    authentication_env_guard,
+    reset_auth_token_state,
+    set_auth_mode,
+    set_env_auth_token,
+)
 
 from tests.support.command_line import Run
+from tests.support.ray_head import RayHead
 from tests.support.search_world import make_world
 from tuner.search import open_study
 
@@ -22,14 +30,19 @@ from pydantic import Field
 from tuner.editing.editor import Editor
 from tuner.editors.lora import Lora
 from tuner.evaluation.metrics import Metric
-from tuner.search.observers import StudyTracker
+from tuner.search.trackers import StudyTracker
 from tuner.search.samplers import Sampler
+from tuner.search.schedulers import Scheduler
 
 
 class Plain(Editor):
     """A LoRA of which one number is free."""
 
     learning_rate: float = Field(gt=0, description="Learning rate.")
+
+    @property
+    def steps_per_batch(self):
+        return 2
 
     def steps(self, model, examples, aux, *, seed):
         lora = Lora(rank=2, epochs=2, batch_size=2, learning_rate=self.learning_rate)
@@ -58,6 +71,26 @@ class Echo(Metric):
         return echoes / len(self.prompts)
 
 
+class Length(Metric):
+    """How many words the model says, which is only reported."""
+
+    label = "words said"
+
+    @classmethod
+    def is_measured_on(cls, split, criterion):
+        return True
+
+    def measure(self, readings):
+        return float(len(readings.model.complete("The car is", max_new_tokens=4).split()))
+
+
+class OneEpoch(Scheduler):
+    """Ends every other trial after its first epoch."""
+
+    def prunes(self, trial, others):
+        return trial.number % 2 == 1
+
+
 class Halton(Sampler):
     """Draws at random, and leaves a trace."""
 
@@ -71,8 +104,8 @@ class Halton(Sampler):
 class Diary(StudyTracker):
     """Writes a line for each change."""
 
-    def __init__(self, summary, folder):
-        self.path = Path(folder) / "diary.txt"
+    def __init__(self, summary, place):
+        self.path = place.folder / "diary.txt"
         self.note(f"follows {summary.name}")
 
     def note(self, line):
@@ -87,6 +120,9 @@ class Diary(StudyTracker):
 
     def close(self):
         self.note("closed")
+
+    def where(self):
+        return (f"Diary: {self.path}",)
 
 
 class Broken(Diary):
@@ -108,6 +144,8 @@ workers: 1
 test_seeds: 0
 budget: {epsilons: [1e-2]}
 sampler: outside:Halton
+scheduler: outside:OneEpoch
+metrics: outside:Length
 tracking: ["outside:Diary", "outside:Broken"]
 constraints:
   - {metric: "outside:Echo", ceiling: 2.0}
@@ -121,7 +159,7 @@ search:
 """
 
 
-def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
+def test_a_study_uses_an_editor_metrics_a_sampler_a_scheduler_and_trackers_from_outside(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_world(tmp_path / "world")
@@ -148,25 +186,34 @@ def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
     record = open_study(tmp_path / "studies/tiny").record
     assert record.summary.sampler == "outside:Halton"
     assert len((tmp_path / "asked").read_text().split()) >= 2
+    assert [str(entry.state) for entry in record.entries] == ["completed", "pruned"]
+    assert record.summary.scheduler == "outside:OneEpoch"
+    assert record.summary.metrics == ("outside:Length",)
     for entry in record.entries:
         assert entry.record is not None
+        assert len(entry.record.epochs) == (1 if entry.number == 1 else 2)
         for answer in entry.record.answers:
+            assert answer.scores.further["outside:Length"] >= 1
             assert 0 <= answer.scores.further["outside:Echo"] <= 1
             assert answer.violations["outside:Echo.ceiling"] <= 0
     (winner,) = record.winners
     assert winner.trial in (0, 1)
     diary = (tmp_path / "studies/diary.txt").read_text().splitlines()
     assert "follows tiny" in diary
-    assert {"0 completed", "1 completed", "1 winners", "closed"} <= set(diary)
+    assert {"0 completed", "1 pruned", "1 winners", "closed"} <= set(diary)
     assert not (tmp_path / "studies/mlflow.db").exists()
     # What was made can be shown and exported where the module is not.
     away = tmp_path / "away"
     away.mkdir()
     monkeypatch.chdir(away)
     assert importlib.util.find_spec("outside") is None
-    for verb in (["status", "tiny"], ["best", "tiny"], ["export", "tiny", "adapter"]):
-        code, _, err = run(*verb, "--folder", "../studies")
+    compared = ["compare", "tiny", "--epsilon", "1e-2"]
+    for verb in (["status", "tiny"], ["best", "tiny"], compared, ["export", "tiny", "adapter"]):
+        code, out, err = run(*verb, "--folder", "../studies")
         assert code == 0, err
+        if verb[0] != "export":
+            assert "outside:Length" in "".join(out.split()), out
+    assert "words said" in (tmp_path / "studies/tiny/report.html").read_text()
     assert (away / "adapter" / "adapter_config.json").is_file()
 
     shown = run_there("evaluate", "tiny", "--folder", "studies", "--task", "world/task",
@@ -178,3 +225,44 @@ def test_a_study_uses_an_editor_a_metric_a_sampler_and_trackers_from_outside(
     done = run_there("check", "bad.yaml")
     assert done.returncode == 2
     assert "is not a class of samplers" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A head whose token this process knows, and forgets again."""
+    head = RayHead(tmp_path_factory.mktemp("studies"))
+    with authentication_env_guard():
+        set_auth_mode("token")
+        set_env_auth_token(head.token)
+        reset_auth_token_state()
+        try:
+            head.start()
+            yield head
+        finally:
+            head.kill()
+    reset_auth_token_state()
+
+
+def test_what_a_study_names_from_outside_goes_with_it_to_a_cluster(
+    tmp_path: Path, head: RayHead, run: Run
+) -> None:
+    make_world(tmp_path / "world")
+    # Called otherwise than in the other test, whose module a process may have imported.
+    (tmp_path / "elsewhere.py").write_text(PACKAGE)
+    (tmp_path / "space.yaml").write_text(SPACE.replace("outside:", "elsewhere:"))
+    study = STUDY.replace("outside:", "elsewhere:")
+    study = study.replace("./world/model", str(tmp_path / "world" / "model"))
+    study = study.replace(', "elsewhere:Broken"', "")
+    (tmp_path / "study.yaml").write_text(study)
+    place = ("--ray-address", head.address)
+    code, _, err = run("launch", str(tmp_path / "study.yaml"), *place)
+    assert code == 0, err
+    record = open_study(head.studies / "tiny").record
+    # The workers had the editor, the metrics and the scheduler, the driver the rest.
+    assert [str(entry.state) for entry in record.entries] == ["completed", "pruned"]
+    for entry in record.entries:
+        assert entry.record is not None
+        for answer in entry.record.answers:
+            assert {"elsewhere:Echo", "elsewhere:Length"} <= answer.scores.further.keys()
+    diary = (head.studies / "diary.txt").read_text().splitlines()
+    assert {"follows tiny", "0 completed", "1 pruned", "closed"} <= set(diary)

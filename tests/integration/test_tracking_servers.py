@@ -12,7 +12,9 @@ import pytest
 from tests.support.clone import ROOT
 from tests.support.made_up_study import made_up_study
 from tests.support.mlflow_server import MlflowServer
+from tuner.cli.search import _Trackers
 from tuner.errors import ClusterError, ConfigError
+from tuner.search.trackers import TRACKERS, TrackingPlace
 from tuner.tracking import SyncReport, Tracker, default_uri, fetch_bundle, located_uri, sync
 from tuner.tracking.projection import Projection
 from tuner.trial.records import StudyResultRecord, TrialState
@@ -103,6 +105,24 @@ def test_a_study_is_shown_once_however_often_it_is_sent(tmp_path):
         "figures/report.html"
     ]
     assert (tmp_path / "mlartifacts").is_dir()
+
+
+def test_the_tracker_of_the_registry_says_itself_where_the_study_is_shown(
+    tmp_path: Path,
+) -> None:
+    result = made_up_study(tmp_path, trials=3).model_copy(update={"winners": ()})
+    trackers = _Trackers(["mlflow"], TrackingPlace(tmp_path))
+    (make,) = trackers.makers
+    tracker = make(result.summary)
+    for entry in result.entries:
+        tracker.trial_changed(entry)
+    tracker.study_finished(result)
+    tracker.close()
+    command, page = trackers.where()
+    assert str(tmp_path / "mlflow.db") in command
+    assert result.summary.uid in page
+    assert trackers.missing() == []
+    assert TRACKERS.find("mlflow").sync(result, TrackingPlace(tmp_path)) is None
 
 
 def test_an_upload_that_takes_long_is_waited_for(tmp_path, monkeypatch):

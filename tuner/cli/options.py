@@ -8,9 +8,6 @@ import typer
 from tuner.cli.old_names import old_option
 from tuner.settings import variable
 
-EXPERIMENT = "tuner"
-"""The MLflow experiment that holds all studies."""
-
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="builtin:NAME, a local folder or a hub id.")
 ]

@@ -73,7 +73,8 @@ class StudyDisplay:
 
 def _line(progress: Progress) -> str:
     best = ", ".join(
-        f"ε={epsilon_name(one.epsilon)}: {one.gain:+.2f}" for one in progress.incumbents
+        f"ε={epsilon_name(incumbent.epsilon)}: {incumbent.gain:+.2f}"
+        for incumbent in progress.incumbents
     )
     return f"{_head(progress)} · {_counts(progress)}" + (f" · gain {best}" if best else "")
 
@@ -88,9 +89,10 @@ def _head(progress: Progress) -> str:
 def _counts(progress: Progress) -> str:
     if progress.jobs_total and progress.phase is not StudyPhase.SEARCH:
         return f"{progress.jobs_done}/{progress.jobs_total} jobs"
+    pruned = f"{progress.pruned} pruned, " if progress.pruned else ""
     return (
         f"{progress.done}/{progress.total} trials done, {progress.running} running, "
-        f"{progress.failed} failed, {progress.over_budget} over budget"
+        f"{pruned}{progress.failed} failed, {progress.over_budget} over budget"
     )
 
 
@@ -112,13 +114,13 @@ def _picture(progress: Progress) -> RenderableType:
 def _incumbents(progress: Progress) -> Table:
     columns = ("ε", "best trial", "success", "gain", "deviation", "divergence")
     table = make_table("Best so far", columns, right=columns[1:])
-    for one in progress.incumbents:
+    for incumbent in progress.incumbents:
         table.add_row(
-            epsilon_name(one.epsilon),
-            f"#{one.trial}",
-            f"{one.success:.3f}",
-            f"{one.gain:+.3f}",
-            show_deviation(one.deviation),
-            show_divergence(one.deviation),
+            epsilon_name(incumbent.epsilon),
+            f"#{incumbent.trial}",
+            f"{incumbent.success:.3f}",
+            f"{incumbent.gain:+.3f}",
+            show_deviation(incumbent.deviation),
+            show_divergence(incumbent.deviation),
         )
     return table

@@ -1,6 +1,7 @@
 """The verb that searches."""
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,6 @@ import typer
 from pydantic import ValidationError
 
 from tuner.cli.options import (
-    EXPERIMENT,
     STUDIES,
     BlockLengthOption,
     BudgetsOption,
@@ -28,7 +28,7 @@ from tuner.cli.output import (
     print_json,
 )
 from tuner.cli.stopping import stoppable
-from tuner.cli.study_tables import print_winners, with_winners
+from tuner.cli.study_tables import print_winners
 from tuner.cli.values import read_tokens
 from tuner.errors import ConfigError, MissingExtra
 from tuner.evaluation.deviation.budget import epsilon_name
@@ -43,7 +43,7 @@ from tuner.validation import describe_problem
 if TYPE_CHECKING:
     from tuner.search import StudyConfig
     from tuner.search.observers import ObserverMaker
-    from tuner.tracking import SyncReport
+    from tuner.search.trackers import StudyTracker, TrackingPlace
 
 _STORAGE = variable("storage")
 
@@ -85,6 +85,12 @@ def search(
         str | None,
         typer.Option("--sampler", help="auto, gp, tpe, random or package.module:Class."),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", help="none, median, successive_halving or package.module:Class."
+        ),
+    ] = None,
     edits: EditsOption = None,
     general: GeneralOption = None,
     general_tokens: GeneralTokensOption = None,
@@ -122,7 +128,7 @@ def search(
     track: Annotated[
         bool | None, typer.Option("--track/--no-track", help="Show the study in MLflow.")
     ] = None,
-    trackers: Annotated[
+    tracked_by: Annotated[
         list[str] | None,
         typer.Option(
             "--tracking", help="Who follows it: mlflow, none or package.module:Class; repeatable."
@@ -154,7 +160,8 @@ def search(
             "epsilon": steer,
             "rule": rule,
             "sampler": sampler,
-            "tracking": _tracking(trackers, track),
+            "scheduler": scheduler,
+            "tracking": _tracking(tracked_by, track),
             "edits": edits,
             "general": general,
             "general_tokens": read_tokens(general_tokens) or None,
@@ -168,27 +175,22 @@ def search(
             "storage": storage,
         },
     )
-    from tuner.search.observers import MLFLOW
+    from tuner.search.trackers import TrackingPlace
 
-    tracked = MLFLOW in config.tracking
-    if tracked:
-        # Told now: once the search runs, nothing about MLflow may stop it.
-        from tuner.tracking import check_tracking
-
-        check_tracking(tracking_uri, folder)
-    watcher = _Watcher(folder, tracking_uri if tracked else None, tracked)
-    asked = Study(config, folder=folder, observers=[watcher, *_trackers(config, folder)])
+    report = _Report()
+    trackers = _Trackers(config.tracking, TrackingPlace(folder, tracking_uri))
+    asked = Study(config, folder=folder, observers=[report, *trackers.makers])
     tell_hints(config.task, asked.task.loss)
     with StudyDisplay(messages()) as display:
         result = asked.run(display)
-    if watcher.no_report is not None:
-        messages().print(watcher.no_report, soft_wrap=True)
+    if report.none_because is not None:
+        messages().print(report.none_because, soft_wrap=True)
     if json_:
-        print_json({"result": result.record, "report": watcher.report_path})
-        if watcher.sync is not None and watcher.sync.message:
-            messages().print(watcher.sync.message, soft_wrap=True)
+        print_json({"result": result.record, "report": report.path})
     else:
-        _close(result.record, watcher, folder)
+        _close(result.record, report.path, trackers.where(), folder)
+    for sentence in trackers.missing():
+        messages().print(sentence, soft_wrap=True)
 
 
 def _budget(
@@ -205,20 +207,12 @@ def _budget(
 
 def _tracking(trackers: list[str] | None, track: bool | None) -> list[str] | None:
     """Return what the two options say of the trackers; None where they say nothing."""
-    from tuner.search.observers import MLFLOW, NO_TRACKING
+    from tuner.search.trackers import MLFLOW, NO_TRACKING
 
     if track is not False:
         return trackers if trackers or track is None else [MLFLOW]
     others = [name for name in trackers or () if name != MLFLOW]
     return others or [NO_TRACKING]
-
-
-def _trackers(config: "StudyConfig", folder: Path) -> "list[ObserverMaker]":
-    """Return the makers of all trackers that are not MLflow, which has more to it."""
-    from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
-
-    outside = [name for name in config.tracking if name not in (MLFLOW, NO_TRACKING)]
-    return [partial(TRACKERS.find(name), folder=folder) for name in outside]
 
 
 def _configure(study: Path | None, flags: dict[str, Any]) -> "StudyConfig":
@@ -241,78 +235,71 @@ def _configure(study: Path | None, flags: dict[str, Any]) -> "StudyConfig":
         raise ConfigError("\n".join(problems)) from None
 
 
-class _Watcher:
-    """Follows a study for the user: MLflow while it runs, the report when it ends."""
+class _Report:
+    """Draws the report when a study ends."""
 
-    def __init__(self, folder: Path, uri: str | None, track: bool) -> None:
-        self._folder = folder
-        self._uri = uri
-        self._track = track
-        self._tracker: Any = None
-        self.report_path: Path | None = None
-        self.no_report: str | None = None
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.none_because: str | None = None
         """Why there is no report, where none can be drawn."""
-        self.sync: SyncReport | None = None
 
-    def __call__(self, summary: StudySummary) -> "_Watcher":
-        if self._track:
-            from tuner.tracking import Tracker
-
-            self._tracker = Tracker(self._uri, EXPERIMENT, summary, self._folder)
-            self._tracker.start()
+    def __call__(self, summary: StudySummary) -> "_Report":
         return self
 
     def trial_changed(self, entry: TrialEntry) -> None:
-        if self._tracker is not None:
-            self._tracker.trial_changed(entry)
+        """Do nothing: it is drawn once."""
 
     def study_finished(self, result: StudyResultRecord) -> None:
-        from tuner.report import write_figures, write_report
+        from tuner.report import write_report
 
-        folder = result.summary.folder
-        figures: tuple[Path, ...] = ()
         try:
-            self.report_path = write_report(result, folder / "report.html")
-            if self._tracker is not None:
-                figures = write_figures(result, folder / "figures")
+            self.path = write_report(result, result.summary.folder / "report.html")
         except MissingExtra as missing:
-            self.no_report = f"No report was drawn: {missing}"
-        if self._tracker is not None:
-            self._tracker.study_finished(with_winners(result), self.report_path, figures)
+            self.none_because = f"No report was drawn: {missing}"
 
     def close(self) -> None:
-        if self._tracker is not None:
-            self.sync = self._tracker.close()
+        """Do nothing: nothing is held open."""
+
+
+class _Trackers:
+    """The trackers that a study names, by the registry, and what they say when it has ended."""
+
+    def __init__(self, names: Sequence[str], place: "TrackingPlace") -> None:
+        from tuner.search.trackers import NO_TRACKING, TRACKERS
+
+        self._place = place
+        self._kinds = [TRACKERS.find(name) for name in names if name != NO_TRACKING]
+        self._made: list[StudyTracker] = []
+        for kind in self._kinds:
+            # Told now: once the search runs, no tracker may stop it.
+            kind.check(place)
 
     @property
-    def uri(self) -> str:
-        """Where the runs are."""
-        from tuner.tracking import located_uri
+    def makers(self) -> "list[ObserverMaker]":
+        return [partial(self._make, kind) for kind in self._kinds]
 
-        return located_uri(self._uri, self._folder)
+    def _make(self, kind: "type[StudyTracker]", summary: StudySummary) -> "StudyTracker":
+        tracker = kind(summary, self._place)
+        self._made.append(tracker)
+        return tracker
+
+    def where(self) -> list[str]:
+        return [line for tracker in self._made for line in tracker.where()]
+
+    def missing(self) -> list[str]:
+        told = (tracker.missing() for tracker in self._made)
+        return [sentence for sentence in told if sentence is not None]
 
 
-def _close(record: StudyResultRecord, watcher: _Watcher, folder: Path) -> None:
+def _close(record: StudyResultRecord, report: Path | None, where: list[str], folder: Path) -> None:
     out = console()
     print_winners(out, record)
     name = record.summary.name
     place = "" if folder == STUDIES else f" --folder {shlex.quote(str(folder))}"
-    if watcher.report_path is not None:
-        out.print(f"Report:  {watcher.report_path}", soft_wrap=True)
-    if watcher.sync is not None:
-        from tuner.tracking import study_url, ui_address, ui_command
-
-        out.print(f"MLflow:  {ui_command(watcher.uri)}", soft_wrap=True)
-        if watcher.sync.experiment_id is not None:
-            address = study_url(
-                ui_address(watcher.uri),
-                watcher.sync.experiment_id,
-                record.summary.uid,
-                charts=True,
-            )
-            out.print(f"         {address}", soft_wrap=True)
-        if watcher.sync.message:
-            messages().print(watcher.sync.message, soft_wrap=True)
+    if report is not None:
+        out.print(f"Report:  {report}", soft_wrap=True)
+    for line in where:
+        out.print(line, soft_wrap=True)
     if record.winners:
         epsilon = epsilon_name(record.winners[0].epsilon)
         out.print(

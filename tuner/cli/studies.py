@@ -5,7 +5,7 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,6 @@ from rich.text import Text
 
 from tuner.cli.launch.backend_options import find_backend
 from tuner.cli.options import (
-    EXPERIMENT,
     STUDIES,
     ContextOption,
     FolderOption,
@@ -36,9 +35,10 @@ from tuner.cli.output import (
     show_values,
     show_violations,
 )
-from tuner.cli.study_tables import NOTHING_GAINED, WIDE, of_budget, print_winners, with_winners
+from tuner.cli.study_tables import NOTHING_GAINED, WIDE, of_budget, print_winners
 from tuner.errors import ConfigError, StudyFailed, TunerError, unknown_name
 from tuner.evaluation.deviation.budget import epsilon_name
+from tuner.evaluation.scores import HEADLINE_METRICS
 from tuner.files.text_file import exists, is_folder
 from tuner.settings import read_environment, variable
 from tuner.trial.records import (
@@ -97,18 +97,10 @@ def status(
         return
     record = _open(folder, name).record
     if sync:
-        from tuner.tracking import sync as send
+        from tuner.search.trackers import MLFLOW, TRACKERS, TrackingPlace
 
-        report = folder / name / "report.html"
-        sent = send(
-            tracking_uri,
-            EXPERIMENT,
-            with_winners(record),
-            folder,
-            report_path=report if exists(report) else None,
-            figures=tuple(sorted((folder / name / "figures").glob("*.html"))),
-        )
-        messages().print(sent.message or "MLflow is up to date.", soft_wrap=True)
+        missing = TRACKERS.find(MLFLOW).sync(record, TrackingPlace(folder, tracking_uri))
+        messages().print(missing or "MLflow is up to date.", soft_wrap=True)
     counts = _counts(record)
     driver = _driver(folder / name)
     if json_:
@@ -153,7 +145,7 @@ def _list_studies(folder: Path, json_: bool) -> None:
             name,
             record.summary.task,
             record.summary.model,
-            f"{_counts(record).get('completed', 0)}/{record.summary.trials}",
+            f"{sum(trial.state.has_answers for trial in record.entries)}/{record.summary.trials}",
             "running" if driver else "finished" if result.finished else "stopped",
         )
     console().print(table)
@@ -177,11 +169,13 @@ def compare(
 ) -> None:
     """Compare the trials of one or more studies at one budget, best first."""
     rows: list[dict[str, Any]] = []
+    metrics: dict[str, None] = {}
     for name in names:
         record = _open(folder, name).record
+        metrics |= dict.fromkeys(record.summary.metrics)
         rule = record.summary.rule
         if epsilon not in record.summary.epsilons:
-            known = ", ".join(epsilon_name(one) for one in record.summary.epsilons)
+            known = ", ".join(map(epsilon_name, record.summary.epsilons))
             raise ConfigError(
                 f"The study {name!r} has no budget {epsilon_name(epsilon)}; it has {known}."
             )
@@ -212,17 +206,25 @@ def compare(
     if json_:
         print_json(rows)
         return
-    _print_trials(
-        console(), f"Trials at ε={epsilon_name(epsilon)}", rows[:top], several=len(names) > 1
-    )
+    title = f"Trials at ε={epsilon_name(epsilon)}"
+    _print_trials(console(), title, rows[:top], metrics, several=len(names) > 1)
 
 
 def _show_kl(divergence: dict[str, Any] | None) -> str:
     return "–" if divergence is None else f"{divergence['estimate']:.1e}"
 
 
-def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, several: bool) -> None:
+def _print_trials(
+    out: Console,
+    title: str,
+    rows: list[dict[str, Any]],
+    metrics: Collection[str],
+    *,
+    several: bool,
+) -> None:
     """Print a table of trials; where it is narrow the hyperparameters follow below."""
+    from tuner.evaluation.metrics import metric_label
+
     cells = [
         {
             "trial": (f"{row['study']} " if several else "") + f"#{row['trial']} {row['editor']}",
@@ -239,6 +241,7 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
             "α": f"{row['alpha']:.2f}",
             "time": show_seconds(row["seconds"]),
             "hyperparameters": show_values(row["parameters"]),
+            **{metric_label(name): show_share(row["scores"].get(name)) for name in metrics},
         }
         for row in rows
     ]
@@ -248,6 +251,10 @@ def _print_trials(out: Console, title: str, rows: list[dict[str, Any]], *, sever
         judged: tuple[str, ...] = ("efficacy", "drawdown")
     else:
         judged = (FACTS_HEADING, "edit score") if facts else ("exact",)
+    # What is asked for and stands in none of the usual columns.
+    judged += tuple(
+        metric_label(name) for name in metrics if name not in (*HEADLINE_METRICS[:3], *judged)
+    )
     columns: tuple[str, ...] = ("trial", "gain", *judged, "deviation", "divergence")
     if any(row["violations"] for row in rows):
         columns += ("constraints",)
@@ -288,12 +295,12 @@ def best(
     else:
         chosen = [result.best(winner.epsilon) for winner in record.winners]
     if json_:
-        print_json([{"winner": one.winner, "bundle": str(one.folder)} for one in chosen])
+        print_json([{"winner": edit.winner, "bundle": str(edit.folder)} for edit in chosen])
         return
     print_winners(console(), record)
-    for one in chosen:
+    for edit in chosen:
         console().print(
-            f"ε={epsilon_name(one.winner.epsilon)} bundle: {one.folder}", soft_wrap=True
+            f"ε={epsilon_name(edit.winner.epsilon)} bundle: {edit.folder}", soft_wrap=True
         )
 
 
@@ -312,14 +319,15 @@ def fetch(
     json_: JsonFlag = False,
 ) -> None:
     """Bring the best edit of a study here from MLflow, wherever the study ran."""
-    from tuner.tracking import fetch_bundle
+    from tuner.search.trackers import MLFLOW, TRACKERS, TrackingPlace
 
-    found = fetch_bundle(tracking_uri, EXPERIMENT, name, epsilon, out)
+    place = TrackingPlace(STUDIES, tracking_uri)
+    kept = TRACKERS.find(MLFLOW).fetch(place, name, epsilon, out)
     if json_:
-        print_json({"study": name, "epsilon": found, "folder": str(out)})
+        print_json({"study": name, "epsilon": kept, "folder": str(out)})
     else:
         console().print(
-            f"{out}: the best edit of {name} within {epsilon_name(found)}", soft_wrap=True
+            f"{out}: the best edit of {name} within {epsilon_name(kept)}", soft_wrap=True
         )
         console().print(f"Export: tuner export {shlex.quote(str(out))} my-edit", soft_wrap=True)
 

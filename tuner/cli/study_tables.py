@@ -1,5 +1,6 @@
 """Tables of studies and their winners."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,30 +27,11 @@ from tuner.trial.records import (
 WIDE = 118
 # Too long for a column.
 _FACTS = "facts"
+_METRICS = "metrics"
 NOTHING_GAINED = (
     "No trial of {} gained anything within a budget: the base model itself is the answer for each."
 )
-_BELOW = ("success", _FACTS, "hyperparameters")
-
-
-def with_winners(result: StudyResultRecord) -> StudyResultRecord:
-    """Return the result with the selected bundles, which bear a certificate, as the winners'."""
-    from tuner.search.storage.folder import StudyFolder
-
-    folder = StudyFolder(result.summary.folder)
-    won = {(winner.trial, winner.epsilon) for winner in result.winners}
-    entries = tuple(
-        entry.model_copy(
-            update={
-                "bundles": tuple(
-                    (eps, folder.winner(eps) if (entry.number, eps) in won else path)
-                    for eps, path in entry.bundles
-                )
-            }
-        )
-        for entry in result.entries
-    )
-    return result.model_copy(update={"entries": entries})
+_BELOW = ("success", _FACTS, _METRICS, "hyperparameters")
 
 
 def print_winners(out: Console, record: StudyResultRecord) -> None:
@@ -60,17 +42,18 @@ def print_winners(out: Console, record: StudyResultRecord) -> None:
         return
     title = f"{summary.name}: best edit per budget ({summary.model}, rule {summary.rule.value})"
     if out.width >= WIDE:
-        _print_side_by_side(out, title, record.winners)
+        _print_side_by_side(out, title, record)
     else:
-        _print_one_by_one(out, title, record.winners)
+        _print_one_by_one(out, title, record)
     won = {winner.epsilon for winner in record.winners}
-    lost = ", ".join(epsilon_name(one) for one in summary.epsilons if one not in won)
+    lost = ", ".join(epsilon_name(epsilon) for epsilon in summary.epsilons if epsilon not in won)
     if lost:
         out.print(f"ε={lost}: no trial gained anything; the base model itself is the answer.")
 
 
-def _print_side_by_side(out: Console, title: str, winners: tuple[Winner, ...]) -> None:
-    rows = [_winner_rows(winner) for winner in winners]
+def _print_side_by_side(out: Console, title: str, record: StudyResultRecord) -> None:
+    winners = record.winners
+    rows = [_winner_rows(winner, record.summary.metrics) for winner in winners]
     table = make_table(title, ("ε", *(key for key in rows[0] if key not in _BELOW)))
     for winner, facts in zip(winners, rows, strict=True):
         table.add_row(
@@ -85,24 +68,30 @@ def _print_side_by_side(out: Console, title: str, winners: tuple[Winner, ...]) -
             )
 
 
-def _print_one_by_one(out: Console, title: str, winners: tuple[Winner, ...]) -> None:
+def _print_one_by_one(out: Console, title: str, record: StudyResultRecord) -> None:
     out.print(title, style="bold")
-    for winner in winners:
+    for winner in record.winners:
         out.print(f"\nε={epsilon_name(winner.epsilon)}", style="bold")
         grid = Table.grid(padding=(0, 2))
-        for key, value in _winner_rows(winner).items():
+        for key, value in _winner_rows(winner, record.summary.metrics).items():
             grid.add_row(Text(key, style="dim"), value)
         out.print(grid)
 
 
-def _winner_rows(winner: Winner) -> dict[str, str | Text]:
+def _winner_rows(winner: Winner, metrics: Sequence[str]) -> dict[str, str | Text]:
     """Return what is said about a winner, in the order of a reader's questions."""
+    from tuner.evaluation.metrics import metric_label
+
     answer, kept = winner.validation, winner.seeds_within_budget
     exact = "" if answer.scores.exact is None else f", exact {answer.scores.exact:.3f}"
     constrained = winner.seeds_within_constraints
     further = "" if constrained is None else f", {constrained}/{len(winner.test)} the constraints"
     figures = answer.scores.fact_figures().items()
     told = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in figures)
+    reported = ", ".join(
+        f"{metric_label(name)} {value:.3f}"
+        for name, value in answer.scores.reported(metrics).items()
+    )
     return {
         "edit": f"#{winner.trial} {winner.editor}",
         "gain, validation": show_interval(answer.gain, answer.gain_interval),
@@ -113,6 +102,7 @@ def _winner_rows(winner: Winner) -> dict[str, str | Text]:
         "certificate": show_certificate(winner.certificate),
         "success": f"{answer.success:.3f} on validation{exact}",
         **({_FACTS: told} if told else {}),
+        **({_METRICS: reported} if reported else {}),
         "hyperparameters": show_values(_distinguishing(winner))
         + f"; epoch {answer.epoch}, α={answer.alpha:.2f}",
     }

@@ -29,21 +29,27 @@ def violations(constraints: Sequence[Constraint], edited: Scores, base: Scores) 
     }
 
 
-def check_measured(constraints: Sequence[Constraint], task: Task) -> None:
-    """Refuse constraints on scores that cannot be measured on both splits of a task.
+def check_measured(wanted: Sequence[Constraint | str], task: Task) -> None:
+    """Refuse constraints and metrics, by name, that cannot be measured on both splits of a task.
 
     Raises:
-        ConfigError: the task has not what a constraint is about.
+        ConfigError: the task has not what one of them is about.
     """
     for name, split in (("val", task.val), ("test", task.test)):
         judged = split.limited(task.simultaneous_edits)
-        for constraint in constraints:
-            if not trusted_metric(constraint.metric).is_measured_on(judged, task.success):
-                raise ConfigError(
-                    f"The constraint {constraint.name} cannot be judged: the {name} split of "
-                    f"{task.name} has not the rows, or the task not the success rule, by which "
-                    f"{constraint.metric} is measured. Provide them, or drop the constraint."
-                )
+        for asked in wanted:
+            metric = asked if isinstance(asked, str) else asked.metric
+            if trusted_metric(metric).is_measured_on(judged, task.success):
+                continue
+            what, instead = (
+                (f"metric {asked} cannot be reported", "drop the metric")
+                if isinstance(asked, str)
+                else (f"constraint {asked.name} cannot be judged", "drop the constraint")
+            )
+            raise ConfigError(
+                f"The {what}: the {name} split of {task.name} has not the rows, or the task not "
+                f"the success rule, by which {metric} is measured. Provide them, or {instead}."
+            )
 
 
 def _clipped(violation: float) -> float:

@@ -1,5 +1,6 @@
 """What a model does on a task, as numbers."""
 
+from collections.abc import Iterable
 from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -124,6 +125,15 @@ class Scores(BaseModel):
             exclude={"row_success", "further"}, exclude_none=True
         )
         return ours | self.further
+
+    def reported(self, names: Iterable[str]) -> dict[str, float]:
+        """Return those of `names` that were measured and are not told of anyway."""
+        figures = self.figures()
+        return {
+            name: figures[name]
+            for name in names
+            if name in figures and name not in (*HEADLINE_METRICS, "exact")
+        }
 
     def fact_figures(self) -> dict[str, float]:
         """Return those of `HEADLINE_METRICS` that were measured; none for other tasks."""

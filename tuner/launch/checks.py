@@ -9,6 +9,7 @@ from tuner.evaluation.constraints import check_measured
 from tuner.files.text_file import is_folder
 from tuner.files.yaml_file import read_yaml
 from tuner.search import StudyConfig, load_space
+from tuner.search.outside import outside_modules
 from tuner.search.space_file import resolved_space
 
 
@@ -37,7 +38,22 @@ def check_space(study: StudyConfig) -> None:
     if study.task in task_names() or is_folder(Path(study.task)):
         task = load_task(study.task, study.edits)
         space.check_task(task)
-        check_measured((*task.constraints, *study.constraints), task)
+        check_measured((*task.constraints, *study.constraints, *study.metrics), task)
+
+
+def check_installed(study: StudyConfig, space: Path | str) -> None:
+    """Refuse classes whose modules only lie in a folder here: only what an image holds is there.
+
+    Raises:
+        ConfigError: the study names such a class, or its space does.
+    """
+    modules = outside_modules(study, load_space(space))
+    if modules:
+        raise ConfigError(
+            f"{modules[0].name}: its classes must be in the cluster's image, since only a study "
+            "and its space travel to Kubernetes. Install it as a package, in an image on top of "
+            "tuner's."
+        )
 
 
 def check_travels_alone(space: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from tuner.trial.records import StudyResultRecord, TrialState
+from tuner.trial.records import StudyResultRecord
 
 _FEWEST_TRIALS = 15
 _FOLDS = 5
@@ -122,7 +122,7 @@ def _table(result: StudyResultRecord) -> tuple[list[str], list[list[float]], lis
     names = searched_names(result)
     rows, values = [], []
     for entry in result.entries:
-        if entry.state is not TrialState.COMPLETED or entry.record is None:
+        if not entry.state.has_answers or entry.record is None:
             continue
         try:
             answer = entry.record.answer(result.summary.target_epsilon, result.summary.rule)

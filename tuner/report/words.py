@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.evaluation.deviation.budget import Deviation, epsilon_label
+from tuner.evaluation.metrics import metric_label
 from tuner.evaluation.scores import HEADLINE_METRICS, Interval, Scores
 from tuner.trial.records import SeedResult, TrialEntry
 
@@ -24,15 +25,28 @@ def fact_figures(scores: Scores) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), share(value)) for name, value in scores.fact_figures().items()]
 
 
-def fact_names(tests: Sequence[SeedResult]) -> list[str]:
+def reported(scores: Scores, metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the figures that the study asked for beside the usual ones, by their labels."""
+    return [(metric_label(name), share(value)) for name, value in scores.reported(metrics).items()]
+
+
+def fact_names(tests: Sequence[SeedResult], metrics: Sequence[str] = ()) -> list[str]:
     """Return the names of all figures that one seed or another has, in their order."""
     had = {name for test in tests for name in test.answer.scores.fact_figures()}
-    return [name for name in HEADLINE_METRICS if name in had]
+    asked_for = {name: None for test in tests for name in test.answer.scores.reported(metrics)}
+    return [*(name for name in HEADLINE_METRICS if name in had), *asked_for]
+
+
+def fact_heads(names: Sequence[str]) -> list[str]:
+    """Return how a table calls these figures."""
+    return [
+        name.replace("_", " ") if name in HEADLINE_METRICS else metric_label(name) for name in names
+    ]
 
 
 def fact_cells(scores: Scores, names: Sequence[str]) -> list[str]:
     """Return one cell per name; the base model, as an answer, has no figure of a memory."""
-    figures = scores.fact_figures()
+    figures = scores.figures()
     return [share(figures[name]) if name in figures else "–" for name in names]
 
 

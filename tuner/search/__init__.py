@@ -10,12 +10,13 @@ for _package in ("optuna", "ray"):
 
 from tuner.search.check import check_study  # noqa: E402
 from tuner.search.config import StudyConfig, load_study  # noqa: E402
-from tuner.search.observers import StudyObserver, StudyTracker  # noqa: E402
+from tuner.search.observers import StudyObserver  # noqa: E402
 from tuner.search.progress import Incumbent, Progress, StudyPhase  # noqa: E402
 from tuner.search.result import Best, StudyResult, open_study  # noqa: E402
 from tuner.search.space import Space  # noqa: E402
 from tuner.search.space_file import load_space, space_names  # noqa: E402
 from tuner.search.study import STUDIES, Study  # noqa: E402
+from tuner.search.trackers import StudyTracker, TrackingPlace  # noqa: E402
 
 __all__ = [
     "STUDIES",
@@ -29,6 +30,7 @@ __all__ = [
     "StudyPhase",
     "StudyResult",
     "StudyTracker",
+    "TrackingPlace",
     "check_study",
     "load_space",
     "load_study",

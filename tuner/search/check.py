@@ -34,20 +34,20 @@ def check_study(path: Path) -> list[str]:
     if not isinstance(content, dict):
         return problems
     named = _named(config, content, path.parent)
-    found: dict[str, Space | Task] = {}
+    loaded: dict[str, Space | Task] = {}
     for key, load in (("space", load_space), ("task", load_task)):
         value = named.get(key)
         if value is None:
             continue
         try:
-            found[key] = load(value)
+            loaded[key] = load(value)
         except (TunerError, ValidationError) as error:
             # A complaint about the file itself has its own place; one about the name has ours.
             for line in str(error).splitlines():
                 located = ".yaml:" in line or ".jsonl:" in line
                 prefix = "" if located else f"{path}:{line_of(node, (key,))}: "
                 problems.append(f"{prefix}{line}")
-    space, task = found.get("space"), found.get("task")
+    space, task = loaded.get("space"), loaded.get("task")
     if isinstance(space, Space) and isinstance(task, Task):
         try:
             space.check_task(task)
@@ -61,10 +61,14 @@ def check_study(path: Path) -> list[str]:
         except TunerError as error:
             problems.append(f"{path}:{line_of(node, ('space',))}: {error}")
     if config is not None and isinstance(task, Task):
-        try:
-            check_measured((*task.constraints, *config.constraints), task)
-        except TunerError as error:
-            problems.append(f"{path}:{line_of(node, ('constraints',))}: {error}")
+        for key, wanted in (
+            ("constraints", (*task.constraints, *config.constraints)),
+            ("metrics", config.metrics),
+        ):
+            try:
+                check_measured(wanted, task)
+            except TunerError as error:
+                problems.append(f"{path}:{line_of(node, (key,))}: {error}")
     if config is not None:
         try:
             locate(config.model, config.revision)

@@ -34,11 +34,12 @@ from tuner.evaluation.metrics import METRICS
 from tuner.files.paths import absolute, legal_part
 from tuner.files.yaml_file import line_of, read_yaml
 from tuner.registry import Registry
-from tuner.search.observers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.search.samplers import AUTO, SAMPLERS
+from tuner.search.schedulers import NO_SCHEDULER, SCHEDULERS
 from tuner.search.space_file import resolved_space
 from tuner.search.storage.database import DEFAULT_PATIENCE_S
 from tuner.search.storage.url import resolved_storage, storage_url
+from tuner.search.trackers import MLFLOW, NO_TRACKING, TRACKERS
 from tuner.trial.records import Rule
 from tuner.validation import describe_problem, show_path
 
@@ -103,6 +104,19 @@ def _known_sampler(name: str, info: ValidationInfo) -> str:
     return name
 
 
+def _known_scheduler(name: str, info: ValidationInfo) -> str:
+    _check_there(SCHEDULERS, name, "scheduler", info)
+    return name
+
+
+def _known_metrics(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    for name in names:
+        _check_there(METRICS, name, "metrics", info)
+        if names.count(name) > 1:
+            raise ValueError(f"each metric may be named once, but {name} stands twice.")
+    return names
+
+
 def _imported_metrics(
     constraints: tuple[Constraint, ...], info: ValidationInfo
 ) -> tuple[Constraint, ...]:
@@ -111,7 +125,7 @@ def _imported_metrics(
         return constraints
     for constraint in constraints:
         _check_there(METRICS, constraint.metric, "constraints", info)
-    return tuple(Constraint.model_validate(one.model_dump()) for one in constraints)
+    return tuple(Constraint.model_validate(constraint.model_dump()) for constraint in constraints)
 
 
 def _listed(value: object) -> object:
@@ -122,6 +136,7 @@ def _known_trackers(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, 
     if NO_TRACKING in names and len(names) > 1:
         raise ValueError(f"`{NO_TRACKING}` goes with nothing else, but got {', '.join(names)}.")
     for name in names:
+        # None of ours is imported here: a worker needs no MLflow.
         if name not in (MLFLOW, NO_TRACKING):
             _check_there(TRACKERS, name, "tracking", info)
     return names
@@ -179,6 +194,13 @@ class StudyConfig(BaseModel):
     constraints: Annotated[Constraints, AfterValidator(_imported_metrics)] = Field(
         default=(), description="What an edit must keep beside the budget and the task's own."
     )
+    metrics: Annotated[
+        tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known_metrics)
+    ] = Field(
+        default=(),
+        description="What is reported beside the usual figures, without a limit: a metric's name, "
+        "package.module:Class, or a list.",
+    )
     rule: Rule = Rule.FITTED
     epsilon: float | None = Field(
         default=None, description="The budget that steers the search; by default the loosest."
@@ -187,6 +209,11 @@ class StudyConfig(BaseModel):
         default=AUTO,
         description="How hyperparameters are proposed: auto, gp, tpe, random, or an outsider's "
         "package.module:Class.",
+    )
+    scheduler: Annotated[str, AfterValidator(_known_scheduler)] = Field(
+        default=NO_SCHEDULER,
+        description="Which trials end before their last epoch: none, median, successive_halving, "
+        "or an outsider's package.module:Class.",
     )
     per_editor: bool = Field(
         default=False,
@@ -348,8 +375,12 @@ class StudyConfig(BaseModel):
         asked = self.model_dump(mode="json", exclude=set(_MAY_CHANGE))
         if not self.constraints:
             del asked["constraints"]  # studies from before there were any have none
+        if not self.metrics:
+            del asked["metrics"]
         if self.edits is None:
             del asked["edits"]  # nor have they this
+        if self.scheduler == NO_SCHEDULER:
+            del asked["scheduler"]
         # Spelled out, so that a study survives a change of our default.
         return {**asked, "epsilon": self.target_epsilon}
 
@@ -376,10 +407,11 @@ def load_study(path: Path, flags: Mapping[str, Any] | None = None) -> StudyConfi
         problems = error.errors(include_url=False)
         raise ConfigError(
             "\n".join(
-                describe_problem(one)
-                if one["loc"][:1] and one["loc"][0] in flags
-                else f"{show_path(path)}:{line_of(node, one['loc'])}: {describe_problem(one)}"
-                for one in problems
+                describe_problem(problem)
+                if problem["loc"][:1] and problem["loc"][0] in flags
+                else f"{show_path(path)}:{line_of(node, problem['loc'])}: "
+                f"{describe_problem(problem)}"
+                for problem in problems
             )
         ) from None
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tuner.evaluation.constraints import WORST
 from tuner.evaluation.deviation.budget import Deviation
-from tuner.trial.records import Outcome, Rule, TrialRecord
+from tuner.trial.records import EpochRecord, Outcome, Rule, TrialRecord
 
 BUDGET = "budget"
 """The budget's name among the constraints in the ledger."""
@@ -66,6 +66,21 @@ def objective_of(
         budget = max(budget, _LEAST_VIOLATION)
     value = answer.success if rule is Rule.FITTED else nearest.success
     return Objective(value=value, constraints={BUDGET: budget, **nearest.violations})
+
+
+def epoch_value(epoch: EpochRecord, rule: Rule, epsilon: float) -> float:
+    """Return how good the edit after an epoch is in a scheduler's eyes; higher is better.
+
+    The rule `fitted` scales an edit down to the budget later, so what counts is its success. By the
+    other rules an edit counts as it is: one that breaks the budget or a constraint is worth less
+    than any that keeps them, by how far it is beyond the worst of them.
+
+    Source: Deb 2000, An efficient constraint handling method for genetic algorithms, §3.
+    """
+    if rule is Rule.FITTED:
+        return epoch.success
+    beyond = max(log_ratio(epoch.deviation, epsilon), *epoch.violations.values(), -_LIMIT)
+    return epoch.success if beyond <= 0 else -beyond
 
 
 def log_ratio(deviation: Deviation, epsilon: float) -> float:

@@ -1,14 +1,11 @@
 """Who follows a study while it runs: trackers, reports. None of their errors hurts the study."""
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol, final
 
 from tuner.errors import TunerError
-from tuner.registry import Registry
 from tuner.trial.records import StudyResultRecord, StudySummary, TrialEntry
 
 _logger = logging.getLogger("tuner.search.study")
@@ -30,42 +27,6 @@ class StudyObserver(Protocol):
 ObserverMaker = Callable[[StudySummary], StudyObserver]
 
 
-class StudyTracker(ABC):
-    """Follows studies from the command line, where a study says `tracking: package.module:Class`.
-
-    An installed package offers its own under the entry-point group `tuner.trackers`. A tracker
-    runs in the driver, is told of all earlier trials when a study is continued, and may raise: the
-    search goes on, and the first error is logged.
-    """
-
-    @abstractmethod
-    def __init__(self, summary: StudySummary, folder: Path) -> None:
-        """Begin to follow a study that is kept below `folder`."""
-
-    @abstractmethod
-    def trial_changed(self, entry: TrialEntry) -> None:
-        """Note a trial that was started, was continued or has ended."""
-
-    @abstractmethod
-    def study_finished(self, result: StudyResultRecord) -> None:
-        """Note the winners."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish; also called when the study is interrupted."""
-
-
-MLFLOW, NO_TRACKING = "mlflow", "none"
-
-TRACKERS = Registry(
-    noun="tracker",
-    group="tuner.trackers",
-    base=StudyTracker,  # type: ignore[type-abstract]
-    # MLflow is served by the command line itself, which also syncs and links it.
-    modules=dict,
-)
-
-
 @final
 class Observers:
     """Several observers of one study, made as soon as it is known which base model it edits."""
@@ -76,15 +37,15 @@ class Observers:
     @property
     def waiting(self) -> bool:
         """Whether one of them has not been made yet."""
-        return any(one.waiting for one in self._observers)
+        return any(observer.waiting for observer in self._observers)
 
     def begin(self, summary: StudySummary, entries: Sequence[TrialEntry]) -> None:
         """Make them, and tell them of the trials so far."""
-        for one in self._observers:
-            if one.waiting:
-                one.begin(summary)
+        for observed in self._observers:
+            if observed.waiting:
+                observed.begin(summary)
                 for entry in entries:
-                    one.tell(lambda observer, entry=entry: observer.trial_changed(entry))  # type: ignore[misc]
+                    observed.tell(lambda observer, entry=entry: observer.trial_changed(entry))  # type: ignore[misc]
 
     def trial_changed(self, entry: TrialEntry) -> None:
         """Tell all of them of a trial."""
@@ -99,8 +60,8 @@ class Observers:
         self._tell(lambda observer: observer.close())
 
     def _tell(self, tell: Callable[[StudyObserver], object]) -> None:
-        for one in self._observers:
-            one.tell(tell)
+        for observed in self._observers:
+            observed.tell(tell)
 
 
 class _Observed:

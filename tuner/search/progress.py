@@ -46,6 +46,7 @@ class Progress(_Snapshot):
     done: int = Field(description="Trials that have ended, failed ones included.")
     running: int
     failed: int
+    pruned: int = Field(default=0, description="Trials that the scheduler ended.")
     over_budget: int = Field(
         description="Trials without an edit that keeps the steering budget and all constraints."
     )
@@ -92,6 +93,7 @@ def snapshot(
         done=len(ended),
         running=sum(entry.state is TrialState.RUNNING for entry in entries),
         failed=failed,
+        pruned=sum(entry.state is TrialState.PRUNED for entry in ended),
         over_budget=len(ended) - failed - within,
         incumbents=tuple(_incumbents(ended, config.rule, config.budget.epsilons)),
         jobs_done=jobs[0],
@@ -104,12 +106,12 @@ def snapshot(
 def _incumbents(
     entries: Sequence[TrialEntry], rule: Rule, epsilons: Sequence[float]
 ) -> list[Incumbent]:
-    found = []
+    incumbents = []
     for epsilon in epsilons:
         ranked = rank(entries, rule, epsilon)
         answer = answer_of(ranked[0], rule, epsilon) if ranked else None
         if answer is not None:
-            found.append(
+            incumbents.append(
                 Incumbent(
                     epsilon=epsilon,
                     trial=ranked[0].number,
@@ -118,4 +120,4 @@ def _incumbents(
                     deviation=answer.deviation,
                 )
             )
-    return found
+    return incumbents

@@ -105,6 +105,24 @@ def open_study(folder: Path, storage: SecretStr | None = None) -> StudyResult:
     return StudyResult(record, finished)
 
 
+def with_winners(result: StudyResultRecord) -> StudyResultRecord:
+    """Return the result with the selected bundles, which bear a certificate, as the winners'."""
+    folder = StudyFolder(result.summary.folder)
+    won = {(winner.trial, winner.epsilon) for winner in result.winners}
+    entries = tuple(
+        entry.model_copy(
+            update={
+                "bundles": tuple(
+                    (eps, folder.winner(eps) if (entry.number, eps) in won else path)
+                    for eps, path in entry.bundles
+                )
+            }
+        )
+        for entry in result.entries
+    )
+    return result.model_copy(update={"entries": entries})
+
+
 def summary_of(ledger: Ledger, folder: StudyFolder) -> StudySummary:
     """Return what a study was asked to do, as its ledger has it.
 
@@ -137,10 +155,12 @@ def _summary(ledger: Ledger, folder: StudyFolder) -> StudySummary:
         task_hash=asked["task content"],
         space=Path(config.space).stem,
         sampler=chosen_sampler(config.sampler, flat=flat),
+        scheduler=config.scheduler,
         rule=config.rule,
         target_epsilon=config.target_epsilon,
         epsilons=config.budget.epsilons,
         constraints=strictest((*of_task, *config.constraints)),
+        metrics=config.metrics,
         seed=config.seed,
         trials=config.trials,
         versions={package: importlib.metadata.version(package) for package in packages},

@@ -54,7 +54,7 @@ class Study:
         self.space: Space = load_space(config.space)
         self.task: Task = load_task(config.task, config.edits)
         self.space.check_task(self.task)
-        check_measured((*self.task.constraints, *config.constraints), self.task)
+        check_measured((*self.task.constraints, *config.constraints, *config.metrics), self.task)
         self.folder = StudyFolder(folder / config.name)
         self.observers = tuple(observers)
         self.make_evaluator = make_evaluator

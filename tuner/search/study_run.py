@@ -19,6 +19,7 @@ from tuner.evaluation.scores import Scores
 from tuner.files.atomic_file import write_text
 from tuner.search.config import StudyConfig
 from tuner.search.observers import ObserverMaker, Observers
+from tuner.search.outside import outside_modules
 from tuner.search.progress import Progress, StudyPhase, snapshot
 from tuner.search.proposer import Proposer
 from tuner.search.ray.executor import Executor, executor, worker_failures_on
@@ -316,7 +317,9 @@ class StudyRun:
 
     def _executor(self) -> Executor:
         if self._ray is None:
-            self._ray = self._exits.enter_context(executor(self._config))
+            self._ray = self._exits.enter_context(
+                executor(self._config, outside_modules(self._config, self._space))
+            )
         return self._ray
 
     # What others see

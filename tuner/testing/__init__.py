@@ -1,4 +1,4 @@
-"""Contracts that editors, deltas and memories keep, as test classes to subclass in pytest.
+"""Contracts that editors, deltas, memories and metrics keep, as test classes to subclass in pytest.
 
     from tuner.testing.editors import EditorContract
     from my_package import Mine
@@ -12,5 +12,5 @@ Nothing else is needed: a contract brings its own tiny random models, its text a
 import pytest
 
 # Failing assertions of the contracts then say which values they compared.
-for _module in ("editors", "deltas"):
+for _module in ("editors", "deltas", "metrics"):
     pytest.register_assert_rewrite(f"{__name__}.{_module}")

@@ -2,6 +2,7 @@
 
 from tuner.tracking.fetching import fetch_bundle
 from tuner.tracking.location import (
+    EXPERIMENT,
     compare_url,
     default_uri,
     located_uri,
@@ -14,6 +15,7 @@ from tuner.tracking.projection import SyncReport
 from tuner.tracking.tracker import Tracker, check_tracking, sync
 
 __all__ = [
+    "EXPERIMENT",
     "SyncReport",
     "Tracker",
     "check_tracking",

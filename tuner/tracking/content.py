@@ -15,7 +15,7 @@ The part of a metric before the slash is the section under which MLflow draws it
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -157,7 +157,7 @@ def trial_content(view: StudyView, number: int, ranks: dict[float, dict[int, int
         points=tuple(
             Point(key, value, step, at_ms)
             for key, value, step in (
-                *_record_values(record),
+                *_record_values(record, summary.metrics),
                 *_winner_values(won, shared=False),
                 *_total_seconds(entry),
             )
@@ -215,7 +215,7 @@ def study_content(view: StudyView) -> RunContent:
                 "target_epsilon": summary.target_epsilon,
                 "epsilons": list(summary.epsilons),
                 "study_seed": summary.seed,
-                **_constraints(summary),
+                **_if_any(summary),
             }.items()
         },
         points=tuple(points),
@@ -223,9 +223,14 @@ def study_content(view: StudyView) -> RunContent:
     )
 
 
-def _constraints(summary: StudySummary) -> dict[str, str]:
+def _if_any(summary: StudySummary) -> dict[str, str]:
+    """Return what only some studies have been asked for."""
     words = "; ".join(constraint.words for constraint in summary.constraints)
-    return {"constraints": words} if words else {}
+    return {
+        **({"scheduler": summary.scheduler} if summary.scheduler != "none" else {}),
+        **({"metrics": ", ".join(summary.metrics)} if summary.metrics else {}),
+        **({"constraints": words} if words else {}),
+    }
 
 
 def legal_name(name: str) -> str:
@@ -271,12 +276,15 @@ def _trial_tags(
     return tags
 
 
-def _record_values(record: TrialRecord | None) -> Iterator[tuple[str, float, int]]:
+def _record_values(
+    record: TrialRecord | None, metrics: Sequence[str]
+) -> Iterator[tuple[str, float, int]]:
     if record is None:
         return
     if record.base is not None:
         yield "base_success", record.base.success, 0
-        for name, value in record.base.fact_figures().items():
+        base = record.base.fact_figures() | record.base.reported(metrics)
+        for name, value in base.items():
             yield f"base_{name}", value, 0
     for epoch in record.epochs:
         yield "success", epoch.success, epoch.epoch
@@ -367,7 +375,7 @@ def _note(view: StudyView) -> str:
 
 
 def _status(state: TrialState, live: bool) -> str:
-    if state is TrialState.COMPLETED:
+    if state.has_answers:
         return "FINISHED"
     if state is TrialState.FAILED:
         return "FAILED"
@@ -402,5 +410,5 @@ def _ms(moment: datetime | None) -> int | None:
 def _stamp(path: Path) -> list[tuple[str, int, int]]:
     """Return what tells that an artifact changed, without reading it."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = [(file, file.stat()) for file in files if file.is_file()]
-    return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found]
+    stats = [(file, file.stat()) for file in files if file.is_file()]
+    return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]

@@ -11,6 +11,9 @@ from tuner.errors import ConfigError
 from tuner.files.paths import absolute
 from tuner.tracking.view import view_key
 
+EXPERIMENT = "tuner"
+"""The MLflow experiment that holds all studies."""
+
 _SERVER_SCHEMES = ("http", "https")
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 _MANAGED_SCHEMES = ("databricks", "databricks-uc", "uc")

@@ -13,7 +13,7 @@ from tuner.tracking.content import StudyView
 from tuner.tracking.location import located_uri, masked
 from tuner.tracking.projection import Projection, SyncReport
 from tuner.tracking.session import brief_requests, quiet_here, require_mlflow
-from tuner.trial.records import StudyResultRecord, StudySummary, TrialEntry, TrialState, Winner
+from tuner.trial.records import StudyResultRecord, StudySummary, TrialEntry, Winner
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -245,7 +245,7 @@ def sync(
     summary = result.summary
     uri = located_uri(tracking_uri, folder)
     projection = Projection(uri, experiment, summary, folder)
-    completed = sum(entry.state is TrialState.COMPLETED for entry in result.entries)
+    completed = sum(entry.state.has_answers for entry in result.entries)
     view = StudyView(
         summary=summary,
         entries={entry.number: entry for entry in result.entries},

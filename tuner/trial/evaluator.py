@@ -29,11 +29,11 @@ class Evaluator:
     """A base model, a task and general text, with all that does not depend on the trial.
 
     Long-lived: base losses and base scores are computed once and serve every trial. Edits must
-    keep the task's constraints and the `constraints` given here.
+    keep the task's constraints and the `constraints` given here; `metrics` are only reported.
 
     Raises:
         ConfigError: a budget is below the noise floor of this model, precision and device, or a
-            constraint is about something that the task cannot measure.
+            constraint or a metric is about something that the task cannot measure.
         TaskError: a row exceeds the model's context, or there is too little general text.
     """
 
@@ -45,6 +45,7 @@ class Evaluator:
         general: GeneralText,
         *,
         constraints: Sequence[Constraint] = (),
+        metrics: Sequence[str] = (),
         cache: Cache | None = None,
         companions: Companions | None = None,
     ) -> None:
@@ -52,7 +53,9 @@ class Evaluator:
         self.task = task
         self.budget = budget
         self.constraints = strictest((*task.constraints, *constraints))
-        check_measured(self.constraints, task)
+        self.metrics = tuple(metrics)
+        """What is reported beside the usual figures, without a limit."""
+        check_measured((*self.constraints, *self.metrics), task)
         self.general = general
         self._cache = cache or Cache(cache_folder())
         self._gradients = GradientStore(model, general, self._cache)
@@ -100,13 +103,18 @@ class Evaluator:
                 self.split(split),
                 self.task.threshold,
                 self.task.success,
-                metrics=dict.fromkeys((*METRICS.names(), *limited)),
+                metrics=dict.fromkeys((*METRICS.names(), *limited, *self.metrics)),
             )
         return self._success[split]
 
-    def constrained_scores(self, split: SplitName) -> Scores:
-        """Return success on a split with what the constraints are about, and nothing else."""
+    def constrained_scores(self, split: SplitName, *, reported: bool = False) -> Scores:
+        """Return success on a split with what the constraints are about, and nothing else.
+
+        With `reported`, also the metrics that are to be reported.
+        """
         metrics = dict.fromkeys(constraint.metric for constraint in self.constraints)
+        if reported:
+            metrics |= dict.fromkeys(self.metrics)
         return self.success_meter(split).scores(metrics)
 
     def full_scores(self, split: SplitName, delta: Delta) -> Scores:

@@ -119,7 +119,14 @@ class TrialRecord(_Record):
     base: Scores | None = None
     epochs: tuple[EpochRecord, ...] = ()
     answers: tuple[Answer, ...] = ()
-    stopped_early: bool = False
+    stopped_early: bool = Field(
+        default=False, description="The edit was surely over every budget at every strength."
+    )
+    pruned: bool = Field(
+        default=False,
+        exclude_if=lambda pruned: not pruned,
+        description="The study's scheduler ended it; its answers are those of its epochs so far.",
+    )
     seconds: dict[Phase, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -184,12 +191,18 @@ class TrialState(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     COMPLETED = "completed"
+    PRUNED = "pruned"  # ended by the scheduler; the edits of its epochs so far count
     FAILED = "failed"
 
     @property
     def finished(self) -> bool:
         """Whether the trial will not change any more."""
-        return self in (TrialState.COMPLETED, TrialState.FAILED)
+        return self in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the trial has ended and offers edits."""
+        return self in (TrialState.COMPLETED, TrialState.PRUNED)
 
 
 @final
@@ -220,11 +233,17 @@ class StudySummary(_Record):
     task_hash: str
     space: str
     sampler: str
+    scheduler: str = Field(default="none", exclude_if=lambda scheduler: scheduler == "none")
     rule: Rule
     target_epsilon: float
     epsilons: tuple[float, ...]
     constraints: tuple[Constraint, ...] = Field(
         default=(), description="What an edit must keep beside the budget."
+    )
+    metrics: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda metrics: not metrics,
+        description="Metrics to report beside the usual ones, without a limit.",
     )
     seed: int
     trials: int = Field(gt=0, description="Completed trials that were asked for.")

@@ -35,6 +35,9 @@ from tuner.trial.result import TrialResult
 
 EpochListener = Callable[[EpochRecord], None]
 
+PruneRule = Callable[[EpochRecord], bool]
+"""Returns whether a trial ends after an epoch that is not its last."""
+
 _ALLOCATOR = "DefaultCPUAllocator: "
 """With it begins what torch says, as a plain RuntimeError, where a processor's memory runs out."""
 
@@ -83,9 +86,11 @@ class _Trial:
     epsilons: tuple[float, ...]
     most: float
     on_epoch: EpochListener | None
+    prunes: PruneRule | None = None
     epochs: list[EpochRecord] = field(default_factory=list)
     seconds: dict[Phase, float] = field(default_factory=dict)
     stopped_early: bool = False
+    pruned: bool = False
 
     def run(self) -> TrialResult:
         base = self.evaluator.base_scores(self.split)
@@ -119,6 +124,9 @@ class _Trial:
             if self._hopeless(candidate):
                 self.stopped_early = epoch < last
                 return candidates
+            if self.prunes is not None and epoch < last and self.prunes(noted):
+                self.pruned = True
+                break
         # A method may end before its last epoch: what it ended with is fitted all the same.
         unfitted = set(range(1, last)) - fitted_at
         if Rule.FITTED in self.rules and candidate is not None and candidate.epoch in unfitted:
@@ -246,7 +254,7 @@ class _Trial:
         if not beside:
             return self.evaluator.full_scores(self.split, delta)
         with self.evaluator.model.edited(delta):
-            return self.evaluator.constrained_scores(self.split)
+            return self.evaluator.constrained_scores(self.split, reported=True)
 
     def _strength(
         self, rule: Rule, epsilon: float, candidate: _Candidate | None
@@ -356,6 +364,7 @@ class _Trial:
             epochs=tuple(self.epochs),
             answers=answers,
             stopped_early=self.stopped_early,
+            pruned=self.pruned,
             seconds=self.seconds,
             versions=library_versions(),
         )
@@ -372,12 +381,14 @@ def run_editor(
     epsilon: float | None = None,
     most: float = 1.0,
     on_epoch: EpochListener | None = None,
+    prunes: PruneRule | None = None,
 ) -> TrialResult:
     """Return what the editor gives; a diverged or too large edit is a failed record.
 
     With `epoch` the epoch is not chosen here: no score on this split steers anything. That
     is how a winner is retrained on the test split. `rule` and `epsilon` narrow the answers;
-    fitted ones are scaled to `most` at most.
+    fitted ones are scaled to `most` at most. `prunes` is asked after each epoch but the last;
+    the epochs so far are then answered for, as if the method had ended there.
 
     Raises:
         ConfigError: the editor cannot edit this model, or yields deltas that no bundle holds.
@@ -393,6 +404,7 @@ def run_editor(
         epsilons=evaluator.budget.epsilons if epsilon is None else (epsilon,),
         most=most,
         on_epoch=on_epoch,
+        prunes=prunes,
     )
     try:
         return trial.run()

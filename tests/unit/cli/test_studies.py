@@ -8,12 +8,14 @@ from rich.console import Console
 
 from tests.support.command_line import Run
 from tests.support.made_up_study import made_up_study
-from tuner.cli.search import _Watcher
+from tuner.cli.search import _Report, _Trackers
 from tuner.cli.study_tables import of_budget, print_winners
+from tuner.errors import ConfigError
 from tuner.search import StudyConfig
 from tuner.search.result import summary_of
 from tuner.search.storage.folder import StudyFolder
 from tuner.search.storage.ledger import Ledger
+from tuner.search.trackers import TRACKERS, TrackingPlace
 from tuner.trial.records import StudyResultRecord
 
 
@@ -63,7 +65,14 @@ def test_a_study_without_the_packages_of_a_report_ends_as_well_as_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tuner.report.page.find_spec", lambda name: None)
-    watcher = _Watcher(tmp_path, None, track=False)
-    watcher.study_finished(made_up_study(tmp_path, trials=3))
-    assert watcher.report_path is None
-    assert "pip install 'tuner[report]'" in str(watcher.no_report)
+    report = _Report()
+    report.study_finished(made_up_study(tmp_path, trials=3))
+    assert report.path is None
+    assert "pip install 'tuner[report]'" in str(report.none_because)
+
+
+def test_a_place_where_mlflow_keeps_no_runs_is_refused_before_the_search(tmp_path: Path) -> None:
+    assert "mlflow" in TRACKERS.names()
+    with pytest.raises(ConfigError, match="tracking URI must begin with one of"):
+        _Trackers(["mlflow"], TrackingPlace(tmp_path, "ftp://runs"))
+    assert _Trackers(["none"], TrackingPlace(tmp_path, "ftp://runs")).makers == []

@@ -361,3 +361,33 @@ def test_a_memory_is_judged_by_its_scope_too(
     assert scores.scope_auc is not None
     assert evaluator.base_scores(SplitName.VAL).scope_recall is None
     assert scores.fact_figures()["scope_recall"] == scores.scope_recall
+
+
+def test_a_pruned_trial_answers_for_its_epochs_so_far(evaluator: Evaluator) -> None:
+    editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
+    whole = evaluator.run(editor, seed=0).record
+    asked: list[int] = []
+
+    def after_the_first(epoch: EpochRecord) -> bool:
+        asked.append(epoch.epoch)
+        return epoch.epoch == 1
+
+    pruned = evaluator.run(editor, seed=0, prunes=after_the_first)
+    record = pruned.record
+    assert (record.outcome, record.pruned, record.stopped_early) == (
+        Outcome.COMPLETED,
+        True,
+        False,
+    )
+    assert asked == [1]
+    assert record.epochs == whole.epochs[:1]
+    assert {answer.epoch for answer in record.answers} <= {1, None}
+    assert any(answer.epoch == 1 for answer in record.answers)  # it is fitted, and may win
+    assert TrialRecord.model_validate_json(record.model_dump_json()) == record
+    assert "pruned" not in whole.model_dump_json()
+    # Asked of every epoch but the last, which ends the trial anyway.
+    asked.clear()
+    untouched = evaluator.run(editor, seed=0, prunes=lambda epoch: bool(asked.append(epoch.epoch)))
+    assert asked == [1, 2, 3]
+    assert untouched.record.answers == whole.answers
+    assert not untouched.record.pruned

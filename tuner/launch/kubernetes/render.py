@@ -14,7 +14,12 @@ from tuner.errors import ConfigError
 from tuner.files.paths import legal_part
 from tuner.files.text_file import read_text
 from tuner.files.yaml_file import dump_yaml
-from tuner.launch.checks import check_leaves_place_open, check_space, check_travels_alone
+from tuner.launch.checks import (
+    check_installed,
+    check_leaves_place_open,
+    check_space,
+    check_travels_alone,
+)
 from tuner.launch.kubernetes.cluster import ClusterConfig, HeadPods, SecretValue, WorkerPods
 from tuner.launch.kubernetes.labels import (
     CONTENT_ANNOTATION,
@@ -148,12 +153,14 @@ def _files(study: StudyConfig, cluster: ClusterConfig) -> dict[str, str]:
         if not any(disk.holds(study.space) for disk in cluster.disks):
             check_travels_alone(space)
             check_space(study)
+            check_installed(study, study.space)
             # A file of a ConfigMap may be called by few letters only.
             name = f"{legal_part(space.stem)}.yaml"
             files[name] = read_text(space)
             there = there.model_copy(update={"space": str(_STUDY_FOLDER / name)})
     else:
         check_space(study)
+        check_installed(study, study.space)
     content = there.model_dump(mode="json", exclude_none=True)
     files[_STUDY_FILE] = dump_yaml(content)
     return files

@@ -19,7 +19,8 @@ from tuner.launch.checks import (
 )
 from tuner.launch.names import legal_name
 from tuner.launch.ray.attempts import CONTENT_KEY, STUDY_KEY, attempt_id, first_command
-from tuner.search import StudyConfig
+from tuner.search import StudyConfig, load_space
+from tuner.search.outside import outside_modules
 
 _STUDY_FILE = "study.yaml"
 _MOST_BYTES = 64 * 2**20
@@ -80,7 +81,8 @@ class RayPackage:
 def pack(study: StudyConfig) -> RayPackage:
     """Return what runs a study on a Ray cluster; equal studies give equal packages.
 
-    What lies on this machine travels: a space's file, a task's folder, a file of general text. An
+    What lies on this machine travels: a space's file, a task's folder, a file of general text, and
+    the modules of classes that it names, unless they are installed. An
     absolute path that is not here is taken for one of the cluster.
 
     Raises:
@@ -111,11 +113,12 @@ def pack(study: StudyConfig) -> RayPackage:
         if key == "space":
             check_travels_alone(path)
         place = f"{key}/{path.name}"
-        found = {f"{place}{rest}": file for rest, file in _files_of(path)}
-        files |= found
+        files |= {f"{place}{rest}": file for rest, file in _files_of(path)}
         moved[key] = f"./{place}"
     if not os.path.isabs(study.space) or os.path.exists(study.space):
         check_space(study)
+        for module in outside_modules(study, load_space(study.space)):
+            files |= {f"{module.name}{rest}": file for rest, file in _files_of(module)}
     size = sum(path.stat().st_size for path in files.values())
     if size > _MOST_BYTES:
         raise ConfigError(
@@ -132,7 +135,8 @@ def _files_of(path: Path) -> Iterator[tuple[str, Path]]:
         yield "", path
         return
     for file in sorted(path.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        parts = file.relative_to(path).parts
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
         if file.is_file() and not hidden:
             yield f"/{file.relative_to(path).as_posix()}", file
 

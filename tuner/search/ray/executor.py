@@ -260,8 +260,10 @@ def _is_lost(node: str) -> bool:
 
 
 @contextmanager
-def executor(config: StudyConfig) -> Iterator[Executor]:
+def executor(config: StudyConfig, modules: Sequence[Path] = ()) -> Iterator[Executor]:
     """Start Ray on this machine, or connect to `config.address`; stop or leave it at the end.
+
+    `modules` are files and packages of the user's, which are sent to the workers of a cluster.
 
     Raises:
         ConfigError: there is no folder in which Ray could keep its sockets.
@@ -273,7 +275,7 @@ def executor(config: StudyConfig) -> Iterator[Executor]:
         # A dead worker's trial is run again, and if it is given up the ledger says so.
         worker_deaths_unprinted(),
     ):
-        _connect(config, scratch)
+        _connect(config, scratch, modules)
         try:
             with ended_in_words() if config.address is None else nullcontext():
                 yield Executor(config, scratch)
@@ -300,7 +302,7 @@ def _environment(config: StudyConfig) -> Iterator[None]:
                 os.environ.pop(key, None)
 
 
-def _connect(config: StudyConfig, scratch: Path) -> None:
+def _connect(config: StudyConfig, scratch: Path, modules: Sequence[Path] = ()) -> None:
     """Raise ClusterError if Ray cannot be started or reached."""
     try:
         with _quiet_ray_logging(), _signals_kept():
@@ -308,7 +310,11 @@ def _connect(config: StudyConfig, scratch: Path) -> None:
                 start_local_ray(config.worker_count, scratch)
             else:
                 ray.init(
-                    address=config.address, log_to_driver=False, logging_level=logging.CRITICAL
+                    address=config.address,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    # Beside what came with the job, if the driver is one of a cluster.
+                    runtime_env={"py_modules": [str(path) for path in modules]} if modules else {},
                 )
     except Exception as error:
         raise ClusterError(f"Ray cannot be started: {error}") from error

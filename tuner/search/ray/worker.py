@@ -24,6 +24,8 @@ from tuner.evaluation.metrics import METRICS
 from tuner.evaluation.scores import Scores
 from tuner.files.atomic_file import disk_trouble_in_words, write_text
 from tuner.search.config import StudyConfig
+from tuner.search.schedule import TrialSchedule
+from tuner.search.schedulers import NO_SCHEDULER
 from tuner.search.space import Space
 from tuner.search.storage.folder import RECORD, StudyFolder, TrialFile, read_whole
 from tuner.trial.evaluator import Evaluator
@@ -41,8 +43,8 @@ def make_evaluator(config: StudyConfig) -> Evaluator:
             cannot measure what a constraint is about.
         TaskError: the task is malformed, or there is too little general text.
     """
-    for constraint in config.constraints:
-        METRICS.find(constraint.metric)  # the driver has imported an outsider's, and so must we
+    for metric in (*(constraint.metric for constraint in config.constraints), *config.metrics):
+        METRICS.find(metric)  # the driver has imported an outsider's, and so must we
     model = load_model(
         config.model, revision=config.revision, dtype=config.dtype, device=config.device
     )
@@ -50,7 +52,14 @@ def make_evaluator(config: StudyConfig) -> Evaluator:
         config.general, model, block_length=config.block_length, tokens=config.general_tokens
     )
     task = load_task(config.task, config.edits)
-    return Evaluator(model, task, config.budget, general, constraints=config.constraints)
+    return Evaluator(
+        model,
+        task,
+        config.budget,
+        general,
+        constraints=config.constraints,
+        metrics=config.metrics,
+    )
 
 
 @final
@@ -188,7 +197,16 @@ class Worker:
                 why=str(error),
             )
             return failed, {}
-        result = run_editor(evaluator, editor, seed=seed)
+        schedule = None
+        if self._config.scheduler != NO_SCHEDULER:
+            schedule = TrialSchedule(
+                self._config, self._folder, self._setup.uid, number, editor.step_count
+            )
+        result = run_editor(
+            evaluator, editor, seed=seed, prunes=schedule.prunes if schedule else None
+        )
+        if schedule is not None:
+            schedule.end(result.record)
         bundles: dict[float, Bundle] = {}
         if result.record.outcome is Outcome.COMPLETED:
             for epsilon in self._config.budget.epsilons:
@@ -211,8 +229,8 @@ class Worker:
             return
         folder = self._folder.bundle(job.number, job.epsilon)
         bundle = Bundle.load(folder, self._evaluator.companions)
-        found = self._certify(bundle.delta, job.epsilon, job.confidence)
-        write_text(path, found.model_dump_json())
+        certificate = self._certify(bundle.delta, job.epsilon, job.confidence)
+        write_text(path, certificate.model_dump_json())
 
     def _certify(self, delta: Delta, epsilon: float, confidence: float) -> Certificate:
         try:
@@ -262,8 +280,8 @@ class Worker:
         else:
             answer = result.record.answer(job.epsilon, rule)
             certificate = self._certify(delta, job.epsilon, confidence)
-        found = SeedResult(seed=job.seed, answer=answer, certificate=certificate)
-        write_text(path, found.model_dump_json())
+        retested = SeedResult(seed=job.seed, answer=answer, certificate=certificate)
+        write_text(path, retested.model_dump_json())
 
     def _base_answer(self, epsilon: float) -> Answer:
         return Answer(

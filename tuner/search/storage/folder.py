@@ -24,6 +24,7 @@ from tuner.files.atomic_file import (
 )
 from tuner.files.json_file import validate_json
 from tuner.files.text_file import is_file, read_bytes
+from tuner.search.schedulers import Curve
 from tuner.trial.records import TrialRecord
 
 RECORD = "record.json"
@@ -50,6 +51,14 @@ class TrialFile(BaseModel):
     record: TrialRecord | None
     crash: str | None = None
     """The exception that no editor should raise, where one did."""
+
+
+@final
+class _NotedCurve(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uid: str
+    curve: Curve
 
 
 @final
@@ -88,6 +97,7 @@ class StudyFolder:
     driver.lock, .json  held by the process that runs the study, and which one that is
     trials/7/           record.json, and one bundle per budget that the trial kept
     places/7            the node that runs the trial now
+    curves/7.json       how each epoch of the trial went, where a scheduler is asked
     confirm/, test/     what was measured after the search
     winners/0.001/      the selected bundle per budget, with its certificate
     base.json           which weights the trials started from
@@ -102,6 +112,7 @@ class StudyFolder:
         self.holder = self.root / "driver.json"
         self.trials = self.root / "trials"
         self.places = self.root / "places"
+        self.curve_files = self.root / "curves"
         self.base = self.root / "base.json"
         self.companions = self.root / "companions"
         self.test_base = self.root / "test" / "base.json"
@@ -193,11 +204,11 @@ class StudyFolder:
         Raises:
             DiskError: it is there and cannot be read.
         """
-        found = read_whole(self.trial(number) / RECORD, TrialFile)
-        if found is None:
+        file = read_whole(self.trial(number) / RECORD, TrialFile)
+        if file is None:
             return None
-        same = found.uid == uid and found.number == number and found.parameters == parameters
-        return found if same else None
+        same = file.uid == uid and file.number == number and file.parameters == parameters
+        return file if same else None
 
     def left_trials(self) -> dict[int, TrialFile]:
         """Return what workers have left of trials, of whatever study, by their numbers.
@@ -205,13 +216,13 @@ class StudyFolder:
         Raises:
             DiskError: a record cannot be read.
         """
-        found = {}
+        files = {}
         for path in self.trials.glob("*/"):
             if path.name.isdecimal():
                 file = read_whole(path / RECORD, TrialFile)
                 if file is not None and file.number == int(path.name):
-                    found[file.number] = file
-        return found
+                    files[file.number] = file
+        return files
 
     @contextmanager
     def publishing(self, file: TrialFile) -> Iterator[Path]:
@@ -281,6 +292,26 @@ class StudyFolder:
         except OSError as error:
             raise cannot_write(path, error) from None
 
+    def note_curve(self, uid: str, curve: Curve) -> None:
+        """Note how a trial of the study `uid` goes, in place of what was noted before.
+
+        Raises:
+            DiskError: the folder cannot be written.
+        """
+        noted = _NotedCurve(uid=uid, curve=curve)
+        write_text(self.curve_files / f"{curve.number}.json", noted.model_dump_json())
+
+    def curves(self, uid: str) -> list[Curve]:
+        """Return how the trials of the study `uid` go or went, by their numbers.
+
+        Raises:
+            DiskError: a file cannot be read.
+        """
+        files = (path for path in self.curve_files.glob("*.json") if path.stem.isdecimal())
+        noted = (read_whole(path, _NotedCurve) for path in files)
+        ours = (file.curve for file in noted if file is not None and file.uid == uid)
+        return sorted(ours, key=lambda curve: curve.number)
+
     def confirmed(self, epsilon: float) -> set[int]:
         """Return the trials that a file of certificates is about, whole or not."""
         files = self.confirmation(epsilon, 0).parent.glob("*.json")
@@ -289,7 +320,8 @@ class StudyFolder:
     def clear_drafts(self) -> None:
         """Remove what killed processes had begun to write, and where their trials ran."""
         shutil.rmtree(self.places, ignore_errors=True)
-        folders = [self.root, self.trials, self.companions, self.root / "winners"]
+        folders = [self.root, self.trials, self.curve_files, self.companions]
+        folders.append(self.root / "winners")
         for phase in ("confirm", "test"):
             folders += [self.root / phase, *(self.root / phase).glob("*/")]
         for folder in folders:

@@ -128,7 +128,7 @@ class Ledger:
         reach = database or DirectAccess()
         with quiet_optuna(), _explained(storage):
             kept = _storage(folder, storage, database)
-            known = reach.read(lambda: [one.study_name for one in kept.get_all_studies()])
+            known = reach.read(lambda: [study.study_name for study in kept.get_all_studies()])
             if name not in known:
                 raise ConfigError(f"There is no study called {name!r} in the ledger.")
             study = reach.read(
@@ -219,7 +219,7 @@ class Ledger:
 
     def running(self) -> list[int]:
         """Return the numbers that have no result yet, or whose record is no longer whole."""
-        return [one.number for one in self.history() if self._is_to_run(one)]
+        return [trial.number for trial in self.history() if self._is_to_run(trial)]
 
     def parameters(self, number: int) -> dict[str, Any]:
         """Return the hyperparameters of a trial, named as in its space."""
@@ -227,7 +227,7 @@ class Ledger:
 
     def trials(self) -> list[TrialEntry]:
         """Return every trial with its record."""
-        return [self._entry(one) for one in self.history()]
+        return [self._entry(trial) for trial in self.history()]
 
     def trial(self, number: int) -> TrialEntry:
         """Return one trial with its record."""
@@ -236,10 +236,10 @@ class Ledger:
     def left_behind(self, number: int) -> TrialFile | None:
         """Return what the trial's worker wrote when it ended, if it did."""
         if number not in self._files:
-            found = self.folder.read_trial(self.uid, number, self.parameters(number))
-            if found is None:
+            file = self.folder.read_trial(self.uid, number, self.parameters(number))
+            if file is None:
                 return None
-            self._files[number] = found
+            self._files[number] = file
         return self._files[number]
 
     def _is_to_run(self, trial: FrozenTrial) -> bool:
@@ -249,7 +249,8 @@ class Ledger:
 
     def _marked(self, mark: str) -> int | None:
         trials = self._study.get_trials(deepcopy=False)
-        return next((one.number for one in trials if one.user_attrs.get(_MARK) == mark), None)
+        marked = (trial.number for trial in trials if trial.user_attrs.get(_MARK) == mark)
+        return next(marked, None)
 
     def _running(self, number: int) -> Trial | None:
         trial = self._study.get_trials(deepcopy=False)[number]
@@ -263,6 +264,8 @@ class Ledger:
         if failure is not None:
             state = TrialState.FAILED
         file = self.left_behind(trial.number) if state.finished else None
+        if state is TrialState.COMPLETED and file and file.record and file.record.pruned:
+            state = TrialState.PRUNED
         return TrialEntry(
             number=trial.number,
             state=state,

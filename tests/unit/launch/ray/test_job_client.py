@@ -15,11 +15,13 @@ import yaml
 
 from tests.support.command_line import Run
 from tuner.errors import ClusterError, ConfigError, TunerError
+from tuner.launch.checks import check_installed
 from tuner.launch.ray.backend import describe, placed
 from tuner.launch.ray.job_client import JobState, RayJobs, SeenJob, SeenNode, check_address
 from tuner.launch.ray.package import pack
 from tuner.launch.status import LaunchState
-from tuner.search import StudyConfig, load_study
+from tuner.search import StudyConfig, load_space, load_study
+from tuner.search.outside import outside_modules
 
 ADDRESS = "http://head:8265"
 WHEN = datetime(2026, 11, 26, tzinfo=UTC)
@@ -169,6 +171,24 @@ def test_files_of_a_study_travel_and_nothing_of_this_machine_is_named(tmp_path: 
     assert first != pack(_world(tmp_path, seed=1)).content
     (tmp_path / "text.jsonl").write_text('{"text": "b"}\n')
     assert first != pack(load_study(tmp_path / "study.yaml")).content
+
+
+def test_modules_of_the_classes_that_a_study_names_travel_unless_they_are_installed(
+    tmp_path: Path,
+) -> None:
+    metric = (
+        "class Length(Metric):\n    label = 'words said'\n    is_measured_on = measure = None\n"
+    )
+    package = tmp_path / "my_travelling_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "metrics.py").write_text(f"from tuner.evaluation.metrics import Metric\n{metric}")
+    study = _world(tmp_path, metrics=["my_travelling_package.metrics:Length"])
+    assert outside_modules(study, load_space(study.space)) == (package.resolve(),)
+    with pytest.raises(ConfigError, match="must be in the cluster's image"):
+        check_installed(study, study.space)
+    installed = study.model_copy(update={"metrics": ("json:JSONDecoder", "torch:Tensor")})
+    assert outside_modules(installed, load_space(study.space)) == ()
 
 
 @pytest.mark.parametrize(
