@@ -294,23 +294,23 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def share_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def share_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Return whether two tokenizers make the same tokens of text.
 
     Either may know further tokens of its own after those of the other, as GPT-J's does after
     GPT-2's; text that spells them out is left aside.
     """
-    if tokenizer_hash(one) == tokenizer_hash(other):
+    if tokenizer_hash(first) == tokenizer_hash(second):
         return True
-    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)]
+    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
     known = [json.loads(backend.to_str()) for backend in backends if backend is not None]
     if len(known) < 2:
         return False
-    first, second = known
-    alike = all(first[part] == second[part] for part in ("normalizer", "pre_tokenizer", "model"))
-    common = list(range(min(len(one), len(other))))
-    named_alike = one.convert_ids_to_tokens(common) == other.convert_ids_to_tokens(common)
-    return bool(alike and named_alike and one.encode("") == other.encode(""))
+    ours, theirs = known
+    alike = all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer", "model"))
+    common = list(range(min(len(first), len(second))))
+    named_alike = first.convert_ids_to_tokens(common) == second.convert_ids_to_tokens(common)
+    return bool(alike and named_alike and first.encode("") == second.encode(""))
 
 
 def load_model(

@@ -155,9 +155,9 @@ class ScalingRun:
                         yield known[key]
                         continue
                     evaluator = evaluator or self._evaluator(count, draw)
-                    found = self._point(key, editor, evaluator, count, draw)
-                    log.add(found)
-                    yield found
+                    point = self._point(key, editor, evaluator, count, draw)
+                    log.add(point)
+                    yield point
 
     def _evaluator(self, count: int, draw: int) -> Evaluator:
         return Evaluator(
@@ -232,18 +232,18 @@ def summarise(
     for point in points:
         groups.setdefault((point.editor, point.edits), []).append(point)
     rows = []
-    for (editor, edits), found in groups.items():
+    for (editor, edits), group in groups.items():
         rows.append(
             ScalingRow(
                 editor=editor,
                 edits=edits,
-                draws=len(found),
-                failed=sum(point.failure is not None for point in found),
-                success=_estimate([point.success for point in found], confidence, 0.0, 1.0),
+                draws=len(group),
+                failed=sum(point.failure is not None for point in group),
+                success=_estimate([point.success for point in group], confidence, 0.0, 1.0),
                 # A drawdown may be a share or a divergence; both are positive.
-                drawdown=_measured([point.drawdown for point in found], confidence, 0.0, math.inf),
+                drawdown=_measured([point.drawdown for point in group], confidence, 0.0, math.inf),
                 difference=_measured(
-                    [point.difference for point in found], confidence, -math.inf, 1.0
+                    [point.difference for point in group], confidence, -math.inf, 1.0
                 ),
             )
         )
@@ -260,12 +260,12 @@ def _measured(
 
 def _estimate(values: Sequence[float], confidence: float, least: float, most: float) -> Estimate:
     """Return the mean; few draws make wide intervals, which end where the figure itself must."""
-    found = mean_interval(values, confidence=confidence)
-    if found is not None:
-        found = found.model_copy(
-            update={"low": max(least, found.low), "high": min(most, found.high)}
+    interval = mean_interval(values, confidence=confidence)
+    if interval is not None:
+        interval = interval.model_copy(
+            update={"low": max(least, interval.low), "high": min(most, interval.high)}
         )
-    return Estimate(mean=sum(values) / len(values), interval=found)
+    return Estimate(mean=sum(values) / len(values), interval=interval)
 
 
 def _seconds(record: TrialRecord) -> float:
@@ -287,13 +287,13 @@ class _Log:
             DiskError: it cannot be written.
         """
         lines = whole_lines(self.path)
-        found = {}
+        points = {}
         for number, line in enumerate(lines, start=1):
             point = read_line(self.path, number, line, ScalingPoint, _NO_POINT)
-            found[point.key] = point
+            points[point.key] = point
         if os.path.lexists(self.path):
             cut_half_line(self.path)
-        return found
+        return points
 
     def add(self, point: ScalingPoint) -> None:
         """Write a point, so that it outlives this run.
