@@ -49,6 +49,8 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """No test reads what another run left in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Ray lets everything else on a machine go first (nice 15), here the tests beside it.
+        patch.setenv("RAY_worker_niceness", "0")
         yield
 
 

@@ -128,7 +128,7 @@ def test_a_single_edit_is_made_judged_and_certified(
     run: Run, tmp_path: Path, general: Path
 ) -> None:
     out_folder = str(tmp_path / "edit")
-    settings = ["--set", "learning_rate=5e-3", "--set", "epochs=2", "--set", "batch_size=10"]
+    settings = ["--set", "learning_rate=5e-3", "--set", "epochs=1", "--set", "batch_size=10"]
     text = ["--general", str(general)]
     code, out, err = run(
         "edit", "--task", "country_capital", "--editor", "lora", *settings, *text,

@@ -62,7 +62,7 @@ def searched(place: Path) -> dict[str, Any]:
         cwd=place / "hier arbeiten",
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         env=os.environ | {"COLUMNS": "100"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

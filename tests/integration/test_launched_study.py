@@ -24,7 +24,7 @@ from tuner.launch import LaunchedStudy, connect, follow
 NAME = "a-study"
 PLACE = ("--cluster", "local")
 # The first launch of a process loads the model libraries, which takes long on a busy machine.
-_PATIENCE_S = 120.0
+_PATIENCE_S = 400.0
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, PoolProxiedConnection, event
+from tenacity import nap
 
 from tests.support.postgres_server import PostgresServer
 from tests.support.tcp_proxy import Cut, TcpProxy
@@ -103,7 +105,7 @@ def test_studies_that_begin_at_once_on_an_empty_server_share_its_tables(
         for name in ("a", "b", "c", "d")
     ]
     for driver in drivers:
-        assert driver.communicate("", timeout=400)[0] == "driving\n"
+        assert driver.communicate("", timeout=900)[0] == "driving\n"
 
 
 def test_a_write_whose_answer_is_lost_is_not_done_twice(
@@ -125,6 +127,8 @@ def test_a_write_whose_answer_is_lost_is_not_done_twice(
                 raise psycopg.OperationalError("server closed the connection unexpectedly")
 
         monkeypatch.setattr(dialect, "do_commit", kept_but_not_told)
+        # The pauses between attempts are not what is tested.
+        monkeypatch.setattr(nap, "time", SimpleNamespace(sleep=lambda seconds: None))
         numbers = [ledger.add(PARAMETERS, SPACE) for _ in range(3)]
         ledger.complete(0, GOOD)
         ledger.complete(1, GOOD, failure="The loss is NaN.")

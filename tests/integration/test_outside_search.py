@@ -174,7 +174,7 @@ def test_a_study_uses_an_editor_metrics_a_sampler_a_scheduler_and_trackers_from_
             env=os.environ | {"COLUMNS": "100"},
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=900,
             check=False,
         )
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -100,15 +99,20 @@ def test_only_the_best_bundles_are_kept(
     assert all(kept.count(epsilon) <= 2 for epsilon in set(kept))
 
 
-def test_a_finished_study_is_read_and_run_again_without_work(
-    world: Path, finished: tuple[StudyResult, list[Progress], Followed]
+def _no_ray(*_: object) -> None:
+    raise AssertionError("Ray is started")
+
+
+def test_a_finished_study_is_read_and_run_again_without_ray(
+    world: Path,
+    finished: tuple[StudyResult, list[Progress], Followed],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = finished[0]
     folder = result.record.summary.folder
     assert open_study(folder).record.winners == result.record.winners
-    started = time.monotonic()
+    monkeypatch.setattr("tuner.search.ray.executor._connect", _no_ray)
     again = Study(tiny_config(world, 6, workers=2), folder=folder.parent).run()
-    assert time.monotonic() - started < 5  # no Ray, no model
     assert again.record.winners == result.record.winners
     with pytest.raises(ConfigError, match="seed: was 0, is 1"):
         Study(tiny_config(world, 6, seed=1), folder=folder.parent).run()
@@ -229,7 +233,7 @@ def test_nothing_is_printed(world: Path, tmp_path: Path) -> None:
         [sys.executable, search_world.__file__, str(world), str(tmp_path), "2"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=True,
     )
     assert done.stdout == ""
@@ -248,7 +252,7 @@ def test_a_second_driver_is_refused(world: Path, tmp_path: Path, shared_ray: str
                 [sys.executable, search_world.__file__, str(world), str(tmp_path), "2"],
                 capture_output=True,
                 text=True,
-                timeout=100,
+                timeout=600,
                 check=False,
             )
             refused.append(done.stderr)

@@ -27,7 +27,7 @@ from tuner.search import load_study, open_study
 from tuner.trial.records import TrialState
 
 NAME = "a-study"
-_PATIENCE_S = 120.0
+_PATIENCE_S = 400.0
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def _run(place: Path, *command: str, path: Path = ROOT) -> subprocess.CompletedP
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(path), str(place)))},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
 
 
