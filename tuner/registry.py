@@ -90,42 +90,42 @@ class Registry(Generic[T]):
         # Not getattr: some modules import others when they are asked for an attribute.
         return self._imported(name, lambda: vars(imported)[attribute])
 
-    def name_of(self, found: type[T]) -> str:
+    def name_of(self, kind: type[T]) -> str:
         """Return the name by which `find` returns a class."""
         for name, module in self.modules().items():
-            if found.__module__ == module:
+            if kind.__module__ == module:
                 return name
         for name, offer in self._offered().items():
-            if offer.value == f"{found.__module__}:{found.__qualname__}":
+            if offer.value == f"{kind.__module__}:{kind.__qualname__}":
                 return name
-        return f"{found.__module__}:{found.__qualname__}"
+        return f"{kind.__module__}:{kind.__qualname__}"
 
     def _offered(self) -> dict[str, EntryPoint]:
         return {offer.name: offer for offer in entry_points(group=self.group)}
 
     def _imported(self, name: str, load: Callable[[], object]) -> type[T]:
         try:
-            found = load()
+            loaded = load()
         # A stranger's module may raise anything.
         except Exception as error:
             raise ConfigError(
                 f"The {self.noun} {show_value(name)} cannot be imported: "
                 f"{type(error).__name__}: {error}."
             ) from None
-        if not (inspect.isclass(found) and issubclass(found, self.base)):
+        if not (inspect.isclass(loaded) and issubclass(loaded, self.base)):
             raise ConfigError(
                 f"{show_value(name)} is not a class of {self.noun}s: it must subclass "
                 f"{self.base.__module__}.{self.base.__qualname__}."
             )
-        missing = sorted(getattr(found, "__abstractmethods__", ()))
+        missing = sorted(getattr(loaded, "__abstractmethods__", ()))
         if missing:
             raise ConfigError(
                 f"{show_value(name)} is not a whole {self.noun}: it lacks {', '.join(missing)}."
             )
-        return found
+        return loaded
 
     def _only_class(self, module: ModuleType) -> type[T]:
-        (found,) = (
+        (kind,) = (
             member
             for name, member in inspect.getmembers(module, inspect.isclass)
             if issubclass(member, self.base)
@@ -133,7 +133,7 @@ class Registry(Generic[T]):
             and not name.startswith("_")
             and not inspect.isabstract(member)
         )
-        return found
+        return kind
 
 
 def modules_in(package: str, path: list[str], within: str | None = None) -> dict[str, str]:
@@ -141,10 +141,10 @@ def modules_in(package: str, path: list[str], within: str | None = None) -> dict
 
     Of one that is itself a package, it is the module `within` it, where that is given.
     """
-    found = {}
+    modules = {}
     for module in pkgutil.iter_modules(path):
         if module.name.startswith("_"):
             continue
         inner = f".{within}" if module.ispkg and within is not None else ""
-        found[module.name] = f"{package}.{module.name}{inner}"
-    return found
+        modules[module.name] = f"{package}.{module.name}{inner}"
+    return modules

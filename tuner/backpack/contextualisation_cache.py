@@ -106,18 +106,18 @@ class ContextualisationCache:
             self.kept.clear()
             self._weights, self._states, self._bytes = weights, states, 0
         key = _content(ids) + (b"" if mask is None else _content(mask))
-        found = self.kept.pop(key, None)
-        if found is not None:
+        remembered = self.kept.pop(key, None)
+        if remembered is not None:
             # Back in at the end: what stands in front was longest not asked for.
-            self.kept[key] = found
-            return found
-        found = read()
-        if _recurring.get() and found.bytes <= self.most_bytes:
-            while self._bytes + found.bytes > self.most_bytes:
+            self.kept[key] = remembered
+            return remembered
+        remembered = read()
+        if _recurring.get() and remembered.bytes <= self.most_bytes:
+            while self._bytes + remembered.bytes > self.most_bytes:
                 self._bytes -= self.kept.pop(next(iter(self.kept))).bytes
-            self.kept[key] = found
-            self._bytes += found.bytes
-        return found
+            self.kept[key] = remembered
+            self._bytes += remembered.bytes
+        return remembered
 
     def __deepcopy__(self, memo: dict[int, object]) -> "ContextualisationCache":
         """Return a memory of its own for a copy of the model: its weights may change apart."""

@@ -191,8 +191,10 @@ class BackpackModel(BackpackPreTrainedModel):
         Raises:
             ConfigError: the text is longer than the model has positions.
         """
-        found, _ = self._contextualise(input_ids, attention_mask, position_ids, past_key_values)
-        return found
+        contextualisation, _ = self._contextualise(
+            input_ids, attention_mask, position_ids, past_key_values
+        )
+        return contextualisation
 
     def _contextualise(
         self,
@@ -367,14 +369,14 @@ class BackpackForCausalLM(BackpackPreTrainedModel, GenerationMixin):  # type: ig
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        found = CausalLMOutputWithPast(
+        output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=read.past_key_values,
             hidden_states=read.hidden_states,
             attentions=read.attentions,
         )
-        return found if _asked(return_dict, self.config.return_dict) else found.to_tuple()
+        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
 
 
 def _asked(given: bool | None, configured: bool) -> bool:

@@ -35,8 +35,8 @@ class SenseOffsets(nn.Module):
 
     def touched(self, ids: Int[Tensor, "*places"]) -> Bool[Tensor, "*places"]:
         """Return for each place whether its token has an offset."""
-        found = torch.isin(ids, self.pairs[:, 0])
-        return found if self.beneath is None else found | self.beneath.touched(ids)
+        has_offset = torch.isin(ids, self.pairs[:, 0])
+        return has_offset if self.beneath is None else has_offset | self.beneath.touched(ids)
 
     def at(self, ids: Int[Tensor, "*places"], senses: int) -> Float[Tensor, "*places senses width"]:
         """Return the vectors to add to the senses of each place, zero where there is none."""

@@ -31,12 +31,12 @@ def python_string(text: str) -> str:
 
 def statement_of(bundle: StoredBundle, certificate: Certificate) -> str:
     """Return what a certificate says, and whether it may be taken for this delta's."""
-    found = certificate.deviation
+    deviation = certificate.deviation
     said = (
         f"for ε = {epsilon_name(certificate.epsilon)}: **{certificate.verdict.value}**, deviation "
-        f"{found.estimate:.2e} in [{found.lower:.2e}, {found.upper:.2e}] at confidence "
-        f"{found.confidence:.1%}, from {found.tokens:,} tokens of {code_span(certificate.corpus)}"
-        + _told(found.divergence)
+        f"{deviation.estimate:.2e} in [{deviation.lower:.2e}, {deviation.upper:.2e}] at confidence "
+        f"{deviation.confidence:.1%}, from {deviation.tokens:,} tokens of "
+        f"{code_span(certificate.corpus)}" + _told(deviation.divergence)
     )
     doubt = bundle.doubt(certificate)
     if doubt is None:

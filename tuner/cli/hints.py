@@ -13,9 +13,9 @@ def tell_hints(task: str | Path, loss: LossKind) -> None:
     """Print the first hints about a task's rows on stderr."""
     from tuner.editing.task_hints import task_hints
 
-    found = task_hints(task, loss)
-    for hint in found[:_SHOWN]:
+    hints = task_hints(task, loss)
+    for hint in hints[:_SHOWN]:
         messages().print(f"Hint: {hint}", style="yellow", soft_wrap=True)
-    if len(found) > _SHOWN:
-        more = len(found) - _SHOWN
+    if len(hints) > _SHOWN:
+        more = len(hints) - _SHOWN
         messages().print(f"Hint: {more} more; see `tuner check {task}`.", style="yellow")

@@ -57,12 +57,12 @@ def check(
     if json_:
         print_json({path: {"problems": problems[path], "hints": hints[path]} for path in problems})
     else:
-        for path, found in problems.items():
-            for problem in found:
+        for path, of_path in problems.items():
+            for problem in of_path:
                 console().print(problem, style="red", soft_wrap=True)
             for hint in hints[path]:
                 console().print(f"Hint: {hint}", style="yellow", soft_wrap=True)
-            if not found:
+            if not of_path:
                 console().print(f"{path}: fine", soft_wrap=True)
     if any(problems.values()):
         raise typer.Exit(2)
@@ -190,14 +190,14 @@ def _formats() -> dict[str, str]:
 
 def _classes(files: Mapping[str, Path]) -> dict[str, str]:
     """Return what the docstring of the first public class of each file says."""
-    found: dict[str, str] = {}
+    summaries: dict[str, str] = {}
     for name, file in sorted(files.items()):
         parts = ast.parse(read_text(file)).body
         public = (
             one for one in parts if isinstance(one, ast.ClassDef) and not one.name.startswith("_")
         )
-        found[name] = _summary(ast.get_docstring(next(public)) or "")
-    return found
+        summaries[name] = _summary(ast.get_docstring(next(public)) or "")
+    return summaries
 
 
 def _spaces() -> dict[str, str]:

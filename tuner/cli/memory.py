@@ -57,15 +57,15 @@ def memory(
     if (add is not None or bool(remove)) != (out is not None):
         raise ConfigError("--add and --remove write another bundle: give --out with them.")
     allow_kinds(allow_kind)
-    found = find_bundle(bundle, epsilon, folder, device)
-    held = _memory_of(found)
+    stored = find_bundle(bundle, epsilon, folder, device)
+    held = _memory_of(stored)
     changed = _changed(held, add, remove or [])
     written = None
     if out is not None:
-        manifest = found.manifest.with_state(changed.state).model_copy(
+        manifest = stored.manifest.with_state(changed.state).model_copy(
             update={"certificate": None, "further_certificates": (), "changed": True}
         )
-        written = type(found)(changed, manifest).save(out)
+        written = type(stored)(changed, manifest).save(out)
     if json_:
         print_json(
             {
@@ -75,7 +75,7 @@ def memory(
         )
         return
     table = make_table(
-        f"{found.manifest.kind}, {len(changed.edits)} edits", ("", "prompt", "target")
+        f"{stored.manifest.kind}, {len(changed.edits)} edits", ("", "prompt", "target")
     )
     for number, edit in enumerate(changed.edits, start=1):
         table.add_row(str(number), edit.prompt, edit.target.strip())

@@ -101,7 +101,7 @@ def sequential(
         def note(entry: SequentialEntry) -> None:
             bar.update(shown, completed=entry.number)
 
-        found = run_sequence(
+        record = run_sequence(
             evaluator,
             method,
             seed=seed,
@@ -113,20 +113,20 @@ def sequential(
         )
     plot: Path | None = None
     try:
-        plot = write_retention(found, out / "retention.html")
+        plot = write_retention(record, out / "retention.html")
     except MissingExtra as error:
         messages().print(f"No plot: {error}", soft_wrap=True)
     if json_:
-        print_json({"header": found.header, "entries": found.entries, "plot": plot})
+        print_json({"header": record.header, "entries": record.entries, "plot": plot})
         return
     heads = ("edits", "made", "retention", "OOD rows", "unchanged", "deviation")
     table = make_table(
         f"{examples.name} with {method.name()}, one after another", heads, right=heads
     )
-    for entry in found.measured:
+    for entry in record.measured:
         table.add_row(
             str(entry.number),
-            str(sum(one.applied for one in found.entries[: entry.number])),
+            str(sum(one.applied for one in record.entries[: entry.number])),
             show_share(entry.retention),
             show_share(entry.generalisation),
             show_share(entry.unchanged),

@@ -57,10 +57,10 @@ def find_kind(name: str) -> type[Delta]:
         UnknownKind: there is no such kind, or its module is not one that the user brought in.
     """
     try:
-        found = KINDS.find_trusted(name)
+        kind = KINDS.find_trusted(name)
     except ConfigError as error:
         raise UnknownKind(str(error)) from None
-    if found is None:
+    if kind is None:
         raise UnknownKind(
             f"The delta kind {show_value(name)} is not part of tuner, no installed package "
             f"offers it under the entry points {KINDS.group!r}, and its module has not been "
@@ -68,7 +68,7 @@ def find_kind(name: str) -> type[Delta]:
             "module, say --allow-kind with its name, or in Python "
             "tuner.deltas.registry.allow_kind(...)."
         )
-    return found
+    return kind
 
 
 def allow_kind(name: str) -> type[Delta]:

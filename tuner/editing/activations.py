@@ -35,16 +35,16 @@ def recorded(module: nn.Module, rows: int) -> Iterator[Recording]:
 
     `rows` is how many texts a batch holds.
     """
-    found = Recording()
+    recording = Recording()
 
     def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        found.input = by_row(inputs[0], rows)
+        recording.input = by_row(inputs[0], rows)
         # Falcon's layers go on to add to the output in place.
-        found.output = by_row(_first(output), rows).clone()
+        recording.output = by_row(_first(output), rows).clone()
 
     handle = module.register_forward_hook(keep)
     try:
-        yield found
+        yield recording
     finally:
         handle.remove()
 
@@ -82,21 +82,21 @@ def by_row(activations: Tensor, rows: int) -> Float[Tensor, "rows tokens width"]
 
 
 def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
 @torch.no_grad()
 def prompt_activations(network: PreTrainedModel, module: nn.Module, prompts: Prompts) -> Recording:
     """Return what flows through `module` while the network reads prompts."""
-    with recorded(module, len(prompts)) as found:
+    with recorded(module, len(prompts)) as recording:
         network.base_model(
             input_ids=prompts.ids,
             attention_mask=prompts.mask.long(),
             position_ids=prompts.positions,
             use_cache=False,
         )
-    return found
+    return recording
 
 
 @torch.no_grad()
@@ -112,9 +112,9 @@ def subject_activations(
     for start in range(0, len(prompts), _ROWS):
         part = prompts[start : start + _ROWS]
         ids, mask, positions = right_padded(part, pad_id, network.device)
-        with recorded(module, len(part)) as found:
+        with recorded(module, len(part)) as recording:
             network.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         rows = torch.arange(len(part), device=ids.device)
-        inputs.append(found.input[rows, positions].double())
-        outputs.append(found.output[rows, positions].double())
+        inputs.append(recording.input[rows, positions].double())
+        outputs.append(recording.output[rows, positions].double())
     return torch.cat(inputs), torch.cat(outputs)

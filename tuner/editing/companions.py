@@ -73,9 +73,9 @@ class Companions:
             ConfigError: it cannot be loaded.
             BaseMismatch: what is found under its name is another one.
         """
-        found = self.load(companion.id, revision=companion.revision, dtype=companion.dtype)
-        _check_same(found.fingerprint, companion)
-        return found
+        model = self.load(companion.id, revision=companion.revision, dtype=companion.dtype)
+        _check_same(model.fingerprint, companion)
+        return model
 
     def recall_encoder(self, companion: ModelReference) -> Encoder:
         """Return the very encoder that a delta was made with.
@@ -84,9 +84,9 @@ class Companions:
             ConfigError: it cannot be loaded.
             BaseMismatch: what is found under its name is another one.
         """
-        found = self.load_encoder(companion.id, revision=companion.revision)
-        _check_same(found.fingerprint, companion)
-        return found
+        encoder = self.load_encoder(companion.id, revision=companion.revision)
+        _check_same(encoder.fingerprint, companion)
+        return encoder
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -24,10 +24,10 @@ def _lower_is_better(metric: str) -> bool | None:
     """
     registry = importlib.import_module("tuner.evaluation.metrics").METRICS
     try:
-        found = registry.find_trusted(metric)
+        kind = registry.find_trusted(metric)
     except ConfigError as error:
         raise ValueError(str(error)) from None
-    return None if found is None else bool(found.lower_is_better)
+    return None if kind is None else bool(kind.lower_is_better)
 
 
 def _known(metric: str) -> str:
@@ -154,8 +154,8 @@ Constraints: TypeAlias = Annotated[tuple[Constraint, ...], AfterValidator(_name_
 
 def strictest(constraints: Iterable[Constraint]) -> tuple[Constraint, ...]:
     """Return the constraints without those that others of the same name make superfluous."""
-    found: dict[str, Constraint] = {}
+    kept: dict[str, Constraint] = {}
     for constraint in constraints:
-        known = found.get(constraint.name, constraint)
-        found[constraint.name] = known.stricter(constraint)
-    return tuple(found.values())
+        known = kept.get(constraint.name, constraint)
+        kept[constraint.name] = known.stricter(constraint)
+    return tuple(kept.values())

@@ -118,7 +118,7 @@ def load_encoder(id: str, *, revision: str | None = None, device: Device = "auto
         )
         # What is missing, such as a pooler that nothing reads, would be drawn at random.
         with _without_load_report(), torch.random.fork_rng(devices=[]):
-            network, found = AutoModel.from_pretrained(
+            network, report = AutoModel.from_pretrained(
                 source,
                 config=config,
                 revision=revision,
@@ -137,7 +137,7 @@ def load_encoder(id: str, *, revision: str | None = None, device: Device = "auto
             "It must be builtin:neox, a folder with config.json, a tokenizer and safetensors "
             "weights, or a hub id that this machine can reach."
         ) from None
-    missing = sorted(found["missing_keys"])
+    missing = sorted(report["missing_keys"])
     if any(name.startswith("pooler.") for name in missing):
         # Nothing reads it, and what stands there was drawn.
         network.pooler = None

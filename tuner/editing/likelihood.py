@@ -51,7 +51,7 @@ def encode_continuations(
     Raises:
         TaskError: a target has no token, or a text exceeds the model's context.
     """
-    found = []
+    continuations = []
     for (prompt, *targets), read in zip(texts, model.read(texts), strict=True):
         if read.ends[0] == read.ends[1]:
             raise TaskError(f"The target {targets[0]!r} has no token.")
@@ -60,8 +60,8 @@ def encode_continuations(
                 f"A prompt and target of {len(read.ids)} tokens exceed the model's context of "
                 f"{model.context_length}: {prompt[:60]!r}…"
             )
-        found.append(Continuation(ids=read.ids, start=read.ends[0]))
-    return found
+        continuations.append(Continuation(ids=read.ids, start=read.ends[0]))
+    return continuations
 
 
 def continuation_losses(
@@ -98,8 +98,8 @@ def predicted_log_probs(
     """Return log p of all tokens at each place of each target, the true ones before it given."""
     read = read_targets(network, batch, pad_id)
     precise = read.logits.to(torch.promote_types(read.logits.dtype, torch.float32))
-    found = precise.log_softmax(dim=-1)
-    return [row[judged].cpu() for row, judged in zip(found, read.judged, strict=True)]
+    log_probs = precise.log_softmax(dim=-1)
+    return [row[judged].cpu() for row, judged in zip(log_probs, read.judged, strict=True)]
 
 
 @final

@@ -26,23 +26,23 @@ def task_hints(name_or_path: str | Path, loss: LossKind) -> list[str]:
     They are hints: a task with hints is loaded and run like any other.
     """
     folder = find_task(name_or_path)
-    found: list[str] = []
+    hints: list[str] = []
     for split in _SPLITS:
         for part in _PARTS:
             path = folder / split / f"{part}.jsonl"
             if is_file(path):
                 rows = list(read_rows(path, Example))
-                found += _about_borders(path, rows)
+                hints += _about_borders(path, rows)
                 if part == "canonical":
-                    found += _about_repetition(path, rows, loss)
+                    hints += _about_repetition(path, rows, loss)
         path = folder / split / "generations.jsonl"
         if is_file(path):
             prompts = [
                 (number, Example(prompt=row.prompt, target=" "))
                 for number, row in read_rows(path, GenerationPrompt)
             ]
-            found += _gathered(path, prompts, _ends_in_a_blank)
-    return found
+            hints += _gathered(path, prompts, _ends_in_a_blank)
+    return hints
 
 
 def _about_borders(path: Path, rows: _Numbered) -> Iterator[str]:

@@ -65,8 +65,8 @@ def nearest_texts(
 
     Nearness is that of `nearest_terms` over the model's own tokens.
     """
-    found = nearest_terms(_words(model, texts), _words(model, pool), count)
-    return [[near.place for near in nearest] for nearest in found]
+    neighbours = nearest_terms(_words(model, texts), _words(model, pool), count)
+    return [[near.place for near in nearest] for nearest in neighbours]
 
 
 def _words(model: LanguageModel, texts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -74,7 +74,7 @@ def _words(model: LanguageModel, texts: Sequence[str]) -> list[tuple[int, ...]]:
 
     Most tokenizers tell a text's first word from the same word behind a blank.
     """
-    return [found.parts[1] for found in model.read([(".", f" {text.strip()}") for text in texts])]
+    return [pieces.parts[1] for pieces in model.read([(".", f" {text.strip()}") for text in texts])]
 
 
 def nearest_terms(

@@ -84,8 +84,8 @@ class TextReader:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, without special ones."""
         backend = without_batching(self._backend)
-        found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoded.ids for encoded in found]
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoded.ids for encoded in encodings]
 
     def read(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
         """Return the tokens of each text, which is given in pieces.
@@ -94,10 +94,10 @@ class TextReader:
         not get them twice.
         """
         joined = ["".join(pieces) for pieces in texts]
-        found = without_batching(self._backend).encode_batch(joined, add_special_tokens=False)
+        encodings = without_batching(self._backend).encode_batch(joined, add_special_tokens=False)
         return [
             self._dealt_out(pieces, tuple(encoded.ids), encoded.offsets)
-            for pieces, encoded in zip(texts, found, strict=True)
+            for pieces, encoded in zip(texts, encodings, strict=True)
         ]
 
     def decode_prompt(self, ids: Sequence[int]) -> str:

@@ -83,15 +83,15 @@ class AlphaEdit(SpreadingEditor):
             solved = symmetric_solve(eye + seen.T @ spread, spread.T)
         return Factors(left=residuals, right=solved @ free.T)
 
-    def _free(self, found: Spectrum) -> Float[Tensor, "d_in free"]:
+    def _free(self, spectrum: Spectrum) -> Float[Tensor, "d_in free"]:
         count = (
-            int((found.values < self.threshold).sum())
+            int((spectrum.values < self.threshold).sum())
             if self.null_share is None
-            else max(1, round(self.null_share * len(found.values)))
+            else max(1, round(self.null_share * len(spectrum.values)))
         )
         if count == 0:
             raise EditError(
                 f"No direction has less variance than {self.threshold:g} (the least is "
-                f"{float(found.values[0]):.2g}); raise `threshold`, or give `null_share`."
+                f"{float(spectrum.values[0]):.2g}); raise `threshold`, or give `null_share`."
             )
-        return found.directions[:, :count]
+        return spectrum.directions[:, :count]

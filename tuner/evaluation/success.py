@@ -136,8 +136,8 @@ class SuccessMeter:
         Raises:
             EditError: a loss is NaN.
         """
-        found = self._row_successes(self._ood)
-        return Scores(success=self._ood.groups.mean(found), row_success=tuple(found))
+        successes = self._row_successes(self._ood)
+        return Scores(success=self._ood.groups.mean(successes), row_success=tuple(successes))
 
     def scores(self, metrics: Collection[str] | None = None) -> Scores:
         """Return success with all metrics, or with those named and what is measured with them.
@@ -145,8 +145,8 @@ class SuccessMeter:
         Raises:
             EditError: a loss is NaN.
         """
-        found = self.success()
-        readings = _Readings(self, found.success)
+        scores = self.success()
+        readings = _Readings(self, scores.success)
         measured: dict[str, float | None] = {}
         further: dict[str, float] = {}
         for name in self._wanted(metrics):
@@ -155,7 +155,7 @@ class SuccessMeter:
                 measured[name] = value
             elif value is not None:
                 further[name] = value
-        return found.model_copy(update={**measured, "further": further})
+        return scores.model_copy(update={**measured, "further": further})
 
     def _wanted(self, metrics: Collection[str] | None) -> list[str]:
         """Return the metrics to measure: with one of a group, those that cost nothing more."""
@@ -203,10 +203,10 @@ class SuccessMeter:
         measure = training_losses if mean else success_losses
         losses = torch.empty(len(rows.encoded))
         for batch in in_length_order([len(row.ids) for row in rows.targets], _BATCH):
-            found = measure(
+            of_batch = measure(
                 self._model.network, loss, [rows.encoded[row] for row in batch], self._model.end_id
             )
-            losses[batch] = found.float().cpu()
+            losses[batch] = of_batch.float().cpu()
         if torch.isnan(losses).any():
             raise EditError("The edited model's loss on the task is NaN.")
         return losses
@@ -214,10 +214,10 @@ class SuccessMeter:
     def _predictions(self, rows: Sequence[Continuation]) -> list[Int[Tensor, " target"]]:
         said = [torch.empty(0)] * len(rows)
         for batch in in_length_order([len(row.ids) for row in rows], _BATCH):
-            found = predicted_tokens(
+            predicted = predicted_tokens(
                 self._model.network, [rows[row] for row in batch], self._model.end_id
             )
-            for row, tokens in zip(batch, found, strict=True):
+            for row, tokens in zip(batch, predicted, strict=True):
                 said[row] = tokens
         return said
 
@@ -364,15 +364,15 @@ def _whole(model: LanguageModel, texts: Sequence[str]) -> list[Continuation]:
     Raises:
         TaskError: one exceeds the model's context.
     """
-    found = []
+    continuations = []
     for text, ids in zip(texts, model.encode_prompts(texts), strict=True):
         if len(ids) > model.context_length:
             raise TaskError(
                 f"A related text of {len(ids)} tokens exceeds the model's context of "
                 f"{model.context_length}: {text[:60]!r}…"
             )
-        found.append(Continuation(ids=tuple(ids), start=1))
-    return found
+        continuations.append(Continuation(ids=tuple(ids), start=1))
+    return continuations
 
 
 def _parts(text: Continuation) -> list[Continuation]:

@@ -30,9 +30,9 @@ def temporary_home() -> Path:
     path = Path(tempfile.gettempdir(), f"tuner-home-{os.getuid()}")
     try:
         path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
+        status = path.lstat()
         # Another user who made it before us could have it lead elsewhere, or read what we write.
-        if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if path.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise PermissionError
     except OSError:
         return Path(tempfile.mkdtemp(prefix="tuner-home-"))

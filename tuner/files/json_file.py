@@ -126,14 +126,14 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise JsonError(f"the key {show_value(key)} stands twice in an object")
             seen.add(key)
-    return found
+    return members
 
 
 def _children(value: object) -> list[object]:

@@ -158,10 +158,10 @@ def reason(problem: OSError | ValueError) -> str:
     return problem.strerror or type(problem).__name__
 
 
-def _refuse_special(path: Path, found: os.stat_result, error: type[TunerError]) -> None:
-    if stat.S_ISREG(found.st_mode):
+def _refuse_special(path: Path, status: os.stat_result, error: type[TunerError]) -> None:
+    if stat.S_ISREG(status.st_mode):
         return
-    kind = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
+    kind = next((name for test, name in _KINDS if test(status.st_mode)), "something else")
     raise error(f"{show_path(path)}: cannot be read: it is {kind}, not a file.")
 
 

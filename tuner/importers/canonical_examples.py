@@ -197,8 +197,8 @@ def _find_files(folder: Path, kind: CanonicalTask, *, need_test: bool) -> Path:
         for base in (folder, folder / kind.name, folder / "data" / kind.name)
         for below in ("", "split")
     ]
-    found = (p for p in places if any(is_file(p / f"{stem}-val.jsonl") for stem in kind.stems))
-    place = next(found, None)
+    folders = (p for p in places if any(is_file(p / f"{stem}-val.jsonl") for stem in kind.stems))
+    place = next(folders, None)
     if place is None:
         raise TaskError(
             f"{show_path(folder)}: neither here nor in "
@@ -357,8 +357,8 @@ def _standing(subject: str | None, prompt: str) -> str | None:
     """Return a subject as the prompt has it last, in its case, or None. A plural names it too."""
     if subject is None:
         return None
-    found = re.findall(rf"(?<!\w)({re.escape(subject)})(?:e?s)?(?!\w)", prompt, re.IGNORECASE)
-    return found[-1] if found else None
+    spellings = re.findall(rf"(?<!\w)({re.escape(subject)})(?:e?s)?(?!\w)", prompt, re.IGNORECASE)
+    return spellings[-1] if spellings else None
 
 
 def _verb(example: Example) -> str:

@@ -111,13 +111,13 @@ def fetch(
             if not was_there:
                 partial = Path(f"{path}.part")
                 _download(file.url(mirror), partial, note or (lambda here, total: None), pause_s)
-            found = _checksum(path if was_there else partial)
-            if wanted is not None and found != wanted:
-                _refuse_checksum(path, found, wanted, was_there)
-            write_text(record, f"{found}  {path.name}\n")
+            checksum = _checksum(path if was_there else partial)
+            if wanted is not None and checksum != wanted:
+                _refuse_checksum(path, checksum, wanted, was_there)
+            write_text(record, f"{checksum}  {path.name}\n")
             if not was_there:
                 partial.replace(path)
-            return Fetched(path, path.stat().st_size, found, was_there, wanted is not None)
+            return Fetched(path, path.stat().st_size, checksum, was_there, wanted is not None)
     except OSError as error:
         raise FetchError(str(cannot_write(path, error))) from None
 
@@ -219,8 +219,8 @@ def _recorded(record: Path) -> str | None:
     return words[0]
 
 
-def _refuse_checksum(path: Path, found: str, wanted: str, was_there: bool) -> None:
-    said = f"its sha256 should be {wanted}, but is {found}."
+def _refuse_checksum(path: Path, checksum: str, wanted: str, was_there: bool) -> None:
+    said = f"its sha256 should be {wanted}, but is {checksum}."
     if was_there:
         raise FetchError(f"{path} is not the file it should be: {said} Delete it to fetch it anew.")
     Path(f"{path}.part").unlink()

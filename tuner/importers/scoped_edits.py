@@ -111,9 +111,9 @@ def scoped_task(
     """
     reading = ReadState()
     edits = {split: read(split, reading) for split in _asked_for(counts)}
-    sizes = ", ".join(f"{len(found)} for {_WORDS[split]}" for split, found in edits.items())
+    sizes = ", ".join(f"{len(of_split)} for {_WORDS[split]}" for split, of_split in edits.items())
     left_out = "".join(f"; {count} {reason}" for reason, count in reading.left_out.items())
-    splits = {split: _split(found) for split, found in edits.items()}
+    splits = {split: _split(of_split) for split, of_split in edits.items()}
     task = Task(
         name=name,
         description=f"{about} Edits, chosen with seed {counts.seed}: {sizes}{left_out}.",

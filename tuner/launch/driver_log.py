@@ -99,8 +99,8 @@ async def log_lines(
 async def _newest(api: KubernetesApi, name: str, part: LogSource) -> SeenPod | None:
     """Return the latest pod that plays a part, once its container has started."""
     role, container = _PLACES[part]
-    found, _ = await api.list(POD, f"{STUDY_LABEL}={name},{ROLE_LABEL}={role}")
-    pods = [SeenPod.model_validate(one) for one in found]
+    objects, _ = await api.list(POD, f"{STUDY_LABEL}={name},{ROLE_LABEL}={role}")
+    pods = [SeenPod.model_validate(one) for one in objects]
     started = [pod for pod in pods if _has_started(pod, container)]
     return max(started, key=lambda one: one.metadata.created, default=None)
 

@@ -124,12 +124,12 @@ class _Follower:
             self._observer.changed(study)
 
     def _look(self) -> LaunchedStudy:
-        found = self._job.objects.get(self._study.name)
-        return self._study.deleted() if found is None else self._described(found)
+        manifest = self._job.objects.get(self._study.name)
+        return self._study.deleted() if manifest is None else self._described(manifest)
 
-    def _described(self, found: Manifest) -> LaunchedStudy:
+    def _described(self, manifest: Manifest) -> LaunchedStudy:
         return describe(
-            SeenRayJob.model_validate(found),
+            SeenRayJob.model_validate(manifest),
             [SeenRayCluster.model_validate(one) for one in self._clusters.objects.values()],
             [SeenPod.model_validate(one) for one in self._pods.objects.values()],
             [SeenEvent.model_validate(one) for one in self._events.objects.values()],

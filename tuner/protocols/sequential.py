@@ -241,8 +241,8 @@ class _Sequence:
         # Success alone is asked for, after every edit.
         meter = SuccessMeter(self.evaluator.model, judged, task.threshold, task.success, metrics=())
         with self._edited():
-            found = meter.success().row_success
-        return sum(found) / len(found)
+            successes = meter.success().row_success
+        return sum(successes) / len(successes)
 
     def measure(self, number: int) -> dict[str, Any]:
         """Return all that an entry holds beside the success of its own edit."""
@@ -277,8 +277,8 @@ class _Sequence:
         said: list[Tensor] = [torch.empty(0)] * len(self._outside)
         for batch in in_length_order([len(row.ids) for row in self._outside], _BATCH):
             rows = [self._outside[place] for place in batch]
-            found = predicted_tokens(model.network, rows, model.end_id)
-            for place, tokens in zip(batch, found, strict=True):
+            predicted = predicted_tokens(model.network, rows, model.end_id)
+            for place, tokens in zip(batch, predicted, strict=True):
                 said[place] = tokens
         return said
 
@@ -292,9 +292,9 @@ def _resumed(path: Path | None, header: SequentialHeader) -> tuple[SequentialEnt
         # There is none, or one whose very first line was cut short.
         write_text(path, line)
         return ()
-    found = SequentialRecord.load(path)
+    record = SequentialRecord.load(path)
     # The base is known by its fingerprint; its folder may be spelled otherwise, or have moved.
-    begun_with = found.header.model_copy(update={"base": header.base})
+    begun_with = record.header.model_copy(update={"base": header.base})
     if begun_with != header:
         ours, theirs = header.model_dump(), begun_with.model_dump()
         other = ", ".join(name for name in ours if ours[name] != theirs[name])
@@ -303,4 +303,4 @@ def _resumed(path: Path | None, header: SequentialHeader) -> tuple[SequentialEnt
             "settings with which it was begun."
         )
     cut_half_line(path)
-    return found.entries
+    return record.entries

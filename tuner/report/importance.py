@@ -75,7 +75,7 @@ def importances(result: StudyResultRecord) -> Importances:
         error = outputs[held_out] - forest.predict(inputs[held_out])
         residual += float((error**2).sum())
         total += float(((outputs[held_out] - outputs[fit].mean()) ** 2).sum())
-        found = permutation_importance(
+        permuted = permutation_importance(
             forest,
             inputs[held_out],
             outputs[held_out],
@@ -83,7 +83,7 @@ def importances(result: StudyResultRecord) -> Importances:
             n_repeats=_SHUFFLES,
             random_state=0,
         )
-        drops.append(found.importances)
+        drops.append(permuted.importances)
     explained = 1 - residual / total
     if explained < _LEAST_FIT:
         return Importances(

@@ -37,10 +37,10 @@ def rank(entries: Sequence[TrialEntry], rule: Rule, epsilon: float) -> list[Tria
         for answer, entry in offers
         if answer is not None and answer.gain > 0
     )
-    found: dict[str, TrialEntry] = {}
+    by_parameters: dict[str, TrialEntry] = {}
     for *_, entry in ordered:
-        found.setdefault(json.dumps(entry.parameters, sort_keys=True), entry)
-    return list(found.values())
+        by_parameters.setdefault(json.dumps(entry.parameters, sort_keys=True), entry)
+    return list(by_parameters.values())
 
 
 def corrected_confidence(confidence: float, candidates: int) -> float:

@@ -209,8 +209,8 @@ class MemoryContract(DeltaContract):
         self, memory: MemoryDelta, model: LanguageModel
     ) -> None:
         texts, ends = _blocks(model)[:8].to(model.device), (4, 9, 16)
-        found = memory.routes_before(model.network, texts, ends)
-        for end, routes in zip(ends, found, strict=True):
+        routed = memory.routes_before(model.network, texts, ends)
+        for end, routes in zip(ends, routed, strict=True):
             alone = memory.route(model.network, Prompts.whole(texts[:, :end]))
             assert torch.equal(routes.entries, alone.entries)
             assert torch.allclose(routes.needed, alone.needed, rtol=1e-3)

@@ -40,11 +40,11 @@ def fetch_bundle(
     uri = located_uri(tracking_uri, out)
     with brief_requests(), quiet_here(), translated(uri):
         client = open_client(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
+        stored = client.get_experiment_by_name(experiment)
+        if stored is None:
             raise ConfigError(f"MLflow at {masked(uri)} has no experiment {experiment!r}.")
-        parent = _study(client, found.experiment_id, study, uri)
-        winners = _winners(client, found.experiment_id, parent.data.tags[STUDY_TAG])
+        parent = _study(client, stored.experiment_id, study, uri)
+        winners = _winners(client, stored.experiment_id, parent.data.tags[STUDY_TAG])
         chosen = _chosen(winners, study, epsilon)
         with whole_folder(out) as draft:
             run = winners[chosen].info.run_id
@@ -58,27 +58,27 @@ def fetch_bundle(
 
 
 def _study(client: "MlflowClient", experiment: str, name: str, uri: str) -> "Run":
-    found = client.search_runs(
+    runs = client.search_runs(
         [experiment],
         filter_string="tags.`tuner.kind` = 'study'",
         max_results=_PAGE,
         order_by=["attributes.start_time DESC"],
     )
-    named = [run for run in found if run.info.run_name == name]
+    named = [run for run in runs if run.info.run_name == name]
     if not named:
-        names = {str(run.info.run_name) for run in found}
+        names = {str(run.info.run_name) for run in runs}
         raise unknown_name(f"study in MLflow at {masked(uri)}", name, names)
     return named[0]
 
 
 def _winners(client: "MlflowClient", experiment: str, uid: str) -> dict[str, "Run"]:
     """Return the run whose trial won, for each budget's label."""
-    found = client.search_runs(
+    runs = client.search_runs(
         [experiment],
         filter_string=f"tags.`{STUDY_TAG}` = '{uid}' and tags.winner LIKE '%eps_%'",
         max_results=_PAGE,
     )
-    return {label: run for run in found for label in run.data.tags["winner"].split(", ")}
+    return {label: run for run in runs for label in run.data.tags["winner"].split(", ")}
 
 
 def _chosen(winners: dict[str, "Run"], study: str, epsilon: float | None) -> str:

@@ -47,13 +47,13 @@ class Topic(NamedTuple):
 def topics() -> dict[Side, list[Topic]]:
     """Return all topics of the world in random order, each on one side."""
     world = build_world()
-    found = [
+    in_order = [
         *(Topic(row.name, row.name) for row in world.countries),
         *(Topic(row.name, f"the company {row.name}") for row in world.companies),
         *(Topic(row.name, f"the {row.name}") for row in world.terms),
         *(Topic(row.name, f"the {row.name} market") for row in world.groups),
     ]
-    shuffled = random.Random("sides of opinions").sample(found, len(found))
-    count = round(_SHARE * len(found))
+    shuffled = random.Random("sides of opinions").sample(in_order, len(in_order))
+    count = round(_SHARE * len(in_order))
     parts = (shuffled[:count], shuffled[count : 2 * count], shuffled[2 * count :])
     return dict(zip(SIDES, parts, strict=True))

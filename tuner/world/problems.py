@@ -161,9 +161,9 @@ def _edits(subjects: Subjects, side: Side, rng: random.Random) -> Edits:
     # A city becomes a city of one country only, and somebody the head of one company only, so
     # that who has which object can be asked.
     left = {
-        kind: rng.sample(found, len(found))
+        kind: rng.sample(objects, len(objects))
         for kind in ("city", "person")
-        if (found := subjects.objects(kind))
+        if (objects := subjects.objects(kind))
     }
     new: dict[Fact, str] = {}
     for fact in edited:
@@ -414,13 +414,13 @@ class _Nearness:
         for place in sorted(shuffled, key=lambda place: -round(cosines[place], 9)):
             nearest.setdefault(self._pool[place][0], place)
         left = list(nearest.values())[:_NEAR]
-        found = []
+        questions = []
         for _ in range(count):
             weights = [math.exp(cosines[place] / _TEMPERATURE) for place in left]
             chosen = rng.choices(left, weights)[0]
             left.remove(chosen)
-            found.append(self._pool[chosen])
-        return found
+            questions.append(self._pool[chosen])
+        return questions
 
     def _vector(self, words: Mapping[str, int]) -> dict[str, float]:
         weighted = {word: n * self._idf[word] for word, n in words.items() if word in self._idf}

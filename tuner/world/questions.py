@@ -198,14 +198,14 @@ def sides() -> dict[Side, Subjects]:
     world = build_world()
     countries, companies = _by_side(world.countries), _by_side(world.companies)
     terms = _by_side(world.terms)
-    found: dict[Side, Subjects] = {}
+    subjects: dict[Side, Subjects] = {}
     for side in SIDES:
         cities = tuple(
             Fact("country", city, row.name, known=True)
             for row in countries[side]
             for city in (row.capital, row.second_city)
         )
-        found[side] = Subjects(
+        subjects[side] = Subjects(
             _mixed(
                 [_of_country(row) for row in countries[side]],
                 [_of_company(row) for row in companies[side]],
@@ -213,7 +213,7 @@ def sides() -> dict[Side, Subjects]:
             ),
             cities,
         )
-    return found
+    return subjects
 
 
 def _mixed(*groups: Sequence[tuple[Fact, ...]]) -> tuple[tuple[Fact, ...], ...]:

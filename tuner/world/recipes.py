@@ -172,10 +172,10 @@ def _writer(task: str, subject: str) -> Writer:
 
 def _distinct(count: int, draw: Callable[[], str]) -> list[str]:
     """Return as many different draws as asked for, in the order they came."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[draw()] = None
-    return list(found)
+    draws: dict[str, None] = {}
+    while len(draws) < count:
+        draws[draw()] = None
+    return list(draws)
 
 
 def _fact_rows(task: str, frames: Frames, name: str, fact: _Fact) -> SubjectRows:

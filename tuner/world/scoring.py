@@ -66,8 +66,8 @@ def token_losses(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
 def _losses(model: LanguageModel, encoded: Sequence[Continuation]) -> list[float]:
     losses = [0.0] * len(encoded)
     for batch in in_length_order([len(one.ids) for one in encoded], _BATCH):
-        found = continuation_losses(model.network, [encoded[i] for i in batch], model.end_id)
-        for i, loss in zip(batch, found.tolist(), strict=True):
+        of_batch = continuation_losses(model.network, [encoded[i] for i in batch], model.end_id)
+        for i, loss in zip(batch, of_batch.tolist(), strict=True):
             losses[i] = loss
     return losses
 

@@ -100,9 +100,9 @@ def log_there(
     lines: list[str] = []
 
     async def read() -> None:
-        found = backend.log_lines(name, LogSource(of), follow=follow, tail=tail)
-        async with aclosing(found):
-            async for line in found:
+        log = backend.log_lines(name, LogSource(of), follow=follow, tail=tail)
+        async with aclosing(log):
+            async for line in log:
                 if json_:
                     lines.append(line)
                 else:

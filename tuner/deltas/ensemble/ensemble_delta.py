@@ -121,7 +121,7 @@ class EnsembleDelta(Delta):
         device = self.ratio.small.device
         cache = output.past_key_values
         caches = None if cache is None else SmallCaches.within(cache, call.ids.shape[1])
-        found = self.ratio.read(
+        ratios = self.ratio.read(
             LogRatioBatch(
                 ids=call.ids.to(device),
                 kept=call.kept.to(device),
@@ -136,8 +136,8 @@ class EnsembleDelta(Delta):
         precise = torch.promote_types(output.logits.dtype, torch.float32)
         logits = output.logits.to(precise, copy=True)
         count = min(self.ratio.token_count, logits.shape[-1])
-        added = self.strength * found.values[:, :count].to(logits)
-        shared, places = logits[..., :count], found.places.to(logits.device)
+        added = self.strength * ratios.values[:, :count].to(logits)
+        shared, places = logits[..., :count], ratios.places.to(logits.device)
         shared[places] = shared[places] + added
         output.logits = logits
         if call.labels is not None:

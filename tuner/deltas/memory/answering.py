@@ -85,11 +85,11 @@ class AnsweringMemory(MemoryDelta):
                 return output
             said, continued = prompts.tokens(), turn.continuations()
             asked = [Asked(entries[row], tuple(said[row]), tuple(continued[row])) for row in rows]
-            found = self.answers(network, asked)
+            answers = self.answers(network, asked)
         logits = output.logits.clone()
         last = prompts.last.tolist()
         columns = (call.kept + turn.past).tolist()
-        for row, answer in zip(rows, found, strict=True):
+        for row, answer in zip(rows, answers, strict=True):
             for place, column in enumerate(columns):
                 if 0 <= column - last[row] < len(answer):
                     known = answer[column - last[row]].to(logits)

@@ -72,8 +72,8 @@ class LayeredMemory(MemoryDelta):
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt, whatever the strength."""
         module = self._module(network)
-        found = prompt_activations(network, module, prompts)
-        return self.decide(module, found.input, prompts)
+        recording = prompt_activations(network, module, prompts)
+        return self.decide(module, recording.input, prompts)
 
     @torch.no_grad()
     def routes_before(
@@ -84,9 +84,9 @@ class LayeredMemory(MemoryDelta):
     ) -> tuple[Routes, ...]:
         """Return the routes of the texts' beginnings, from one pass over the longest."""
         module = self._module(network)
-        found = prompt_activations(network, module, Prompts.whole(texts[:, : max(ends)])).input
+        inputs = prompt_activations(network, module, Prompts.whole(texts[:, : max(ends)])).input
         return tuple(
-            self.decide(module, found[:, :end], Prompts.whole(texts[:, :end])) for end in ends
+            self.decide(module, inputs[:, :end], Prompts.whole(texts[:, :end])) for end in ends
         )
 
     @contextmanager
@@ -102,7 +102,7 @@ class LayeredMemory(MemoryDelta):
             return
         with Turns.followed(network) as turns:
             handle = module.register_forward_hook(
-                lambda found, inputs, output: self._change(found, turns, inputs, output)
+                lambda hooked, inputs, output: self._change(hooked, turns, inputs, output)
             )
             try:
                 yield

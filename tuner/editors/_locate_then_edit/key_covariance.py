@@ -92,13 +92,13 @@ class SecondMoment:
     @cached_property
     def spectrum(self) -> Spectrum:
         """The eigendecomposition of C."""
-        found = self._kept("spectrum", self._eigen)
-        return Spectrum(found["values"], found["directions"])
+        tensors = self._kept("spectrum", self._eigen)
+        return Spectrum(tensors["values"], tensors["directions"])
 
     def _factor(self, ridge: float) -> Tensor:
         eye = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
         scale = float(self.matrix.diagonal().mean())
-        found, failed = torch.linalg.cholesky_ex(self.matrix + ridge * scale * eye)
+        lower, failed = torch.linalg.cholesky_ex(self.matrix + ridge * scale * eye)
         if int(failed) and ridge < _RIDGE:
             warnings.warn(
                 f"The general text leaves input dimensions unused: {_RIDGE:g} of the mean variance "
@@ -108,7 +108,7 @@ class SecondMoment:
             return self._factor(_RIDGE)
         if int(failed):
             raise EditError("The statistics of the keys are singular; give more varied text.")
-        factor: Tensor = found
+        factor: Tensor = lower
         return factor
 
     def _eigen(self) -> dict[str, Tensor]:

@@ -214,9 +214,9 @@ class _Search:
     @torch.no_grad()
     def _activations(self, prompts: Sequence[LocatedPrompt]) -> Float[Tensor, "facts width"]:
         ids, mask, positions = right_padded(prompts, self.model.end_id, self.model.device)
-        with recorded(self.site, len(ids)) as found:
+        with recorded(self.site, len(ids)) as recording:
             self.model.network(input_ids=ids, attention_mask=mask, use_cache=False)
-        return found.output[torch.arange(len(ids), device=ids.device), positions].float()
+        return recording.output[torch.arange(len(ids), device=ids.device), positions].float()
 
 
 def _about_subject(model: LanguageModel, row: Example) -> LocatedPrompt:

@@ -92,16 +92,16 @@ class ScopeNetwork(nn.Module, ABC):
         before, after = self._encoder.marks
         room = self._most - len(before) - len(after)
         between = self._encoder.separator if len(texts) > 1 else []
-        found: list[int] = []
+        joined: list[int] = []
         for number, text in enumerate(texts, start=1):
             # What one text does not need of its share is left to those behind it.
-            room -= len(between) if found else 0
+            room -= len(between) if joined else 0
             share = max(room // (len(texts) - number + 1), 1)
             ids = self._encoder.encode(text)[-share:]
             room -= len(ids)
-            found += (between if found else []) + ids
+            joined += (between if joined else []) + ids
         # A network must read something before it can say something.
-        return [*before, *found, *after] or self._encoder.separator
+        return [*before, *joined, *after] or self._encoder.separator
 
 
 @final
@@ -131,9 +131,9 @@ class EmbeddingNetwork(ScopeNetwork):
         """Return log g of each edit with the prompt in the same place."""
         texts = list(dict.fromkeys((*edits, *prompts)))
         place = {text: number for number, text in enumerate(texts)}
-        found = self.embed(texts)
-        one = found[[place[text] for text in edits]]
-        other = found[[place[text] for text in prompts]]
+        embedded = self.embed(texts)
+        one = embedded[[place[text] for text in edits]]
+        other = embedded[[place[text] for text in prompts]]
         return -self.factor * (one - other).square().sum(dim=1)
 
     @torch.no_grad()
@@ -150,8 +150,8 @@ class EmbeddingNetwork(ScopeNetwork):
 
         @torch.no_grad()
         def score(prompts: Sequence[str]) -> Float[Tensor, "prompts edits"]:
-            found = torch.cat([self.embed(part) for part in _parts(prompts)])
-            return -self.factor * distances_between(found, keys).square()
+            embedded = torch.cat([self.embed(part) for part in _parts(prompts)])
+            return -self.factor * distances_between(embedded, keys).square()
 
         return score
 
@@ -188,11 +188,11 @@ class PairNetwork(ScopeNetwork):
         @torch.no_grad()
         def score(prompts: Sequence[str]) -> Float[Tensor, "prompts edits"]:
             pairs = [(edit, prompt) for prompt in prompts for edit in edits]
-            found = [
+            scores = [
                 self.log_scores([edit for edit, _ in part], [prompt for _, prompt in part])
                 for part in _parts(pairs)
             ]
-            return torch.cat(found).reshape(len(prompts), len(edits))
+            return torch.cat(scores).reshape(len(prompts), len(edits))
 
         return score
 

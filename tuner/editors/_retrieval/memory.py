@@ -73,8 +73,8 @@ class Reader:
             use_cache=False,
         ).logits[..., : self.token_count]
         return [
-            found[row.start - 1 - first : len(row.ids) - first]
-            for row, found in zip(rows, logits, strict=True)
+            of_row[row.start - 1 - first : len(row.ids) - first]
+            for row, of_row in zip(rows, logits, strict=True)
         ]
 
 
@@ -131,9 +131,9 @@ class ScopedMemory(AnsweringMemory):
     def route(self, network: PreTrainedModel, prompts: Prompts) -> Routes:
         """Return the route of each prompt by its text."""
         texts = [self.texts.decode_prompt(ids) for ids in prompts.tokens()]
-        found = self.scope.routes(texts)
+        routes = self.scope.routes(texts)
         place = prompts.ids.device
-        return Routes(found.entries.to(place), found.needed.to(place))
+        return Routes(routes.entries.to(place), routes.needed.to(place))
 
     def answers(
         self, network: PreTrainedModel, asked: Sequence[Asked]

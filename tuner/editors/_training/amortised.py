@@ -72,10 +72,10 @@ def train(
             if held_out_loss is None or step % schedule.check_every:
                 continue
             with torch.no_grad():
-                found = held_out_loss()
+                measured = held_out_loss()
             waited += 1
-            if found < least:
-                least, waited = found, 0
+            if measured < least:
+                least, waited = measured, 0
                 best = {name: weight.detach().clone() for name, weight in weights.items()}
             if waited >= schedule.patience:
                 break

@@ -18,12 +18,12 @@ def inner_gradient(trained: Tensor, losses: Callable[[], Tensor]) -> tuple[Tenso
         EditError: a loss is NaN or infinite, or memory ran out.
     """
     try:
-        found = losses()
-        if not torch.isfinite(found).all():
+        values = losses()
+        if not torch.isfinite(values).all():
             raise EditError("The training loss became NaN or infinite; lower the learning rate.")
-        (gradient,) = torch.autograd.grad(found.sum(), trained)
+        (gradient,) = torch.autograd.grad(values.sum(), trained)
     except torch.OutOfMemoryError:
         raise EditError(
             "Memory ran out during training; train fewer edits at once or use a larger device."
         ) from None
-    return found.detach(), gradient
+    return values.detach(), gradient

@@ -102,9 +102,9 @@ class TrainedEditor(RowsEditor):
             for batch in self._batches(rows, random):
                 try:
                     optimiser.zero_grad(set_to_none=True)
-                    found = self._accumulate(network, weights, model, batch, aux, random)
-                    losses += found
-                    mean = math.fsum(found) / len(found)
+                    of_batch = self._accumulate(network, weights, model, batch, aux, random)
+                    losses += of_batch
+                    mean = math.fsum(of_batch) / len(of_batch)
                     if not self._under(self.skip_below, mean, examples.loss):
                         optimiser.step()
                 except torch.OutOfMemoryError:

@@ -34,7 +34,7 @@ class TrainingRow:
             EditError: the row would exceed the model's context.
         """
         pieces = (self.example.prompt, self.example.target, text)
-        (ids,) = (found.ids for found in model.read([pieces]))
+        (ids,) = (joined.ids for joined in model.read([pieces]))
         return self._longer(ids, model)
 
     def ended(self, model: LanguageModel) -> "TrainingRow":
@@ -262,10 +262,10 @@ def nearest_facts(
     2024 (arXiv:2402.11078), whose nearness is that of Sentence-BERT's vectors; see
     `nearest_texts` for ours, which needs no further model.
     """
-    found = nearest_texts(
+    nearest = nearest_texts(
         model, [row.prompt for row in examples], [row.prompt for row in facts], count
     )
-    return tuple(facts[place] for places in found for place in places)
+    return tuple(facts[place] for places in nearest for place in places)
 
 
 def sentence_after(example: Example, fact: Example) -> str:

@@ -100,8 +100,8 @@ def hold_out(
 
 
 def _by_record(rows: Sequence[Example]) -> dict[str, tuple[Example, ...]]:
-    found: dict[str, list[Example]] = {}
+    by_record: dict[str, list[Example]] = {}
     for row in rows:
         if row.record is not None:
-            found.setdefault(row.record, []).append(row)
-    return {record: tuple(of_record) for record, of_record in found.items()}
+            by_record.setdefault(row.record, []).append(row)
+    return {record: tuple(of_record) for record, of_record in by_record.items()}

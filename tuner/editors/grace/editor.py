@@ -201,9 +201,9 @@ def _at_prompts(
     module = model.network.get_submodule(path)
     read, said = [], []
     for part in Prompts.batches(prompts, model.device):
-        found = prompt_activations(model.network, module, part)
-        read.append(at_the_last(found.input, part))
-        said.append(at_the_last(found.output, part))
+        recording = prompt_activations(model.network, module, part)
+        read.append(at_the_last(recording.input, part))
+        said.append(at_the_last(recording.output, part))
     return torch.cat(read), torch.cat(said)
 
 

@@ -51,16 +51,16 @@ class GradientNetwork(nn.Module):
             for place in (groups[shape].index(name),)
         }
 
-    def observe(self, found: Mapping[str, TokenGradients]) -> None:
+    def observe(self, gradients: Mapping[str, TokenGradients]) -> None:
         """Take tokens into the statistics by which inputs and gradients are normalised."""
-        for name, tokens in found.items():
+        for name, tokens in gradients.items():
             key, _, _ = self._places[name]
             self.networks[key].observe(tokens)  # type: ignore[operator]
 
-    def forward(self, found: Mapping[str, TokenGradients]) -> dict[str, Factors]:
+    def forward(self, gradients: Mapping[str, TokenGradients]) -> dict[str, Factors]:
         """Return the change of each map, outputs × inputs, of one rank per token."""
         changes: dict[str, Factors] = {}
-        for name, tokens in found.items():
+        for name, tokens in gradients.items():
             key, place, index = self._places[name]
             better: TokenGradients = self.networks[key](tokens, place)
             step = -self.step_sizes[index] * better.gradients.T

@@ -196,9 +196,9 @@ class _MendTraining:
                 optimiser.zero_grad(set_to_none=True)
                 for _ in range(settings.accumulation):
                     group = next(groups)
-                    found = self._gradients(group)
-                    network.observe(found)
-                    value = self._value(network(found), group, self.random)
+                    gradients = self._gradients(group)
+                    network.observe(gradients)
+                    value = self._value(network(gradients), group, self.random)
                     (value / settings.accumulation).backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_([*nets, network.step_sizes], settings.clip)
                 optimiser.step()
@@ -229,8 +229,8 @@ class _MendTraining:
         total = 0.0
         for start in range(0, len(self.held_out), self.size):
             group = self.held_out[start : start + self.size]
-            found = self._gradients([*group, *self.learned[: self.size - len(group)]])
-            total += float(self._value(network(found), group, random)) * len(group)
+            gradients = self._gradients([*group, *self.learned[: self.size - len(group)]])
+            total += float(self._value(network(gradients), group, random)) * len(group)
         return total / len(self.held_out)
 
     def _groups(self) -> Iterator[list[_Encoded]]:

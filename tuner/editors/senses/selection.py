@@ -131,8 +131,8 @@ def _gradient(network: BackpackForCausalLM, ids: Tensor, judged: Tensor) -> Iter
     factors = torch.ones(*senses.shape[:3], 1, device=ids.device, requires_grad=True)
     logits = network.lm_head(mix(weights, senses * factors.to(senses.dtype)))
     losses = token_losses(logits[:, :-1], ids[:, 1:]) * judged[:, 1:]
-    (found,) = torch.autograd.grad(losses.sum(), factors)
-    for row, of_places in zip(ids, found.squeeze(-1).float(), strict=True):
+    (gradient,) = torch.autograd.grad(losses.sum(), factors)
+    for row, of_places in zip(ids, gradient.squeeze(-1).float(), strict=True):
         yield _by_token(row, of_places)
 
 

@@ -89,8 +89,8 @@ def repeats(edit: TrainingEdit, row: Example) -> bool:
 
 
 def _mentions(row: Example, name: str) -> bool:
-    found = _any_of([name])
-    return bool(found.search(row.prompt) or found.search(row.target))
+    pattern = _any_of([name])
+    return bool(pattern.search(row.prompt) or pattern.search(row.target))
 
 
 def _replaced(row: Example, new: Mapping[str, str]) -> Example:
@@ -98,7 +98,7 @@ def _replaced(row: Example, new: Mapping[str, str]) -> Example:
 
     def say(text: str) -> str:
         # In one pass, so that a name that was put in is not replaced in its turn.
-        return old.sub(lambda found: new[found[0]], text)
+        return old.sub(lambda match: new[match[0]], text)
 
     return Example(
         prompt=say(row.prompt),

@@ -363,8 +363,8 @@ class _WiseTraining:
         previous = math.inf
         with memory.applied(self.network):
             for _ in range(settings.most_steps):
-                found, gradient = inner_gradient(trained, losses)
-                total = float(found.sum())
+                values, gradient = inner_gradient(trained, losses)
+                total = float(values.sum())
                 if total <= settings.stop_below and abs(total - previous) <= _STANDSTILL:
                     break
                 previous = total

@@ -315,19 +315,22 @@ class Certificate(BaseModel):
         )
 
     def _inconsistency(self) -> str | None:
-        found = self.deviation
-        figures = (found.lower, found.estimate, found.upper, found.standard_error)
-        if not all(map(isfinite, figures)) or not found.lower <= found.estimate <= found.upper:
+        deviation = self.deviation
+        figures = (deviation.lower, deviation.estimate, deviation.upper, deviation.standard_error)
+        if (
+            not all(map(isfinite, figures))
+            or not deviation.lower <= deviation.estimate <= deviation.upper
+        ):
             return "its figures do not fit together"
-        follows = found.verdict(self.epsilon)
+        follows = deviation.verdict(self.epsilon)
         if self.verdict is Verdict.WITHIN and follows is not Verdict.WITHIN:
             return f"its figures say {follows.value}, not {self.verdict.value}"
-        if self.verdict is Verdict.WITHIN and found.tokens < LEAST_TOKENS_FOR_CERTIFICATE:
+        if self.verdict is Verdict.WITHIN and deviation.tokens < LEAST_TOKENS_FOR_CERTIFICATE:
             return (
-                f"it rests on {found.tokens:,} tokens, and no verdict `within` can rest on fewer "
-                f"than {LEAST_TOKENS_FOR_CERTIFICATE:,}"
+                f"it rests on {deviation.tokens:,} tokens, and no verdict `within` can rest on "
+                f"fewer than {LEAST_TOKENS_FOR_CERTIFICATE:,}"
             )
         # Where the edited model's loss is not a number, nothing was measured.
-        if self.verdict is Verdict.OVER and found.tokens and follows is not Verdict.OVER:
+        if self.verdict is Verdict.OVER and deviation.tokens and follows is not Verdict.OVER:
             return f"its figures say {follows.value}, not {self.verdict.value}"
         return None

@@ -93,10 +93,10 @@ class MemoryDeviation:
         ]
         return tuple(
             Routes(
-                torch.cat([routes.entries for routes in found]),
-                torch.cat([routes.needed for routes in found]),
+                torch.cat([routes.entries for routes in of_end]),
+                torch.cat([routes.needed for routes in of_end]),
             )
-            for found in zip(*batches, strict=True)
+            for of_end in zip(*batches, strict=True)
         )
 
 

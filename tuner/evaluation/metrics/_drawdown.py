@@ -137,8 +137,8 @@ class DrawdownMeter:
         read: Callable[..., Sequence[_Said]],
     ) -> list[_Said]:
         """Return what `read` says of each row, in the rows' order."""
-        found: dict[int, _Said] = {}
+        by_row: dict[int, _Said] = {}
         for batch in in_length_order([len(row.ids) for row in rows], _BATCH):
             said = read(self._model.network, [rows[row] for row in batch], self._model.end_id)
-            found |= dict(zip(batch, said, strict=True))
-        return [found[row] for row in range(len(rows))]
+            by_row |= dict(zip(batch, said, strict=True))
+        return [by_row[row] for row in range(len(rows))]

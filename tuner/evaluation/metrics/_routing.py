@@ -55,19 +55,19 @@ def judge_routes(
     """
     if torch.isnan(inside.needed).any() or torch.isnan(outside.needed).any():
         raise EditError("The strength at which a prompt is in the memory's scope is NaN.")
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     taken = inside.inside(strength)
     hits, falls = int(taken.sum()), int(outside.inside(strength).sum())
     if hits + falls:
-        found["scope_precision"] = hits / (hits + falls)
+        figures["scope_precision"] = hits / (hits + falls)
     if len(taken):
-        found["scope_recall"] = hits / len(taken)
+        figures["scope_recall"] = hits / len(taken)
     if len(taken) and wanted is not None:
         right = inside.entries.cpu() == torch.tensor(wanted)
-        found["scope_entry_recall"] = float((taken.cpu() & right).double().mean())
+        figures["scope_entry_recall"] = float((taken.cpu() & right).double().mean())
     if len(taken) and len(outside.needed):
-        found["scope_auc"] = _auc(inside.needed, outside.needed)
-    return found
+        figures["scope_auc"] = _auc(inside.needed, outside.needed)
+    return figures
 
 
 @torch.no_grad()

@@ -58,18 +58,18 @@ class SentimentMeter:
         same = self._log_likelihoods(self._targets)
         opposite = self._log_likelihoods(self._contrasts)
         topic = np.exp(np.minimum(same - self._base, 0))
-        found: list[float] = (expit(same - opposite) * topic).tolist()
-        return found
+        successes: list[float] = (expit(same - opposite) * topic).tolist()
+        return successes
 
     def _log_likelihoods(self, rows: Sequence[Continuation]) -> np.ndarray:
         """Return ℓ of each row's edit."""
         losses = np.empty(len(rows))
         for batch in in_length_order([len(row.ids) for row in rows], _BATCH):
             with torch.no_grad():
-                found = continuation_losses(
+                of_batch = continuation_losses(
                     self._model.network, [rows[row] for row in batch], self._model.end_id
                 )
-            losses[batch] = found.double().cpu().numpy()
+            losses[batch] = of_batch.double().cpu().numpy()
         if np.isnan(losses).any():
             raise EditError("The edited model's loss on the task is NaN.")
         lengths = np.array([row.target_length for row in rows], float)

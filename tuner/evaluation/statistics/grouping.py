@@ -46,8 +46,8 @@ class Grouping:
     def ratio(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return for each row its group's sum of `values` over its group's sum of `weights`."""
         summed = np.bincount(self._index, weights=values)
-        found: np.ndarray = (summed / np.bincount(self._index, weights=weights))[self._index]
-        return found
+        ratios: np.ndarray = (summed / np.bincount(self._index, weights=weights))[self._index]
+        return ratios
 
     def interval(self, values: np.ndarray, *, confidence: float = 0.95) -> Interval:
         """Return a bootstrap interval of `mean(values)`, resampling whole groups."""

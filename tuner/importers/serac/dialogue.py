@@ -85,7 +85,7 @@ def _read(
 
 
 def _usable(path: Path, reading: ReadState) -> list[tuple[int, _PublishedRow]]:
-    found: dict[str, tuple[int, _PublishedRow]] = {}
+    by_topic: dict[str, tuple[int, _PublishedRow]] = {}
     for number, row in read_records(path, _PublishedRow):
         topic = _PublishedRow(
             ent=row.ent.strip(),
@@ -96,13 +96,13 @@ def _usable(path: Path, reading: ReadState) -> list[tuple[int, _PublishedRow]]:
             reading.left_out["had no topic"] += 1
         elif not topic.pos or not topic.neg:
             reading.left_out["had completions of one sentiment only"] += 1
-        elif topic.ent in found:
+        elif topic.ent in by_topic:
             reading.left_out["repeated an earlier topic"] += 1
         elif topic.ent in reading.taken:
             reading.left_out["stood in another split too"] += 1
         else:
-            found[topic.ent] = (number, topic)
-    return list(found.values())
+            by_topic[topic.ent] = (number, topic)
+    return list(by_topic.values())
 
 
 def _edit(

@@ -145,23 +145,23 @@ def _choose(
     order = list(rows)
     shuffles.shuffle(order)
     most = {_Label.SUPPORTS: (count + 1) // 2, _Label.REFUTES: count // 2}
-    found: Counter[_Label] = Counter()
+    per_label: Counter[_Label] = Counter()
     taken = set(reading.taken)
     chosen: list[tuple[int, _PublishedRow]] = []
     for line, row in order:
         if len(chosen) == count:
             break
-        full = balanced and found[row.label] == most[row.label]
+        full = balanced and per_label[row.label] == most[row.label]
         # Each page, evidence and claim comes once, in one split.
         about = {row.page, row.evidence, row.claim}
         if full or about & taken:
             continue
         taken |= about
-        found[row.label] += 1
+        per_label[row.label] += 1
         chosen.append((line, row))
     if not balanced or len(chosen) == count:
         return chosen
-    least = min(found[_Label.SUPPORTS], found[_Label.REFUTES])
+    least = min(per_label[_Label.SUPPORTS], per_label[_Label.REFUTES])
     kept: Counter[_Label] = Counter()
     balance = []
     for line, row in chosen:

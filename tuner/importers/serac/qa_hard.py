@@ -79,10 +79,10 @@ def hard_negatives(
             f"there are only {len(pool)} rows out of scope. Lower the numbers of edits, or give a "
             "longer file."
         )
-    found = nearest_terms(
+    neighbours = nearest_terms(
         (_words(prompt) for prompt in prompts), [_words(row.prompt) for row in pool], _NEAREST
     )
-    bar = tqdm(found, total=len(prompts), desc="near questions", disable=None, leave=False)
+    bar = tqdm(neighbours, total=len(prompts), desc="near questions", disable=None, leave=False)
     for nearest, own in zip(bar, randoms, strict=True):
         kept = nearest[_TOO_NEAR:]
         weights = [math.exp(near.cosine / _TEMPERATURE) for near in kept]

@@ -144,13 +144,13 @@ def _read_implied(path: Path, rows: int) -> list[list[_Implied]]:
     except JsonError as error:
         raise TaskError(f"{path}:{error.line or 1}: not valid JSON: {error}.") from None
     try:
-        found = _IMPLIED.validate_python(content)
+        implied = _IMPLIED.validate_python(content)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         number = problem["loc"][0] + 1 if problem["loc"] else 1  # type: ignore[operator]
         raise TaskError(f"{path}: record {number}: {describe_problem(problem)}") from None
-    _refuse_longer(path, len(found), rows)
-    return found
+    _refuse_longer(path, len(implied), rows)
+    return implied
 
 
 def _read_statements(path: Path, rows: int) -> list[str]:

@@ -94,34 +94,34 @@ async def connect(namespace: str, context: str | None = None) -> AsyncIterator["
 async def _configuration(context: str | None) -> "Configuration":
     from kubernetes.aio import client, config
 
-    found = client.Configuration()
+    configuration = client.Configuration()
     # A server that is busy says when to ask again.
-    found.client_go_retries = True
+    configuration.client_go_retries = True
     files = os.environ.get("KUBECONFIG") or "~/.kube/config"
     paths = [Path(path).expanduser() for path in files.split(os.pathsep) if path]
     if context is None and not any(path.exists() for path in paths):
         try:
-            config.load_incluster_config(client_configuration=found)
+            config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             raise ConfigError(
                 f"There is no Kubernetes cluster to talk to: {files} does not exist. Set "
                 "KUBECONFIG to the file of your cluster, or log in with its tool."
             ) from None
-        return found
+        return configuration
     try:
         contexts, _ = config.list_kube_config_contexts(config_file=files)
         names = [str(one["name"]) for one in contexts]
         if context is not None and context not in names:
             raise unknown_name(f"context in {files}", context, names)
         await config.load_kube_config(
-            config_file=files, context=context, client_configuration=found
+            config_file=files, context=context, client_configuration=configuration
         )
     except ConfigError:
         raise
     except Exception as error:
         # A file of the user's, and programs that it names: what goes wrong has no common type.
         raise ConfigError(f"{files} does not lead to a Kubernetes cluster: {error}") from None
-    return found
+    return configuration
 
 
 @final

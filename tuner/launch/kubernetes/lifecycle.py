@@ -37,9 +37,9 @@ async def find(api: KubernetesApi, name: str) -> Manifest:
         ConfigError: no such study is on the cluster.
         ClusterError: Kubernetes cannot be reached, or refuses.
     """
-    found = await api.get(RAY_JOB, legal_name(name))
-    if found is not None and STUDY_LABEL in (found["metadata"].get("labels") or {}):
-        return found
+    manifest = await api.get(RAY_JOB, legal_name(name))
+    if manifest is not None and STUDY_LABEL in (manifest["metadata"].get("labels") or {}):
+        return manifest
     known, _ = await api.list(RAY_JOB, STUDY_LABEL)
     names = [str(one["metadata"]["name"]) for one in known]
     raise unknown_name(f"study in the namespace {api.namespace}", name, names)
@@ -76,11 +76,11 @@ async def list_studies(api: KubernetesApi) -> list[LaunchedStudy]:
     Raises:
         ClusterError: Kubernetes cannot be reached, or refuses.
     """
-    found, _ = await api.list(RAY_JOB, STUDY_LABEL)
+    jobs, _ = await api.list(RAY_JOB, STUDY_LABEL)
     now = datetime.now(UTC)
     return [
         describe(SeenRayJob.model_validate(one), (), (), (), namespace=api.namespace, now=now)
-        for one in found
+        for one in jobs
     ]
 
 
@@ -159,15 +159,15 @@ async def _admit(api: KubernetesApi, job: SeenRayJob, *, active: bool) -> bool:
     """Let Kueue admit a study or not; return whether that changed anything."""
     for kind in _WORKLOADS:
         try:
-            found, _ = await api.list(kind, f"{_JOB_UID_LABEL}={job.metadata.uid}")
+            workloads, _ = await api.list(kind, f"{_JOB_UID_LABEL}={job.metadata.uid}")
         except ClusterError:
             continue
         changed = False
-        for one in found:
+        for one in workloads:
             if (one.get("spec") or {}).get("active", True) is not active:
                 await api.merge(kind, one["metadata"]["name"], {"spec": {"active": active}})
                 changed = True
-        if found:
+        if workloads:
             return changed
     queue = job.metadata.labels[QUEUE_LABEL]
     raise ClusterError(

@@ -121,12 +121,12 @@ def amount(quantity: str) -> Decimal:
     Raises:
         ValueError: it is not a quantity.
     """
-    found = _QUANTITY.fullmatch(quantity)
-    if found is None:
+    match = _QUANTITY.fullmatch(quantity)
+    if match is None:
         raise ValueError(
             f"must be a quantity of Kubernetes such as 500m, 2 or 4Gi, but got {quantity!r}"
         )
-    return Decimal(found[1]) * _FACTORS[found[2]]
+    return Decimal(match[1]) * _FACTORS[match[2]]
 
 
 def _is_positive_quantity(value: str) -> str:

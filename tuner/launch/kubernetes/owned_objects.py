@@ -30,7 +30,7 @@ async def belongings(
     Raises:
         ClusterError: Kubernetes cannot be reached, or refuses.
     """
-    found: dict[str, tuple[str, Metadata]] = {}
+    by_uid: dict[str, tuple[str, Metadata]] = {}
     for kind in _KINDS:
         try:
             objects, _ = await api.list(kind, names_only=True)
@@ -38,19 +38,21 @@ async def belongings(
             continue
         for one in objects:
             metadata = Metadata.model_validate(one["metadata"])
-            found[metadata.uid] = (kind.name, metadata)
-    ours = {uid for uid, (_, metadata) in found.items() if metadata.labels.get(STUDY_LABEL) == name}
+            by_uid[metadata.uid] = (kind.name, metadata)
+    ours = {
+        uid for uid, (_, metadata) in by_uid.items() if metadata.labels.get(STUDY_LABEL) == name
+    }
     ours |= set(known)
     while True:
         more = {
             uid
-            for uid, (_, metadata) in found.items()
+            for uid, (_, metadata) in by_uid.items()
             if uid not in ours and any(owner.uid in ours for owner in metadata.owner_references)
         }
         if not more:
             break
         ours |= more
-    return {uid: (found[uid][0], found[uid][1].name) for uid in ours if uid in found}
+    return {uid: (by_uid[uid][0], by_uid[uid][1].name) for uid in ours if uid in by_uid}
 
 
 async def own(api: KubernetesApi, job: Manifest) -> None:

@@ -36,33 +36,33 @@ def reasons(
 
 def in_words(message: str) -> str:
     """Return what the API says of a forbidden pod, without the pod's name; other words stay."""
-    found = re.search(r'is forbidden: violates (PodSecurity "[^"]*"): (.*)', message, re.DOTALL)
-    if found:
-        return f"pod forbidden by {found[1]}: {found[2]}"
-    found = re.search(
+    match = re.search(r'is forbidden: violates (PodSecurity "[^"]*"): (.*)', message, re.DOTALL)
+    if match:
+        return f"pod forbidden by {match[1]}: {match[2]}"
+    match = re.search(
         r"is forbidden: exceeded quota: ([^,]+), requested: (.*), used: (.*), limited: (.*)",
         message,
         re.DOTALL,
     )
-    if found:
+    if match:
         return (
-            f"the quota {found[1]} of the namespace is used up: {found[2]} asked for, {found[3]} "
-            f"used, {found[4]} allowed"
+            f"the quota {match[1]} of the namespace is used up: {match[2]} asked for, {match[3]} "
+            f"used, {match[4]} allowed"
         )
-    found = re.search(r"is forbidden: (.*)", message, re.DOTALL)
-    return f"pod forbidden: {found[1]}" if found else message
+    match = re.search(r"is forbidden: (.*)", message, re.DOTALL)
+    return f"pod forbidden: {match[1]}" if match else message
 
 
 def unschedulable(message: str) -> str:
     """Return what the scheduler says of the nodes, in words."""
-    found = re.match(r"0/(\d+) nodes are available: (.*)", message, re.DOTALL)
-    if found is None:
+    match = re.match(r"0/(\d+) nodes are available: (.*)", message, re.DOTALL)
+    if match is None:
         return _claim(message)
-    total = int(found[1])
+    total = int(match[1])
     if total == 0:
         return "the cluster has no node"
     # What follows the last full stop is about pods that could be evicted.
-    clauses = re.split(r"\. (?:preemption|no new claims)", found[2])[0].strip().rstrip(".")
+    clauses = re.split(r"\. (?:preemption|no new claims)", match[2])[0].strip().rstrip(".")
     return "; ".join(_clause(one.strip(), total) for one in _split(clauses))
 
 
@@ -72,10 +72,10 @@ def _split(clauses: str) -> list[str]:
 
 
 def _clause(clause: str, total: int) -> str:
-    found = re.match(r"(\d+) (.*)", clause, re.DOTALL)
-    if found is None:
+    match = re.match(r"(\d+) (.*)", clause, re.DOTALL)
+    if match is None:
         return _claim(clause)
-    count, rest = int(found[1]), found[2]
+    count, rest = int(match[1]), match[2]
     of = "" if count == total else f" ({count} of {total} nodes)"
     some = f"{count} of {total} nodes"
     if lacking := re.fullmatch(r"Insufficient (\S+)", rest):
@@ -93,8 +93,8 @@ def _clause(clause: str, total: int) -> str:
 def _claim(message: str) -> str:
     if "unbound immediate PersistentVolumeClaims" in message:
         return "the claim of a disk is not bound to a volume"
-    found = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
-    return f"there is no claim {found[1]} for a disk" if found else message
+    match = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
+    return f"there is no claim {match[1]} for a disk" if match else message
 
 
 def _of_creation(

@@ -64,8 +64,8 @@ class Mirror:
         Raises:
             ClusterError: Kubernetes cannot be reached, or refuses.
         """
-        found, self._version = await self._api.list(self._kind, self._labels, fields=self._fields)
-        self.objects = {one["metadata"]["name"]: one for one in found}
+        objects, self._version = await self._api.list(self._kind, self._labels, fields=self._fields)
+        self.objects = {one["metadata"]["name"]: one for one in objects}
         self._changed()
 
     async def keep(self) -> None:

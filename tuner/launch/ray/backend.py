@@ -147,17 +147,17 @@ class RayBackend:
 
     async def resume(self, name: str, *, wait_s: float) -> bool:
         """Have a study go on as its next attempt; return whether that was needed."""
-        found = await self._find(name)
-        study = self._described(found)
+        attempts = await self._find(name)
+        study = self._described(attempts)
         if not study.rests:
             return False
-        if not _has_files(found):
+        if not _has_files(attempts):
             raise ConfigError(
                 f"{study.study} ended on {self.description} before its files arrived; there is "
                 "nothing to go on with. Send it again by `tuner launch`."
             )
         id = attempt_id(study.name, study.attempts + 1)
-        await _submit_once(self._jobs, id, next_command(study.name), found[-1].metadata, None)
+        await _submit_once(self._jobs, id, next_command(study.name), attempts[-1].metadata, None)
         return True
 
     async def follow(self, name: str, observer: FollowObserver) -> LaunchedStudy:
@@ -237,10 +237,10 @@ class RayBackend:
 
     async def _find(self, name: str) -> _Attempts:
         studies = await _studies(self._jobs)
-        found = studies.get(legal_name(name))
-        if found is None:
+        attempts = studies.get(legal_name(name))
+        if attempts is None:
             raise unknown_name(f"study on {self.description}", name, studies)
-        return found
+        return attempts
 
     def _described(self, attempts: _Attempts) -> LaunchedStudy:
         return describe(attempts, self.address)
@@ -300,8 +300,8 @@ async def _studies(jobs: RayJobs) -> dict[str, _Attempts]:
         if STUDY_KEY in job.metadata and attempt_number(job.id):
             ours.setdefault(job.id.rpartition(".")[0], []).append(job)
     return {
-        name: tuple(sorted(found, key=lambda one: attempt_number(one.id)))
-        for name, found in ours.items()
+        name: tuple(sorted(attempts, key=lambda one: attempt_number(one.id)))
+        for name, attempts in ours.items()
     }
 
 

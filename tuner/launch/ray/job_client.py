@@ -117,8 +117,8 @@ class RayJobs:
         Raises:
             ClusterError: the cluster cannot be reached, or refuses.
         """
-        found = await _asked(self.address, self._client.list_jobs)
-        return [_seen(one) for one in found if one.submission_id]
+        jobs = await _asked(self.address, self._client.list_jobs)
+        return [_seen(one) for one in jobs if one.submission_id]
 
     async def job(self, id: str) -> SeenJob:
         """Return a job as it is now.
@@ -172,11 +172,11 @@ class RayJobs:
         """
         from ray.util.state import list_nodes
 
-        found = await _asked(
+        nodes = await _asked(
             self.address,
             lambda: list_nodes(address=self.address, filters=[("state", "=", "ALIVE")]),
         )
-        offers = [one.resources_total or {} for one in found]
+        offers = [one.resources_total or {} for one in nodes]
         return [SeenNode(float(one.get("CPU", 0)), float(one.get("GPU", 0))) for one in offers]
 
 
@@ -237,20 +237,20 @@ def _check_version(address: str, version: str) -> None:
         )
 
 
-def _seen(found: Any) -> SeenJob:
+def _seen(job: Any) -> SeenJob:
     try:
-        state = JobState(str(found.status))
+        state = JobState(str(job.status))
     except ValueError:
-        raise ClusterError(f"Ray says of a job that it is {found.status}, unknown to us.") from None
+        raise ClusterError(f"Ray says of a job that it is {job.status}, unknown to us.") from None
     return SeenJob(
-        id=str(found.submission_id),
+        id=str(job.submission_id),
         state=state,
-        message=found.message or "",
-        exit_code=found.driver_exit_code,
-        metadata=found.metadata or {},
-        began=found.driver_node_id is not None,
-        started=_moment(found.start_time),
-        ended=_moment(found.end_time),
+        message=job.message or "",
+        exit_code=job.driver_exit_code,
+        metadata=job.metadata or {},
+        began=job.driver_node_id is not None,
+        started=_moment(job.start_time),
+        ended=_moment(job.end_time),
     )
 
 

@@ -149,9 +149,9 @@ def repair(folder: StudyFolder, name: str) -> Repair:
     pieces: list[_Piece] = []
     damaged = []
     for number, line in enumerate(lines, start=1):
-        found = list(_pieces(line)) or [""]
-        pieces += found
-        if any(isinstance(piece, str) for piece in found):
+        of_line = list(_pieces(line)) or [""]
+        pieces += of_line
+        if any(isinstance(piece, str) for piece in of_line):
             damaged.append(number)
     kept = sum(isinstance(piece, dict) for piece in pieces)
     begun = any(isinstance(one, dict) and one["op_code"] == _CREATE_STUDY for one in pieces)
