@@ -135,10 +135,10 @@ TEXT = "a big town of Mauritius and the capital city of Togo is Port Louis Lome 
 
 @pytest.fixture
 def general(neox: LanguageModel, tmp_path: Path) -> GeneralText:
-    """General text for the tiny GPT-NeoX model: 600 documents of twelve words."""
+    """General text for the tiny GPT-NeoX model: 1,200 documents of twelve words."""
     lines = []
     random = torch.Generator().manual_seed(0)
-    for _ in range(600):
+    for _ in range(1200):
         picks = torch.randint(0, len(TEXT), (12,), generator=random).tolist()
         lines.append(json.dumps({"text": " ".join(TEXT[pick] for pick in picks)}))
     path = tmp_path / "general.jsonl"

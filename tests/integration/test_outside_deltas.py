@@ -148,10 +148,14 @@ def test_an_own_kind_is_edited_evaluated_certified_and_exported(
     allowed = ("--allow-kind", "mine:LogitBias")
     # A certificate needs more documents than a search.
     lines = (world / "general.txt").read_text().splitlines()
-    backwards = [
-        " . ".join(reversed(line.removesuffix(" .").split(" . "))) + " ." for line in lines
+    sentences = [line.removesuffix(" .").split(" . ") for line in lines]
+    others = [
+        " . ".join(parts[turn:] + parts[:turn][::-1]) + " ."
+        for parts in sentences
+        for turn in (1, 2, 3)
     ]
-    (place / "more.txt").write_text("\n".join(lines + backwards))
+    backwards = [" . ".join(reversed(parts)) + " ." for parts in sentences]
+    (place / "more.txt").write_text("\n".join(lines + backwards + others))
     more = ("--general", str(place / "more.txt"), "--device", "cpu")
 
     _forget()

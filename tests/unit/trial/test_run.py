@@ -365,14 +365,14 @@ def test_a_memory_is_judged_by_its_scope_too(
 
 def test_a_pruned_trial_answers_for_its_epochs_so_far(evaluator: Evaluator) -> None:
     editor = find_editor("lora").model_validate({"learning_rate": 1e-2, "epochs": 4, "rank": 2})
-    whole = evaluator.run(editor, seed=0).record
+    whole = run_editor(evaluator, editor, seed=0).record
     asked: list[int] = []
 
     def after_the_first(epoch: EpochRecord) -> bool:
         asked.append(epoch.epoch)
         return epoch.epoch == 1
 
-    pruned = evaluator.run(editor, seed=0, prunes=after_the_first)
+    pruned = run_editor(evaluator, editor, seed=0, prunes=after_the_first)
     record = pruned.record
     assert (record.outcome, record.pruned, record.stopped_early) == (
         Outcome.COMPLETED,
@@ -387,7 +387,9 @@ def test_a_pruned_trial_answers_for_its_epochs_so_far(evaluator: Evaluator) -> N
     assert "pruned" not in whole.model_dump_json()
     # Asked of every epoch but the last, which ends the trial anyway.
     asked.clear()
-    untouched = evaluator.run(editor, seed=0, prunes=lambda epoch: bool(asked.append(epoch.epoch)))
+    untouched = run_editor(
+        evaluator, editor, seed=0, prunes=lambda epoch: bool(asked.append(epoch.epoch))
+    )
     assert asked == [1, 2, 3]
     assert untouched.record.answers == whole.answers
     assert not untouched.record.pruned

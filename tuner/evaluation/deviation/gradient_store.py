@@ -71,7 +71,7 @@ class GradientStore:
         There cannot be one of what is not a change of weights, for too little text, or where it
         does not fit into memory.
         """
-        if not isinstance(delta, WeightDelta) or not self.available:
+        if not isinstance(delta, WeightDelta) or not self.has_text:
             return None
         known = self.find(delta.changed)
         if known is not None:
@@ -83,7 +83,7 @@ class GradientStore:
             return None
 
     @property
-    def available(self) -> bool:
+    def has_text(self) -> bool:
         """Whether there is any text for a gradient."""
         try:
             return bool(self._digest)

@@ -19,7 +19,7 @@ METRICS = Registry(
 
 
 def metric_label(name: str) -> str:
-    """Return how tables call a metric: by its name where its class is not to be had here."""
+    """Return how tables call a metric: by its name where its class is not available here."""
     try:
         metric = METRICS.find_trusted(name)
     except ConfigError:

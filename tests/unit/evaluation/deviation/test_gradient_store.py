@@ -154,7 +154,7 @@ def test_a_damaged_file_is_taken_again(neox: LanguageModel, tmp_path: Path) -> N
 def test_text_without_a_part_for_it_has_no_gradient(neox: LanguageModel, tmp_path: Path) -> None:
     text = _text(neox, tmp_path, lines=0)
     store = GradientStore(neox, text, Cache(tmp_path / "cache"))
-    assert not store.available
+    assert not store.has_text
     assert store.of(_noise(neox, 1.0)) is None
 
 
