@@ -95,7 +95,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_outsiders_editor_passes_the_contract_without_our_conftest(outside: Path) -> None:
     done = _run(outside, "-m", "pytest", "test_nudge.py", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 passed" in done.stdout
+    assert "13 passed" in done.stdout
     assert "warning" not in done.stdout
 
 

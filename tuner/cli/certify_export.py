@@ -190,14 +190,14 @@ def export(
         certify_ = partial(_certify_served, stored.manifest, general)
     written = write(stored, out, format=format_, load_base=load_base, rank=rank, certify=certify_)
     if json_:
-        print_json(
-            {
-                "folder": str(written.folder),
-                "format": written.format,
-                "note": written.note,
-                "certificate": written.certificate,
-            }
-        )
+        shown: dict[str, object] = {
+            "folder": str(written.folder),
+            "format": written.format,
+            "note": written.note,
+        }
+        if written.certificate is not None:
+            shown["certificate"] = written.certificate
+        print_json(shown)
     else:
         console().print(f"{written.folder}: {written.format}, {written.note}", soft_wrap=True)
         if written.certificate is not None:
