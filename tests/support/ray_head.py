@@ -46,7 +46,7 @@ class RayHead:
         command += [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={self._folder}"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats"]
         # Its port is 10001 unless told, and a second head on this machine ends for want of it.
-        command += ["--ray-client-server-port=0"]
+        command += [f"--ray-client-server-port={free_port()}"]
         settings = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,

@@ -31,7 +31,7 @@ class RayNodes:
         self._head = self._start(
             *("--head", "--num-cpus=0", f"--port={self.address.rpartition(':')[2]}"),
             *("--include-dashboard=false", f"--temp-dir={self._folder}"),
-            "--ray-client-server-port=0",
+            f"--ray-client-server-port={free_port()}",
         )
         self.workers: list[subprocess.Popen[bytes]] = []
 
