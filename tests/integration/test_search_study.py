@@ -20,6 +20,7 @@ from tuner.search.ray.worker import make_evaluator
 from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import SplitName, StudyResultRecord, TrialEntry, TrialRecord, TrialState
 from tuner.trial.result import TrialResult
+from tuner.trial.run import PruneRule
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,9 @@ def _failing_evaluator(config: StudyConfig) -> Evaluator:
     evaluator = make_evaluator(config)
     run = worker.run_editor
 
-    def troubled(evaluator: Evaluator, editor: Editor, *, seed: int) -> TrialResult:
+    def troubled(
+        evaluator: Evaluator, editor: Editor, *, seed: int, prunes: PruneRule | None
+    ) -> TrialResult:
         mark = Path(config.task).parent / f"died-{config.name}-{seed}"
         if seed == 1 and not mark.exists():
             mark.touch()
@@ -142,7 +145,7 @@ def _failing_evaluator(config: StudyConfig) -> Evaluator:
             raise TypeError("an editor with a bug")
         if seed == 4:
             next(evaluator.model.network.parameters()).data.add_(1.0)
-        return run(evaluator, editor, seed=seed)
+        return run(evaluator, editor, seed=seed, prunes=prunes)
 
     worker.run_editor = troubled
     return evaluator
@@ -174,7 +177,9 @@ def test_failing_trials_and_dying_workers_are_recorded_and_the_search_goes_on(
 
 
 def _diverging_evaluator(config: StudyConfig) -> Evaluator:
-    def diverge(evaluator: Evaluator, editor: Editor, *, seed: int) -> TrialResult:
+    def diverge(
+        evaluator: Evaluator, editor: Editor, *, seed: int, prunes: PruneRule | None
+    ) -> TrialResult:
         record = TrialRecord.failed(
             editor=editor.name(),
             hyperparameters=editor.model_dump(mode="json"),
