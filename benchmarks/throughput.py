@@ -28,6 +28,7 @@ from tuner.search.ray.worker import make_evaluator
 from tuner.trial.evaluator import Evaluator
 from tuner.trial.records import Answer, Outcome, Rule, SplitName, TrialRecord
 from tuner.trial.result import TrialResult
+from tuner.trial.run import PruneRule
 
 SLOTS = (1, 2, 4)
 
@@ -107,7 +108,9 @@ class Sleeping:
     def __call__(self, config: StudyConfig) -> Evaluator:
         """Return an evaluator with a loaded model, as any worker has it."""
 
-        def rest(evaluator: Evaluator, editor: Editor, *, seed: int) -> TrialResult:
+        def rest(
+            evaluator: Evaluator, editor: Editor, *, seed: int, prunes: PruneRule | None
+        ) -> TrialResult:
             time.sleep(self.seconds)
             with self.ends.open("a", encoding="utf-8") as ends:
                 ends.write(f"{os.getpid()} {time.time()}\n")
